@@ -1,0 +1,1 @@
+//! Words of the end-to-end tests.

@@ -1,0 +1,41 @@
+//! What a VM is made of. Descriptors are not in here: they travel beside the message, in the order
+//! [`Request::Boot`](crate::Request::Boot) gives.
+
+use serde::{Deserialize, Serialize};
+
+/// Most vCPUs a VM can have (the MP table and the kernel are built for it).
+pub const MAX_VCPUS: u8 = 16;
+/// Least guest memory that boots the kernel and the agent, in MiB.
+pub const MIN_MEMORY_MIB: u32 = 48;
+/// Most virtio-blk slots, attached and spare together: `/dev/vda` to `/dev/vdp`.
+pub const MAX_DISKS: usize = 16;
+/// Most vsock streams that may be asked for in one boot message.
+pub const MAX_BOOT_STREAMS: usize = 16;
+
+/// Everything that is fixed at boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Guest RAM in MiB, at least [`MIN_MEMORY_MIB`].
+    pub memory_mib: u32,
+    /// Words for the kernel command line besides those the VMM writes itself.
+    pub cmdline: String,
+    /// Disks in slot order: slot 0 is `/dev/vda`, the guest image. One descriptor each.
+    pub disks: Vec<DiskConfig>,
+    /// Further slots with capacity 0, for [`Request::AttachDisk`](crate::Request::AttachDisk).
+    pub spare_disks: u8,
+    /// The guest's vsock context id, 3 or more.
+    pub guest_cid: u32,
+    /// Host ports the guest may connect to, once each. One stream descriptor each.
+    pub listen: Vec<u32>,
+}
+
+/// One virtio-blk device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// What `VIRTIO_BLK_T_GET_ID` answers: ASCII, at most 20 bytes (virtio 1.2, 5.2.6.1).
+    pub id: String,
+    /// Offer `VIRTIO_BLK_F_RO` and fail every write. The descriptor should be read-only too.
+    pub read_only: bool,
+}

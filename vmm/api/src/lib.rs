@@ -1,0 +1,21 @@
+//! What a shim and its VMM say to each other. No KVM in here.
+//!
+//! The VMM is one process for one VM. It is started with one end of a `SOCK_SEQPACKET` socketpair as its
+//! standard input and is told everything else over that socket: the shim sends [`Request`]s, each with the
+//! descriptors it speaks of; the VMM sends [`Event`]s and never a descriptor. In reading order:
+//!
+//! - [`config`]: what a VM is made of
+//! - [`message`]: requests, events, and why a VM ended
+//! - [`channel`]: the control socket: one packet, one message, its descriptors
+//! - [`console`]: the console ring, memory shared by both so that it outlives the VMM
+//! - [`guest`]: the I/O ports by which the guest marks its stages and switches itself off
+
+pub mod channel;
+pub mod config;
+pub mod console;
+pub mod guest;
+pub mod message;
+
+pub use channel::{Channel, ChannelError};
+pub use config::{DiskConfig, VmConfig};
+pub use message::{Event, ExitCounts, Request, Stamps, StopCause};

@@ -1,0 +1,2 @@
+//! The VMM of ampoule.
+pub mod bus;
