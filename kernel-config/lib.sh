@@ -1,0 +1,100 @@
+# Functions shared by the scripts that make kernels, images and the bed. Source it: . kernel-config/lib.sh
+# Progress goes to stderr; stdout is kept for the one line a script answers with.
+
+cache=${AMPOULE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ampoule}
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "${0##*/}: $*"; exit 1; }
+
+# step TEXT COMMAND...: run a command and say how long it took; on failure show the end of what it printed.
+# The command runs with errexit in force.
+step() {
+    local text=$1 log began=$EPOCHREALTIME status=0
+    shift
+    log=$(mktemp)
+    set +e
+    (set -e; "$@") >"$log" 2>&1 </dev/null
+    status=$?
+    set -e
+    if [ $status -ne 0 ]; then
+        tail -n 30 "$log" >&2
+        rm -f "$log"
+        die "$text: failed (status $status)"
+    fi
+    rm -f "$log"
+    printf '%-58s %6.1f s\n' "$text" "$(seconds_since "$began")" >&2
+}
+
+# seconds_since EPOCHREALTIME
+seconds_since() {
+    local now=$EPOCHREALTIME
+    printf '%d.%03d' $(((${now/[.,]/} - ${1/[.,]/}) / 1000000)) $(((${now/[.,]/} - ${1/[.,]/}) / 1000 % 1000))
+}
+
+# need PACKAGE...: install the Debian packages that are missing.
+need() {
+    local package missing=()
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] || step "installing ${missing[*]}" install_packages "${missing[@]}"
+}
+
+install_packages() {
+    local release
+    apt_get update
+    apt_get install "$@" && return
+    # Packages from backports can stand in the way of the release's own; bring them to one version.
+    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    say "retrying with the versions of $release"
+    apt_get install --allow-downgrades "$@" $(siblings_from_backports | sed "s|\$|/$release|")
+}
+
+siblings_from_backports() {
+    dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' | awk '$1 == "ii" && $3 ~ /~bpo/ { print $2 }'
+}
+
+apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"; }
+
+# unpack_package PACKAGE DIR: fetch a Debian package and unpack it, without installing it.
+unpack_package() {
+    mkdir -p "$2/deb"
+    (cd "$2/deb" && apt_get download "$1" || { apt_get update; apt_get download "$1"; })
+    dpkg-deb -x "$2"/deb/*.deb "$2"
+    rm -r "$2/deb"
+}
+
+# hash_of FILE-OR-WORD...: a short hash of the contents of files and of plain words.
+hash_of() {
+    local input
+    for input in "$@"; do
+        if [ -f "$input" ]; then sha256sum <"$input"; else printf '%s\n' "$input"; fi
+    done | sha256sum | cut -c 1-16
+}
+
+# lock NAME: one run at a time makes a thing; later ones wait and then find it made. Held until the script ends.
+lock() {
+    mkdir -p "$cache/locks"
+    exec {lock_fd}>"$cache/locks/$1"
+    flock -n "$lock_fd" || { say "waiting for another run that makes $1"; flock "$lock_fd"; }
+}
+
+# at_exit COMMAND: run when the script ends, however it ends. Later ones run first.
+at_exit() {
+    at_exit_commands="$1; ${at_exit_commands:-}"
+    trap "$at_exit_commands" EXIT
+}
+
+# scratch: a work folder in the cache, removed when the script ends. Sets $work.
+scratch() {
+    [ -z "${work:-}" ] || return 0
+    mkdir -p "$cache/work"
+    work=$(mktemp -d "$cache/work/XXXXXXXX")
+    at_exit 'rm -rf "$work"'
+}
+
+# keep FILE-OR-DIR TARGET: move a finished thing into its place, at once or not at all.
+keep() {
+    mkdir -p "${2%/*}"
+    mv -T "$1" "$2"
+}
