@@ -1,1 +1,29 @@
-//! Words of the end-to-end tests.
+//! Words of the end-to-end tests: they run the staged `ampoule` as a user would.
+//!
+//! - [`ampoule`]: one command line, run to its end within a bound, with what it printed and left behind
+//! - [`image`]: the image store that `tests/run` filled
+//! - [`skip`]: a test that cannot run here says why, and is counted
+
+mod command;
+mod skip;
+
+pub use command::{Ampoule, Outcome, ampoule, run};
+pub use skip::skip;
+
+use std::{env, path::PathBuf};
+
+/// The folder laid out as an installation, made by `make build`.
+pub fn stage() -> PathBuf {
+    env::var_os("AMPOULE_STAGE").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ampoule")),
+        PathBuf::from,
+    )
+}
+
+/// `AMPOULE_ROOT` of the tests: holds the image store with `alpine`, `debian` and `mini`.
+pub fn root() -> PathBuf {
+    env::var_os("AMPOULE_TEST_ROOT").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-results/root")),
+        PathBuf::from,
+    )
+}

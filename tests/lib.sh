@@ -1,0 +1,70 @@
+# Steps that the Makefile and the test scripts share. Sourced from the top of the tree, by bash.
+. kernel-config/lib.sh
+
+stage_kernel() {
+    local vmlinux
+    vmlinux=$(kernel-config/build-kernel.sh)
+    place "$vmlinux" "$1/share/ampoule/vmlinux"
+}
+
+stage_guest() {
+    local agent image
+    agent=$(agent/build.sh)
+    image=$(kernel-config/build-guest.sh --agent "$agent")
+    place "$image" "$1/share/ampoule/guest.erofs"
+}
+
+stage_programs() {
+    need gcc libc6-dev erofs-utils e2fsprogs
+    local program
+    step "building ampoule and ampoule-vmm" cargo build --release --locked -p ampoule-shim -p ampoule-vmm
+    for program in ampoule ampoule-vmm; do
+        place "${CARGO_TARGET_DIR:-target}/release/$program" "$1/bin/$program"
+    done
+}
+
+# place FILE TARGET: copy unless it is there already, replacing at once.
+place() {
+    cmp -s "$1" "$2" && return
+    mkdir -p "${2%/*}"
+    cp "$1" "$2.new"
+    mv "$2.new" "$2"
+}
+
+# import_alpine AMPOULE: Alpine in the image store of whoever runs this.
+import_alpine() {
+    local tar
+    tar=$(kernel-config/alpine-root.sh)
+    step "importing Alpine into the image store" "$1" image import "$tar" alpine:3.23 alpine:latest
+}
+
+# on_kvm AMPOULE COMMAND...: run it here where /dev/kvm is good enough, else in the bed; said in one line.
+on_kvm() {
+    local ampoule=$1 why
+    shift
+    if [ -z "${AMPOULE_BED:-}" ] && ! why=$("$ampoule" check --kvm 2>&1); then
+        say "running in the bed, a host booted in software: $(head -n 1 <<<"$why")"
+        set -- tests/bed/bed -- "$@"
+    fi
+    "$@"
+}
+
+demo() {
+    local ampoule=$PWD/$1/bin/ampoule status=0
+    import_alpine "$ampoule"
+    say "--- ampoule run alpine"
+    on_kvm "$ampoule" "$ampoule" run --timings alpine -- sh -c '
+        echo "guest kernel:   $(uname -r)"
+        echo "Alpine release: $(cat /etc/alpine-release)"
+        ps -o pid,user,args' || status=$?
+    say "--- exit code $status; the kernel of this host is $(uname -r)"
+    return $status
+}
+
+install_to() {
+    install -d "$2/bin" "$2/share/ampoule"
+    install -m 755 "$1"/bin/* "$2/bin/"
+    install -m 644 "$1"/share/ampoule/* "$2/share/ampoule/"
+    import_alpine "$2/bin/ampoule"
+    say "installed to $2; try: $2/bin/ampoule run alpine -- uname -a"
+}

@@ -1,0 +1,238 @@
+//! One `ampoule` command line, run to its end.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    io::{Read, Write},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{root, stage};
+
+/// No command of these tests takes longer, even in the bed.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code, or 128 + signal.
+    pub code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// Standard output as text, without the last line end.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_string()
+    }
+
+    pub fn error(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Fails the test unless the command ended with `code`; for chaining.
+    #[track_caller]
+    pub fn ended_with(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.text(), self.error());
+        self
+    }
+
+    /// Fails the test unless the error names every one of `words`.
+    #[track_caller]
+    pub fn says(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!(self.error().contains(word), "no {word:?} in: {}", self.error());
+        }
+        self
+    }
+}
+
+/// A command line being put together.
+pub struct Ampoule {
+    pub command: Command,
+    stdin: Vec<u8>,
+    /// The sandbox's name, when it is a `run`.
+    name: Option<String>,
+}
+
+/// `ampoule ARGS...`
+pub fn ampoule<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
+    let mut command = Command::new(stage().join("bin/ampoule"));
+    command.args(args).env("AMPOULE_ROOT", root());
+    Ampoule { command, stdin: Vec::new(), name: None }
+}
+
+/// `ampoule run --name UNIQUE ARGS...`
+pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut all: Vec<OsString> = ["run", "--name", &name].map(OsString::from).into();
+    all.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+    Ampoule { name: Some(name), ..ampoule(all) }
+}
+
+impl Ampoule {
+    pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(key, value);
+        self
+    }
+
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// Starts it with pipes; the test does the rest.
+    pub fn spawn(mut self) -> Running {
+        let child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("ampoule is staged: make build");
+        Running { child, name: self.name, began: Instant::now() }
+    }
+
+    /// Runs it to its end and checks that nothing of the sandbox is left.
+    pub fn output(mut self) -> Outcome {
+        let stdin = std::mem::take(&mut self.stdin);
+        let mut running = self.spawn();
+        let mut pipe = running.child.stdin.take().expect("piped");
+        thread::spawn(move || pipe.write_all(&stdin));
+        running.finish()
+    }
+}
+
+/// A command that runs.
+pub struct Running {
+    pub child: Child,
+    name: Option<String>,
+    began: Instant,
+}
+
+impl Running {
+    /// The sandbox's name.
+    pub fn name(&self) -> &str {
+        self.name.as_deref().expect("a run")
+    }
+
+    /// The PID of the sandbox's VMM, once it is there.
+    pub fn vmm(&self) -> i32 {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let [pid, ..] = processes_of(self.name())[..] {
+                return pid;
+            }
+            assert!(Instant::now() < deadline, "no VMM of {}", self.name());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Reads standard output until it contains `word`.
+    pub fn wait_for(&mut self, word: &str) {
+        let stdout = self.child.stdout.as_mut().expect("piped");
+        let mut seen = Vec::new();
+        let mut byte = [0];
+        while !String::from_utf8_lossy(&seen).contains(word) {
+            match stdout.read(&mut byte) {
+                Ok(1) => seen.push(byte[0]),
+                _ => panic!("ended before {word:?}: {}", String::from_utf8_lossy(&seen)),
+            }
+        }
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("it runs");
+    }
+
+    /// Waits for the end, within the bound, and checks that nothing of the sandbox is left.
+    pub fn finish(mut self) -> Outcome {
+        drop(self.child.stdin.take());
+        let stdout = drain(self.child.stdout.take());
+        let stderr = drain(self.child.stderr.take());
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                break status;
+            }
+            if self.began.elapsed() > LIMIT {
+                let _ = self.child.kill();
+                panic!("still running after {LIMIT:?}: {:?}", self.name);
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        let took = self.began.elapsed();
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+        if let Some(name) = &self.name {
+            assert_nothing_left(name);
+        }
+        Outcome {
+            code,
+            stdout: stdout.join().expect("the reader"),
+            stderr: stderr.join().expect("the reader"),
+            took,
+        }
+    }
+}
+
+fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
+}
+
+/// PIDs of the VMMs started for a sandbox, zombies aside.
+pub fn processes_of(name: &str) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let args: Vec<&[u8]> = cmdline.split(|b| *b == 0).collect();
+        if args[0].ends_with(b"ampoule-vmm") && args.contains(&name.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// Fails the test if a process, a mount or a file of the sandbox is still there (after a grace of 2 s).
+pub fn assert_nothing_left(name: &str) {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        let left = leftovers(name);
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left behind by {name}: {left:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn leftovers(name: &str) -> Vec<String> {
+    let mut left: Vec<String> =
+        processes_of(name).iter().map(|pid| format!("process {pid}")).collect();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    left.extend(mounts.lines().filter(|l| l.contains(name)).map(|l| format!("mount {l}")));
+    let mut folders = vec![root(), "/run/ampoule".into()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().contains(name) {
+                left.push(format!("file {}", entry.path().display()));
+            } else if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                folders.push(entry.path());
+            }
+        }
+    }
+    left
+}

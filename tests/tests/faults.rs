@@ -1,0 +1,160 @@
+//! Bad input and sudden deaths: the message names phase, object and cause within 2 s, and nothing is left.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use ampoule_tests::{ampoule, run, skip, stage};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long after a fault its message must be there.
+const PROMPT: Duration = Duration::from_secs(2);
+
+fn kernel() -> PathBuf {
+    stage().join("share/ampoule/vmlinux")
+}
+
+fn guest() -> PathBuf {
+    stage().join("share/ampoule/guest.erofs")
+}
+
+/// A copy of a file, changed.
+fn spoilt(folder: &TempDir, source: &Path, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let mut bytes = fs::read(source).unwrap();
+    change(&mut bytes);
+    let path = folder.path().join(source.file_name().unwrap());
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn with_kernel(path: &Path) -> ampoule_tests::Outcome {
+    run(["alpine", "true"]).env("AMPOULE_KERNEL", path).output()
+}
+
+#[test]
+fn a_missing_kernel_is_named() {
+    let out = with_kernel(Path::new("/no/such/vmlinux")).ended_with(125);
+    assert!(out.took < PROMPT, "{:?}", out.took);
+    out.says(&["/no/such/vmlinux", "No such file"]);
+}
+
+#[test]
+fn a_kernel_that_is_none_is_named_with_the_reason() {
+    let folder = TempDir::new().unwrap();
+    let cases: [(&str, Box<dyn FnOnce(&mut Vec<u8>)>); 4] = [
+        ("truncated", Box::new(|b| b.truncate(200_000))),
+        ("ELF", Box::new(|b| b[0] = b'X')),
+        ("machine", Box::new(|b| b[18] = 0xb7)),
+        ("ELF", Box::new(|b| b.clear())),
+    ];
+    for (word, change) in cases {
+        let path = spoilt(&folder, &kernel(), change);
+        let out = with_kernel(&path).ended_with(125);
+        assert!(out.took < PROMPT, "{:?}", out.took);
+        out.says(&[word, "kernel"]);
+    }
+}
+
+#[test]
+fn a_corrupt_guest_image_ends_with_the_console() {
+    let folder = TempDir::new().unwrap();
+    let path = spoilt(&folder, &guest(), |b| b[..64 * 1024].fill(0xa5));
+    let out = run(["alpine", "true"]).env("AMPOULE_GUEST", &path).output().ended_with(125);
+    out.says(&["panic", "VFS"]);
+    let path = spoilt(&folder, &guest(), |b| b.truncate(512));
+    run(["alpine", "true"]).env("AMPOULE_GUEST", &path).output().ended_with(125).says(&["panic"]);
+    let out = run(["alpine", "true"]).env("AMPOULE_GUEST", "/no/guest").output().ended_with(125);
+    out.says(&["/no/guest", "No such file"]);
+}
+
+#[test]
+fn a_corrupt_rootfs_image_is_an_error_of_that_container() {
+    let folder = TempDir::new().unwrap();
+    let root = folder.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::create_dir(root.join("bin")).unwrap();
+    fs::write(root.join("bin/x"), "x").unwrap();
+    let image = format!("dir:{}", root.display());
+    let store = folder.path().join("store");
+    let first = run([&image, "--", "/bin/x"]).env("AMPOULE_ROOT", &store).output();
+    assert_eq!(first.code, 126, "{}", first.error());
+    let erofs = find(&store, ".erofs");
+    fs::set_permissions(&erofs, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let len = fs::metadata(&erofs).unwrap().len();
+    fs::write(&erofs, vec![0x5a; len as usize]).unwrap();
+    let out = run([&image, "--", "/bin/x"]).env("AMPOULE_ROOT", &store).output().ended_with(125);
+    out.says(&["mount", "vdb"]);
+}
+
+fn find(folder: &Path, suffix: &str) -> PathBuf {
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name().to_string_lossy().ends_with(suffix) {
+                return entry.path();
+            }
+        }
+    }
+    panic!("no *{suffix} in {}", folder.display());
+}
+
+#[test]
+fn an_unknown_image_is_named_with_a_way_out() {
+    let out = run(["alpin", "true"]).output().ended_with(125);
+    assert!(out.took < PROMPT, "{:?}", out.took);
+    out.says(&["alpin", "ampoule image import"]);
+    run(["oci:/no/such/dir", "true"]).output().ended_with(125).says(&["/no/such/dir"]);
+}
+
+#[test]
+fn kvm_that_is_missing_or_refused_is_named() {
+    // In a mount namespace of its own, so that other tests keep their /dev/kvm.
+    for (prepare, words) in [
+        ("mount --bind /dev/null /dev/kvm", "not a KVM"),
+        ("mount -t tmpfs none /dev", "No such file"),
+    ] {
+        let program = stage().join("bin/ampoule");
+        let script = format!("{prepare} && exec {} run alpine true", program.display());
+        let mut command = ampoule([""; 0]);
+        command.command = std::process::Command::new("unshare");
+        command.command.args(["-m", "sh", "-c", &script]).env("AMPOULE_ROOT", ampoule_tests::root());
+        let out = command.output().ended_with(125);
+        assert!(out.took < PROMPT, "{:?}", out.took);
+        out.says(&["/dev/kvm", words]);
+    }
+}
+
+#[test]
+fn a_guest_panic_ends_the_run_with_the_console() {
+    if std::env::var_os("AMPOULE_TEST_PANIC").is_some_and(|v| v == "no") {
+        return skip("a_guest_panic_ends_the_run_with_the_console", "asked not to");
+    }
+    // PID 1 of the guest that is no program: the kernel panics at once.
+    let out = run(["alpine", "true"]).env("AMPOULE_CMDLINE", "init=/etc/alpine-release").output();
+    out.ended_with(125).says(&["panic", "No working init"]);
+}
+
+#[test]
+fn a_vmm_killed_with_sigkill_ends_every_process_with_137() {
+    let mut running = run(["alpine", "--", "sh", "-c", "echo ready; sleep 60"]).spawn();
+    running.wait_for("ready");
+    let pid = Pid::from_raw(running.vmm()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let began = Instant::now();
+    let out = running.finish();
+    assert!(began.elapsed() < PROMPT, "{:?}", began.elapsed());
+    out.ended_with(137).says(&["ampoule-vmm", "SIGKILL"]);
+}
+
+#[test]
+fn a_dead_ampoule_takes_its_vm_along() {
+    let mut running = run(["alpine", "--", "sh", "-c", "echo ready; sleep 60"]).spawn();
+    running.wait_for("ready");
+    running.signal(Signal::KILL);
+    running.finish().ended_with(137);
+}
