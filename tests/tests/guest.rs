@@ -60,7 +60,9 @@ fn there_is_loopback_and_nothing_else() {
 #[test]
 fn the_devices_are_the_usual_ones() {
     let out = sh(&[], "alpine", "ls /dev; head -c 4 /dev/urandom | wc -c; echo x > /dev/null");
-    for node in ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "fd", "stdout"] {
+    for node in
+        ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "fd", "stdout"]
+    {
         assert!(out.lines().any(|l| l == node), "no /dev/{node} in {out}");
     }
     assert!(!out.contains("vd"), "a disk is visible: {out}");

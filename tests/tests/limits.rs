@@ -7,8 +7,16 @@ use ampoule_tests::run;
 #[test]
 fn the_memory_limit_kills_the_container_and_says_so() {
     let script = "head -c 256m /dev/zero | tail";
-    let out = run(["--memory", "64m", "alpine", "--", "sh", "-c", &format!("exec sh -c '{script}; exit $?'")])
-        .output();
+    let out = run([
+        "--memory",
+        "64m",
+        "alpine",
+        "--",
+        "sh",
+        "-c",
+        &format!("exec sh -c '{script}; exit $?'"),
+    ])
+    .output();
     assert_eq!(out.code, 137, "{}", out.error());
     out.says(&["memory limit"]);
 }

@@ -102,7 +102,8 @@ fn sigterm_and_sigint_reach_the_workload() {
 #[test]
 fn a_workload_that_ignores_sigterm_is_ended_by_sigkill_from_within() {
     let script = "trap '' TERM; (sleep 1; echo still here; kill -KILL $$) & echo ready; wait; wait";
-    let mut running = run(["alpine", "--", "sh", "-c", &format!("sh -c \"{script}\"; exit $?")]).spawn();
+    let mut running =
+        run(["alpine", "--", "sh", "-c", &format!("sh -c \"{script}\"; exit $?")]).spawn();
     running.wait_for("ready");
     running.signal(Signal::TERM);
     running.finish();

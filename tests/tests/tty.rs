@@ -1,0 +1,108 @@
+//! A terminal: what an interactive user sees.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    process::Stdio,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use ampoule_tests::run;
+use rustix::{
+    fs::{Mode, OFlags, open},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcgetattr, tcsetwinsize},
+};
+
+/// A pseudo-terminal with its user: types, and reads the screen.
+struct Screen {
+    master: File,
+    seen: Arc<Mutex<String>>,
+}
+
+impl Screen {
+    fn new() -> (Self, File) {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let slave = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let master = File::from(master);
+        let seen = Arc::new(Mutex::new(String::new()));
+        let (mut reader, shared) = (master.try_clone().unwrap(), seen.clone());
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n @ 1..) = reader.read(&mut bytes) {
+                shared.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..n]));
+            }
+        });
+        let screen = Self { master, seen };
+        screen.resize(80, 24);
+        (screen, File::from(slave))
+    }
+
+    fn resize(&self, columns: u16, rows: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.master, size).unwrap();
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.master.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits until the screen shows `word`, and forgets everything up to it.
+    fn shows(&self, word: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let mut seen = self.seen.lock().unwrap();
+            if let Some(at) = seen.find(word) {
+                seen.drain(..at + word.len());
+                return;
+            }
+            assert!(Instant::now() < deadline, "no {word:?} on the screen: {seen:?}");
+            drop(seen);
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn a_terminal_is_one_inside_follows_the_window_and_is_given_back() {
+    let (mut screen, slave) = Screen::new();
+    let before = tcgetattr(&slave).unwrap();
+    let mut command = run(["-it", "alpine", "--", "sh"]).command;
+    command
+        .stdin(slave.try_clone().unwrap())
+        .stdout(slave.try_clone().unwrap())
+        .stderr(Stdio::from(slave.try_clone().unwrap()));
+    let mut child = command.spawn().unwrap();
+    screen.types("test -t 0 && test -t 1 && echo is-a-$((1+1))-tty\n");
+    screen.shows("is-a-2-tty");
+    screen.types("stty size\n");
+    screen.shows("24 80");
+    screen.resize(132, 43);
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::WINCH).unwrap();
+    screen.types("sleep 1; stty size\n");
+    screen.shows("43 132");
+    // Ctrl-C is a key for the workload, not a signal for ampoule.
+    screen.types("sleep 1000\n");
+    thread::sleep(Duration::from_millis(500));
+    screen.types("\x03");
+    screen.types("echo still-$((1+2))-here\n");
+    screen.shows("still-3-here");
+    screen.types("exit 5\n");
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    let after = tcgetattr(&slave).unwrap();
+    assert_eq!(before.local_modes, after.local_modes);
+    assert_eq!(before.input_modes, after.input_modes);
+    assert_eq!(before.output_modes, after.output_modes);
+}
+
+#[test]
+fn t_without_a_terminal_on_stdin_is_an_error_with_a_reason() {
+    let out = run(["-it", "alpine", "--", "true"]).stdin("x").output().ended_with(125);
+    out.says(&["terminal"]);
+}
