@@ -1,0 +1,1 @@
+//! The virtio devices (virtio 1.2) and their MMIO transport.
