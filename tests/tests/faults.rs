@@ -45,7 +45,8 @@ fn a_missing_kernel_is_named() {
 #[test]
 fn a_kernel_that_is_none_is_named_with_the_reason() {
     let folder = TempDir::new().unwrap();
-    let cases: [(&str, fn(&mut Vec<u8>)); 4] = [
+    type Spoil = fn(&mut Vec<u8>);
+    let cases: [(&str, Spoil); 4] = [
         ("truncated", |b| b.truncate(200_000)),
         ("ELF", |b| b[0] = b'X'),
         ("machine", |b| b[18] = 0xb7),
