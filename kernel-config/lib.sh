@@ -72,12 +72,15 @@ hash_of() {
     done | sha256sum | cut -c 1-16
 }
 
-# lock NAME: one run at a time makes a thing; later ones wait and then find it made. Held until the script ends.
+# lock NAME: one run at a time makes a thing; later ones wait and then find it made.
+# Held until `unlock` or the script's end.
 lock() {
     mkdir -p "$cache/locks"
     exec {lock_fd}>"$cache/locks/$1"
     flock -n "$lock_fd" || { say "waiting for another run that makes $1"; flock "$lock_fd"; }
 }
+
+unlock() { exec {lock_fd}>&-; }
 
 # at_exit COMMAND: run when the script ends, however it ends. Later ones run first.
 at_exit() {
