@@ -1,1 +1,122 @@
-//! The virtio devices (virtio 1.2) and their MMIO transport.
+//! The virtio 1.2 devices and their MMIO transport: split rings, no legacy. In reading order:
+//!
+//! - [`queue`]: a split virtqueue; every index the guest writes is checked here
+//! - [`buffers`]: a chain's buffers as host memory, checked at both ends
+//! - [`interrupt`]: what a device tells the guest: interrupts, generation, `DEVICE_NEEDS_RESET`
+//! - [`fault`]: what the guest broke, and who is told
+//! - [`transport`]: registers, status, features; builds the queues and hands them over
+//! - [`worker`]: the device's seat in the event loop
+//! - [`block`], [`vsock`], [`rng`]: the devices
+//!
+//! # Threads
+//! vCPU threads enter through [`transport::MmioTransport`] (a [`crate::bus::BusDevice`]); everything else
+//! happens in [`worker::Worker`] on the thread of the event loop. Both lock the device, so that a reset
+//! returns when the work in flight is done. A kick that comes before activation, or after a fault, is
+//! drained and ignored.
+//!
+//! # Wiring
+//! ```ignore
+//! let block = Arc::new(Mutex::new(Block::new(&disk, Some(fd))?));
+//! let faults: FaultSink = Arc::new(move |device, error| report(device, error));
+//! let transport = MmioTransport::new("vda", block.clone(), memory.clone(), faults)?;
+//! for (index, kick) in (0u32..).zip(transport.kicks()) {
+//!     vm.register_ioevent(kick, &IoEventAddress::Mmio(base + NOTIFY_OFFSET), index)?;
+//! }
+//! vm.register_irqfd(transport.irq(), gsi)?; // edge-triggered
+//! event_manager.add_subscriber(Box::new(transport.worker()));
+//! mmio_bus.insert(base, MMIO_SIZE, Arc::new(Mutex::new(transport)));
+//! block.lock()?.detach()?; // at run time, from the thread of the event loop
+//! ```
+//!
+//! # System calls
+//! While the guest runs: `read` and `write` (eventfds), `futex`; block: `preadv`, `pwritev`, `fdatasync`,
+//! `fallocate`, and for an attach `fstat`, `lseek`, `close`; vsock: `epoll_wait`, `epoll_ctl`, `recvmsg`,
+//! `sendmsg`, `shutdown`, `close`; rng: `getrandom`. Before: `eventfd2`, `epoll_create1`.
+//! `SIGXFSZ` must be ignored by the process: a file size limit is then an error of the write.
+
+pub mod block;
+pub mod buffers;
+pub mod fault;
+pub mod interrupt;
+pub mod queue;
+pub mod rng;
+#[cfg(test)]
+mod testing;
+pub mod transport;
+pub mod vsock;
+pub mod worker;
+
+use std::{
+    os::fd::RawFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::memory::GuestMemory;
+use fault::DeviceFault;
+use interrupt::Interrupt;
+use queue::VirtQueue;
+
+/// A device as the transport and the event loop see it.
+pub trait VirtioDevice: Send {
+    /// The device id (virtio 1.2, section 5).
+    fn device_type(&self) -> u32;
+    /// The largest size of each queue, in entries, powers of 2.
+    fn queue_max_sizes(&self) -> &'static [u16];
+    /// The feature bits of this device type (0-23); the transport adds those of the rings.
+    fn features(&self) -> u64;
+    /// The line to the guest that this device was made with.
+    fn interrupt(&self) -> &Arc<Interrupt>;
+    /// Copies configuration space from `offset`; bytes past its end stay zero. No device here has a
+    /// writable field.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// `DRIVER_OK`: takes over one queue for each of [`queue_max_sizes`](Self::queue_max_sizes).
+    fn activate(&mut self, active: Active);
+    /// Gives up the queues and whatever the guest had in flight. Also how a device falls quiet after a
+    /// fault; may be called at any time.
+    fn reset(&mut self);
+    /// A bounded amount of work. Without queues there is nothing to do.
+    fn process(&mut self, wake: Wake) -> Result<Drained, DeviceFault>;
+    /// What besides the queues wakes this device when readable.
+    fn backend(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// What an activated device works with.
+#[derive(Debug)]
+pub struct Active {
+    pub memory: GuestMemory,
+    pub queues: Vec<VirtQueue>,
+}
+
+/// Why a device is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// The driver kicked this queue.
+    Queue(usize),
+    /// [`VirtioDevice::backend`] is readable.
+    Backend,
+}
+
+/// Whether a device stopped because it was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing is left, and the next kick will come.
+    Empty,
+    /// It stopped to give the other devices their turn: call it again.
+    More,
+}
+
+/// A device shared by its transport, its worker and the owner of its run-time operations.
+pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Copies what `config` has from `offset` on into `data`.
+fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..)).unwrap_or(&[]);
+    let count = rest.len().min(data.len());
+    data[..count].copy_from_slice(&rest[..count]);
+}

@@ -1,0 +1,360 @@
+//! The MMIO transport (virtio 1.2, 4.2.2). Owns the status machine, the negotiated features and the queue
+//! registers; only vCPU threads change them, through [`BusDevice`].
+//!
+//! ```text
+//! 0 -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK      bits are only ever added, in this order;
+//! ^                                               |           writing 0 resets from anywhere
+//! +------------------- 0 written -----------------+           FAILED may be added at any time
+//! ```
+//!
+//! At `DRIVER_OK` the queue registers become [`VirtQueue`]s and go to the device; until the reset they are
+//! deaf. Queues that cannot be used mean `DEVICE_NEEDS_RESET` at once. Whatever else the driver does out of
+//! turn is ignored and counted.
+
+use std::{
+    io,
+    sync::{Arc, MutexGuard},
+};
+
+use virtio_bindings::{virtio_config::*, virtio_mmio::*, virtio_ring::*};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{
+    Active, SharedDevice, VirtioDevice,
+    fault::{DeviceFault, FaultReporter, FaultSink},
+    interrupt::Interrupt,
+    lock,
+    queue::{QueueConfig, RingFeatures, VirtQueue},
+    worker::Worker,
+};
+use crate::{bus::BusDevice, memory::GuestMemory};
+
+/// Bytes of address space of one transport.
+pub const MMIO_SIZE: u64 = 0x1000;
+/// QueueNotify: a kick is a 4-byte write of the queue's index here, best caught by an ioeventfd.
+pub const NOTIFY_OFFSET: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"AMPL");
+const CONFIG_SPACE: u64 = VIRTIO_MMIO_CONFIG as u64;
+/// What the transport offers for every device.
+const RING_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// The order in which a driver adds status bits (3.1.1).
+const STATUS_ORDER: [u32; 4] = [
+    VIRTIO_CONFIG_S_ACKNOWLEDGE,
+    VIRTIO_CONFIG_S_DRIVER,
+    VIRTIO_CONFIG_S_FEATURES_OK,
+    VIRTIO_CONFIG_S_DRIVER_OK,
+];
+
+/// The registers of one device.
+pub struct MmioTransport {
+    device: SharedDevice,
+    interrupt: Arc<Interrupt>,
+    kicks: Arc<[EventFd]>,
+    faults: Arc<FaultReporter>,
+    memory: GuestMemory,
+    device_type: u32,
+    offered: u64,
+    max_sizes: &'static [u16],
+    driver: DriverState,
+    ignored: u64,
+}
+
+/// Everything the driver wrote since the last reset.
+#[derive(Default)]
+struct DriverState {
+    status: u32,
+    offered_select: u32,
+    accepted_select: u32,
+    accepted: u64,
+    /// A feature beyond bit 63, which nobody offered.
+    beyond: bool,
+    queue_select: u32,
+    queues: Vec<QueueConfig>,
+}
+
+impl DriverState {
+    fn new(queues: usize) -> Self {
+        Self { queues: vec![QueueConfig::default(); queues], ..Self::default() }
+    }
+
+    fn has(&self, bit: u32) -> bool {
+        self.status & bit != 0
+    }
+}
+
+impl MmioTransport {
+    /// `name` is for the reports to `faults`.
+    pub fn new(
+        name: &str,
+        device: SharedDevice,
+        memory: GuestMemory,
+        faults: FaultSink,
+    ) -> io::Result<Self> {
+        let guard = lock(&*device);
+        let max_sizes = guard.queue_max_sizes();
+        let (device_type, offered) = (guard.device_type(), guard.features() | RING_FEATURES);
+        let interrupt = guard.interrupt().clone();
+        drop(guard);
+        let kicks =
+            max_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            device,
+            interrupt,
+            kicks,
+            faults: Arc::new(FaultReporter::new(name, faults)),
+            memory,
+            device_type,
+            offered,
+            max_sizes,
+            driver: DriverState::new(max_sizes.len()),
+            ignored: 0,
+        })
+    }
+
+    /// One event for each queue, to register as ioeventfds at [`NOTIFY_OFFSET`] with the index as datamatch.
+    pub fn kicks(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
+    /// To register as irqfd, edge-triggered.
+    pub fn irq(&self) -> &EventFd {
+        self.interrupt.event()
+    }
+
+    /// The device's subscriber to the event loop. One is enough.
+    pub fn worker(&self) -> Worker {
+        Worker {
+            device: self.device.clone(),
+            interrupt: self.interrupt.clone(),
+            kicks: self.kicks.clone(),
+            faults: self.faults.clone(),
+        }
+    }
+
+    /// Accesses that meant nothing and did nothing.
+    pub fn ignored(&self) -> u64 {
+        self.ignored
+    }
+
+    fn read_register(&mut self, offset: u32) -> u32 {
+        match offset {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => self.device_type,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => word(self.offered, self.driver.offered_select),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                self.max_sizes.get(self.driver.queue_select as usize).copied().map_or(0, u32::from)
+            }
+            VIRTIO_MMIO_QUEUE_READY => u32::from(self.selected().is_some_and(|q| q.ready)),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.pending(),
+            VIRTIO_MMIO_STATUS => self.status(),
+            // No shared memory region has length -1 (4.2.2.1).
+            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
+            _ => {
+                self.ignored += 1;
+                0
+            }
+        }
+    }
+
+    /// `None` if the write meant nothing.
+    fn write_register(&mut self, offset: u32, value: u32) -> Option<()> {
+        match offset {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.driver.offered_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver.accepted_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => return self.accept_features(value),
+            VIRTIO_MMIO_QUEUE_SEL => self.driver.queue_select = value,
+            VIRTIO_MMIO_QUEUE_NOTIFY => {
+                // A full eventfd is a pending kick: nothing is lost.
+                let _ = self.kicks.get(value as usize)?.write(1);
+            }
+            VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            VIRTIO_MMIO_STATUS => return self.write_status(value),
+            _ => return self.write_queue_register(offset, value),
+        }
+        Some(())
+    }
+
+    /// Queue registers can be written between `FEATURES_OK` and `DRIVER_OK`, and, but for QueueReady, only
+    /// while the queue is not ready (4.2.2.2).
+    fn write_queue_register(&mut self, offset: u32, value: u32) -> Option<()> {
+        let driver = &mut self.driver;
+        if !driver.has(VIRTIO_CONFIG_S_FEATURES_OK) || driver.has(VIRTIO_CONFIG_S_DRIVER_OK) {
+            return None;
+        }
+        let queue = driver.queues.get_mut(driver.queue_select as usize)?;
+        if offset == VIRTIO_MMIO_QUEUE_READY {
+            queue.ready = value == 1;
+            return Some(());
+        }
+        if queue.ready {
+            return None;
+        }
+        match offset {
+            VIRTIO_MMIO_QUEUE_NUM => queue.size = value,
+            VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut queue.descriptors, value),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(&mut queue.descriptors, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(&mut queue.available, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(&mut queue.available, value),
+            VIRTIO_MMIO_QUEUE_USED_LOW => set_low(&mut queue.used, value),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(&mut queue.used, value),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn selected(&self) -> Option<&QueueConfig> {
+        self.driver.queues.get(self.driver.queue_select as usize)
+    }
+
+    /// Features can be written between `DRIVER` and `FEATURES_OK` (3.1.1).
+    fn accept_features(&mut self, value: u32) -> Option<()> {
+        let driver = &mut self.driver;
+        if !driver.has(VIRTIO_CONFIG_S_DRIVER) || driver.has(VIRTIO_CONFIG_S_FEATURES_OK) {
+            return None;
+        }
+        match driver.accepted_select {
+            0 => set_low(&mut driver.accepted, value),
+            1 => set_high(&mut driver.accepted, value),
+            _ => driver.beyond |= value != 0,
+        }
+        Some(())
+    }
+
+    fn status(&self) -> u32 {
+        let needs_reset =
+            if self.interrupt.needs_reset() { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
+        self.driver.status | needs_reset
+    }
+
+    /// A step of the status machine (2.1, 3.1.1). `DEVICE_NEEDS_RESET` is not the driver's to change.
+    fn write_status(&mut self, value: u32) -> Option<()> {
+        if value == 0 {
+            self.reset();
+            return Some(());
+        }
+        let old = self.driver.status;
+        let value = value & !VIRTIO_CONFIG_S_NEEDS_RESET;
+        let added = value & !old;
+        if value & old != old || added & !(VIRTIO_CONFIG_S_FAILED | self.next_status()) != 0 {
+            return None;
+        }
+        if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.features_acceptable() {
+            // The driver reads the status back and finds the bit missing (3.1.1, step 6).
+            self.driver.status = value & !VIRTIO_CONFIG_S_FEATURES_OK;
+            return None;
+        }
+        self.driver.status = value;
+        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.activate();
+        }
+        Some(())
+    }
+
+    /// The bit the driver may add now; none after it gave up.
+    fn next_status(&self) -> u32 {
+        if self.driver.has(VIRTIO_CONFIG_S_FAILED) {
+            return 0;
+        }
+        STATUS_ORDER.into_iter().find(|&bit| !self.driver.has(bit)).unwrap_or(0)
+    }
+
+    fn features_acceptable(&self) -> bool {
+        let accepted = self.driver.accepted;
+        !self.driver.beyond
+            && accepted & !self.offered == 0
+            && accepted & (1 << VIRTIO_F_VERSION_1) != 0
+    }
+
+    fn activate(&mut self) {
+        match self.build_queues() {
+            Ok(queues) => {
+                let memory = self.memory.clone();
+                self.lock().activate(Active { memory, queues });
+            }
+            Err(fault) => {
+                self.interrupt.fail();
+                self.faults.report(&fault);
+            }
+        }
+    }
+
+    fn build_queues(&self) -> Result<Vec<VirtQueue>, DeviceFault> {
+        let has = |bit: u32| self.driver.accepted & (1 << bit) != 0;
+        let features = RingFeatures {
+            event_idx: has(VIRTIO_RING_F_EVENT_IDX),
+            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
+        };
+        let queues = self.driver.queues.iter().zip(self.max_sizes).enumerate();
+        queues
+            .map(|(queue, (config, &max))| {
+                VirtQueue::new(config, max, features, &self.memory)
+                    .map_err(|source| DeviceFault::Setup { queue, source })
+            })
+            .collect()
+    }
+
+    /// Returns when the work in flight is done, because that holds the lock.
+    fn reset(&mut self) {
+        let mut device = self.lock();
+        device.reset();
+        self.interrupt.reset();
+        drop(device);
+        self.driver = DriverState::new(self.max_sizes.len());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
+        lock(&*self.device)
+    }
+}
+
+impl BusDevice for MmioTransport {
+    /// Registers are 4 bytes wide and aligned (4.2.2.2); configuration space takes any width.
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
+            self.lock().read_config(offset, data);
+        } else if offset % 4 == 0 && data.len() == 4 {
+            data.copy_from_slice(&self.read_register(offset as u32).to_le_bytes());
+        } else {
+            self.ignored += 1;
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let value = <[u8; 4]>::try_from(data).map(u32::from_le_bytes);
+        let done = match value {
+            Ok(value) if offset % 4 == 0 && offset < CONFIG_SPACE => {
+                self.write_register(offset as u32, value)
+            }
+            _ => None,
+        };
+        self.ignored += u64::from(done.is_none());
+    }
+}
+
+/// Word `select` of a 64-bit feature set; further words are empty.
+fn word(features: u64, select: u32) -> u32 {
+    match select {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn set_low(field: &mut u64, value: u32) {
+    *field = *field & !0xffff_ffff | u64::from(value);
+}
+
+fn set_high(field: &mut u64, value: u32) {
+    *field = *field & 0xffff_ffff | u64::from(value) << 32;
+}
+
+#[cfg(test)]
+mod tests;
