@@ -60,7 +60,7 @@ restore_modes() {
 
 pack() {
     rm -rf "$root"/lib/modules "$root"/boot "$root"/lost+found "$root"/.dockerenv
-    tar -cf "$work/tar" -C "$root" --sort=name --mtime=@0 --numeric-owner --format=gnu .
+    pack_root "$root" "$work/tar"
 }
 
 lock alpine-root

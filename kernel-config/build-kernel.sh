@@ -1,5 +1,5 @@
 #!/bin/bash
-# Build the guest kernel: an uncompressed vmlinux of Linux 6.12 from the option fragments in this folder.
+# Build the guest kernel: an uncompressed vmlinux of Linux 6.12 from the option fragments and patches in this folder.
 # usage: build-kernel.sh [--tarball PATH]     prints the path of vmlinux; `config` and `System.map` lie beside it
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -7,6 +7,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/pins"
 
 fragments=("$here"/{base,virtio,container,net}.config)
+patches=("$here"/patches/*.patch)
 tarball=''
 case ${1:-} in
 --tarball) tarball=$(realpath "$2") ;;
@@ -48,12 +49,25 @@ fetch_source() {
 
 # The kernel's place in the cache is a hash of everything that shapes it.
 target() {
-    echo "$cache/kernel/$(hash_of "${fragments[@]}" "$here/build-kernel.sh" "$source_sha256" "$(cc --version | head -n 1)")/vmlinux"
+    echo "$cache/kernel/$(hash_of "${fragments[@]}" "${patches[@]}" "$here/build-kernel.sh" "$source_sha256" "$(cc --version | head -n 1)")/vmlinux"
 }
 
 unpack_source() {
     mkdir "$work/linux"
     tar -xf "$tarball" -C "$work/linux" --strip-components 1
+}
+
+# The patches shorten boot and change nothing else, so another source than the pinned one does without those
+# that no longer fit.
+apply_patches() {
+    local patch
+    for patch in "${patches[@]}"; do
+        if patch --dry-run --batch -p1 -d "$work/linux" <"$patch" >/dev/null; then
+            patch --batch --silent -p1 -d "$work/linux" <"$patch"
+        else
+            say "does not fit this source, left out: ${patch##*/}"
+        fi
+    done
 }
 
 # Everything off, then the fragments; then see that Kconfig left every option as it was asked for.
@@ -87,13 +101,14 @@ collect() {
     cp "$work/build/System.map" "$work/out/"
 }
 
-need build-essential bc bison flex libelf-dev xz-utils
+need build-essential bc bison flex libelf-dev patch xz-utils
 lock kernel
 scratch
 find_source
 vmlinux=$(target)
 if [ ! -f "$vmlinux" ]; then
     step "unpacking the kernel source" unpack_source
+    apply_patches
     step "configuring" configure
     step "compiling the kernel (about 5 minutes on 2 cores)" compile
     step "collecting" collect

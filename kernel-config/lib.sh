@@ -101,3 +101,6 @@ keep() {
     mkdir -p "${2%/*}"
     mv -T "$1" "$2"
 }
+
+# pack_root DIR TAR: a root file system as a tar: sorted, numeric owners, no times.
+pack_root() { tar -cf "$2" -C "$1" --sort=name --mtime=@0 --numeric-owner --format=gnu .; }
