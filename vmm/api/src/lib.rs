@@ -9,13 +9,16 @@
 //! - [`channel`]: the control socket: one packet, one message, its descriptors
 //! - [`console`]: the console ring, memory shared by both so that it outlives the VMM
 //! - [`guest`]: the I/O ports by which the guest marks its stages and switches itself off
+//! - [`spawn`]: starting and reaping the VMM's process
 
 pub mod channel;
 pub mod config;
 pub mod console;
 pub mod guest;
 pub mod message;
+pub mod spawn;
 
 pub use channel::{Channel, ChannelError};
 pub use config::{DiskConfig, VmConfig};
 pub use message::{Event, ExitCounts, Request, Stamps, StopCause};
+pub use spawn::{SpawnError, VmmExit, VmmProcess};
