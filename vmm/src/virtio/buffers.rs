@@ -48,10 +48,10 @@ impl<'m> Buffers<'m> {
     }
 
     /// The first `count` bytes (or all there are), and the rest.
-    pub fn split_at(self, count: usize) -> (Self, Self) {
+    pub fn split_at(&self, count: usize) -> (Self, Self) {
         let (mut head, mut tail) = (Vec::with_capacity(self.slices.len()), Vec::new());
         let mut left = count;
-        for slice in self.slices {
+        for slice in &self.slices {
             match slice.split_at(left) {
                 Ok((front, back)) => {
                     left = 0;
@@ -61,7 +61,7 @@ impl<'m> Buffers<'m> {
                 // The slice ends before `left` bytes.
                 Err(_) => {
                     left -= slice.len();
-                    head.push(slice);
+                    head.push(*slice);
                 }
             }
         }

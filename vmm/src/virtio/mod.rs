@@ -47,6 +47,7 @@ pub mod vsock;
 pub mod worker;
 
 use std::{
+    io,
     os::fd::RawFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -119,4 +120,17 @@ fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
     let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..)).unwrap_or(&[]);
     let count = rest.len().min(data.len());
     data[..count].copy_from_slice(&rest[..count]);
+}
+
+/// Repeats a system call of the libc kind while signals interrupt it.
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(count) => return Ok(count),
+            Err(_) => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
+    }
 }

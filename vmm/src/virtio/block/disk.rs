@@ -13,7 +13,7 @@ use rustix::{
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::request::{Operation, Range, Refusal, SECTOR};
-use crate::virtio::buffers::Buffers;
+use crate::virtio::{buffers::Buffers, retry};
 
 const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
@@ -86,7 +86,7 @@ impl Disk {
                 libc::preadv(self.backing.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32, offset)
             }
         });
-        if read == Some(into.len()) { Ok(into.len() as u32) } else { Err(Refusal::IoError) }
+        if read.ok() == Some(into.len()) { Ok(into.len() as u32) } else { Err(Refusal::IoError) }
     }
 
     /// A short write (the file system is full) is an error.
@@ -105,7 +105,7 @@ impl Disk {
                 )
             }
         });
-        if written == Some(from.len()) { Ok(0) } else { Err(Refusal::IoError) }
+        if written.ok() == Some(from.len()) { Ok(0) } else { Err(Refusal::IoError) }
     }
 
     fn flush(&mut self) -> Result<u32, Refusal> {
@@ -151,16 +151,5 @@ fn size(config: &DiskConfig, backing: &OwnedFd) -> Result<u64, DiskError> {
         FileType::RegularFile => Ok(stat.st_size as u64),
         FileType::BlockDevice => rustix::fs::seek(backing, SeekFrom::End(0)).map_err(failed),
         _ => Err(DiskError::Type(config.id.clone())),
-    }
-}
-
-/// Repeats a system call that a signal interrupted; `None` if it failed.
-fn retry(mut call: impl FnMut() -> isize) -> Option<usize> {
-    loop {
-        match usize::try_from(call()) {
-            Ok(count) => return Some(count),
-            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
-        }
     }
 }
