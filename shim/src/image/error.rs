@@ -1,0 +1,98 @@
+//! What can go wrong with an image: the object, the cause, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::archive::ArchiveError;
+use super::digest::{Digest, ParseDigestError};
+use super::erofs::FormatError;
+use super::reference::ReferenceError;
+use super::tree::TreeError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    #[error(
+        "there is no image `{name}` in {store} (it has: {known}): `ampoule image import SOURCE {name}` \
+         puts one there, and oci:DIR, dir:PATH or tar:FILE run without a name"
+    )]
+    Unknown { name: String, store: PathBuf, known: String },
+    #[error("{path} is not an OCI layout: it needs oci-layout and index.json")]
+    NotALayout { path: PathBuf, source: io::Error },
+    #[error("{layout} has no image tagged `{tag}` (it has: {known})")]
+    UnknownTag { layout: PathBuf, tag: String, known: String },
+    #[error("{layout} holds several images: name one of its tags, oci:DIR:TAG (it has: {known})")]
+    WhichTag { layout: PathBuf, known: String },
+    #[error(
+        "{image} is not made for linux/amd64 (it is for: {found}): build or copy that platform"
+    )]
+    Platform { image: String, found: String },
+    #[error("{object} has the media type `{media_type}`, which ampoule does not read")]
+    MediaType { object: String, media_type: String },
+    #[error("{object} names a blob that cannot be looked up")]
+    BadDigest { object: String, source: ParseDigestError },
+    #[error("blob {digest} cannot be read from {path}: copy the image again")]
+    Blob { digest: Digest, path: PathBuf, source: io::Error },
+    #[error(
+        "blob {digest} is truncated or changed: {actual} bytes instead of {expected}: copy the image again"
+    )]
+    BlobSize { digest: Digest, expected: u64, actual: u64 },
+    #[error("blob {digest} is corrupt: its content has the digest {actual}: copy the image again")]
+    BlobDigest { digest: Digest, actual: Digest },
+    #[error("{object} is {size} bytes long; at most {limit} are read")]
+    LargeJson { object: String, size: u64, limit: u64 },
+    #[error("{object} is not the JSON the OCI image specification describes")]
+    Json { object: String, source: serde_json::Error },
+    #[error("{image} has no layers: there is nothing to run")]
+    NoLayers { image: String },
+    #[error("{image} has {layers} layers, but its config counts {diff_ids}")]
+    LayerCount { image: String, layers: usize, diff_ids: usize },
+    #[error("{layer} cannot be used")]
+    Layer { layer: String, source: LayerError },
+    #[error("{path} cannot be read")]
+    Source { path: PathBuf, source: io::Error },
+    #[error("{path} is not a directory")]
+    NotADirectory { path: PathBuf },
+    #[error("`{entry}` in {path} cannot be part of an image")]
+    SourceEntry { path: PathBuf, entry: String, source: TreeError },
+    #[error("{path} changed while it was read: run again when nothing writes to it")]
+    Changed { path: PathBuf },
+    #[error("the image {path} cannot be written")]
+    Write { path: PathBuf, source: FormatError },
+    #[error("the root file system of `{name}`, {path}, is damaged: import the image again")]
+    Damaged { name: String, path: PathBuf, source: FormatError },
+    #[error("the image store cannot use {path}: is it writable, and is there room?")]
+    Store { path: PathBuf, source: io::Error },
+    #[error("{path} is damaged: remove it and import the image again")]
+    Record { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "another process has been at work on {what} for {minutes} minutes: wait for it or end it"
+    )]
+    Busy { what: String, minutes: u64 },
+    #[error(
+        "a scratch disk of {size} bytes cannot be made: its size must be from {least} to {most}"
+    )]
+    ScratchSize { size: u64, least: u64, most: u64 },
+    #[error("`mkfs.ext4` is not installed: `apt-get install e2fsprogs`")]
+    NoMkfs { source: io::Error },
+    #[error("`mkfs.ext4` failed on {path}: {output}")]
+    Mkfs { path: PathBuf, output: String },
+}
+
+/// Why a layer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("its entry `{entry}` is refused")]
+    Entry { entry: String, source: TreeError },
+    #[error("its entry `{entry}` cannot be stored")]
+    Content { entry: String, source: io::Error },
+    #[error("it cannot be decompressed")]
+    Decompress { source: io::Error },
+    #[error("it ends without an end mark: it was cut off")]
+    NoEnd,
+    #[error("its content is not what the image's config promises: {actual} instead of {expected}")]
+    DiffId { expected: Digest, actual: Digest },
+}

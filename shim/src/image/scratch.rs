@@ -1,0 +1,213 @@
+//! The disk a container writes to: an empty ext4 of the wished size, made in a moment.
+//!
+//! `mkfs.ext4` runs once for each size; its result is kept in the cache and copied without its holes,
+//! into a file that has no name and so is gone with its last user. The file system has no journal
+//! (nothing outlives the container), no reserved blocks, and inode tables that count as zeroed, so that
+//! no guest spends its first seconds zeroing them.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use super::error::ImageError;
+use super::lock::Lock;
+use super::sparse;
+use super::tree::Extent;
+
+/// Bytes; less leaves no room beside ext4's own tables, more is beyond any ext4.
+const LEAST: u64 = 16 << 20;
+const MOST: u64 = 16 << 40;
+const BLOCK: u64 = 4096;
+/// Part of a template's name: raise it when [`OPTIONS`] change.
+const VERSION: u32 = 1;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Features are named one by one so that the machine's mke2fs.conf has no say.
+const OPTIONS: [&str; 15] = [
+    "-q",
+    "-F",
+    "-t",
+    "ext4",
+    "-b",
+    "4096",
+    "-I",
+    "256",
+    "-m",
+    "0",
+    "-O",
+    "none,extent,dir_index,filetype,sparse_super2,flex_bg,64bit,large_file,huge_file,dir_nlink,\
+     extra_isize,metadata_csum,ext_attr,uninit_bg",
+    // Two features are left out on purpose: has_journal and resize_inode.
+    "-E",
+    "discard,lazy_itable_init=1,packed_meta_blocks=1,num_backup_sb=0,root_owner=0:0,\
+     hash_seed=00000000-0000-4000-8000-000000000001",
+    "-U",
+];
+const UUID: &str = "00000000-0000-4000-8000-000000000002";
+
+/// A new disk of `size` bytes, rounded up to whole blocks: sparse, unlinked, open for reading and
+/// writing. Templates are kept in `cache`, where the disk's file also lies.
+pub fn scratch(cache: &Path, size: u64) -> Result<File, ImageError> {
+    let (least, most) = (LEAST, MOST);
+    if !(least..=most).contains(&size) {
+        return Err(ImageError::ScratchSize { size, least, most });
+    }
+    let size = size.next_multiple_of(BLOCK);
+    let path = cache.join(format!("scratch-v{VERSION}-{size}.ext4"));
+    let failed = |source| ImageError::Store { path: path.clone(), source };
+    let template = match File::open(&path) {
+        Ok(template) => template,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            make_template(cache, &path, size)?;
+            File::open(&path).map_err(failed)?
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    copy(&template, cache, size).map_err(failed)
+}
+
+fn copy(template: &File, cache: &Path, size: u64) -> io::Result<File> {
+    let disk = unnamed(cache)?;
+    disk.set_len(size)?;
+    sparse::copy(template, Extent { offset: 0, length: size }, &disk, 0)?;
+    Ok(disk)
+}
+
+/// A file without a name; where the file system has no such thing, one whose name is removed at once.
+fn unnamed(directory: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    match openat(CWD, directory, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok(file.into()),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => tempfile::tempfile_in(directory),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes the template under a lock and gives it its name when it is complete.
+fn make_template(cache: &Path, path: &Path, size: u64) -> Result<(), ImageError> {
+    let failed = |source| ImageError::Store { path: cache.into(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(failed)?;
+    let lock = Lock::take(&cache.join("scratch.lock"), PATIENCE, || {});
+    let _lock = lock.map_err(|source| match source.kind() {
+        ErrorKind::TimedOut => {
+            ImageError::Busy { what: "a scratch disk".into(), minutes: PATIENCE.as_secs() / 60 }
+        }
+        _ => ImageError::Store { path: cache.into(), source },
+    })?;
+    if path.exists() {
+        return Ok(());
+    }
+    let temporary = cache.join("scratch.tmp");
+    let blank = File::create(&temporary).and_then(|file| {
+        file.set_len(0)?;
+        file.set_len(size)
+    });
+    blank.map_err(failed)?;
+    mkfs(&temporary)?;
+    let finish = File::open(&temporary).and_then(|file| file.sync_all());
+    finish.and_then(|()| fs::rename(&temporary, path)).map_err(failed)
+}
+
+fn mkfs(path: &Path) -> Result<(), ImageError> {
+    let mut command = Command::new(program());
+    let output = command.args(OPTIONS).arg(UUID).arg(path).env_clear().output();
+    let output = output.map_err(|source| match source.kind() {
+        ErrorKind::NotFound => ImageError::NoMkfs { source },
+        _ => ImageError::Store { path: path.into(), source },
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    Err(ImageError::Mkfs { path: path.into(), output: text })
+}
+
+/// Where Debian keeps it, which is not in every user's PATH.
+fn program() -> PathBuf {
+    let places = ["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"];
+    places.iter().map(PathBuf::from).find(|path| path.exists()).unwrap_or("mkfs.ext4".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Instant;
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn fsck(disk: &File) -> bool {
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
+        let output = Command::new("/sbin/e2fsck").args(["-f", "-n", &path]).output().unwrap();
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+        output.status.success()
+    }
+
+    #[test]
+    fn a_disk_is_whole_small_and_gone_with_its_file() {
+        let cache = tempfile::tempdir().unwrap();
+        for size in [LEAST, 64 << 20, GIB + 1, 10 * GIB] {
+            let disk = scratch(cache.path(), size).unwrap();
+            let meta = disk.metadata().unwrap();
+            assert_eq!(meta.len(), size.next_multiple_of(BLOCK));
+            assert_eq!(meta.nlink(), 0);
+            assert!(meta.blocks() * 512 < 1 << 20, "{} bytes for {size}", meta.blocks() * 512);
+            assert!(fsck(&disk), "{size}");
+        }
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 5, "four templates and the lock");
+    }
+
+    #[test]
+    fn a_copy_is_quick() {
+        let cache = tempfile::tempdir().unwrap();
+        scratch(cache.path(), 10 * GIB).unwrap();
+        let times = (0..20).map(|_| {
+            let start = Instant::now();
+            scratch(cache.path(), 10 * GIB).unwrap();
+            start.elapsed()
+        });
+        let best = times.min().unwrap();
+        println!("10 GiB scratch disk: {best:?}");
+        assert!(best < Duration::from_millis(20), "{best:?}");
+    }
+
+    #[test]
+    fn many_at_once_share_one_template_and_no_data() {
+        use std::os::unix::fs::FileExt;
+        let cache = tempfile::tempdir().unwrap();
+        let make = || scratch(cache.path(), 64 << 20).unwrap();
+        let disks: Vec<File> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        disks[0].write_all_at(&[7; 4096], 32 << 20).unwrap();
+        assert!(disks[1..].iter().all(fsck));
+        let mut block = [1; 4096];
+        disks[1].read_exact_at(&mut block, 32 << 20).unwrap();
+        assert_eq!(block, [0; 4096]);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_made_anew() {
+        let cache = tempfile::tempdir().unwrap();
+        fs::write(cache.path().join("scratch.tmp"), vec![1; 1 << 20]).unwrap();
+        assert!(fsck(&scratch(cache.path(), LEAST).unwrap()));
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        let cache = tempfile::tempdir().unwrap();
+        for size in [0, LEAST - 1, MOST + 1, u64::MAX] {
+            let error = scratch(cache.path(), size).unwrap_err();
+            assert!(matches!(error, ImageError::ScratchSize { .. }), "{error}");
+        }
+    }
+}
