@@ -44,14 +44,17 @@ install_packages() {
     local release
     apt_get update
     apt_get install "$@" && return
-    # Packages from backports can stand in the way of the release's own; bring them to one version.
+    # A package from backports can stand in the way of its siblings in the release; bring them to one version.
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    say "retrying with the versions of $release"
-    apt_get install --allow-downgrades "$@" $(siblings_from_backports | sed "s|\$|/$release|")
+    apt_get install --allow-downgrades "$@" $(backported_siblings "$@" | sed "s|\$|/$release|")
 }
 
-siblings_from_backports() {
-    dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' | awk '$1 == "ii" && $3 ~ /~bpo/ { print $2 }'
+# backported_siblings PACKAGE...: installed packages from backports that are built from the same sources.
+backported_siblings() {
+    local sources
+    sources=$(apt-cache show --no-all-versions "$@" | awk '$1 == "Source:" { printf " %s ", $2 }')
+    dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version} ${source:Package}\n' |
+        awk -v sources="$sources" '$1 == "ii" && $3 ~ /~bpo/ && index(sources, " " $4 " ") { print $2 }'
 }
 
 apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"; }
