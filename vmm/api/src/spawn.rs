@@ -10,7 +10,7 @@ use std::{
     fmt, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::ffi::OsStrExt,
+        unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
 };
@@ -205,14 +205,16 @@ struct Child {
 
 impl Child {
     fn prepare(exe: &Path, name: &str, control: Channel) -> Result<Self, SpawnError> {
-        let path = CString::new(exe.as_os_str().as_bytes())?;
+        let prepare = |source| SpawnError::Prepare { exe: exe.to_owned(), source };
+        // The child goes to the root directory first.
+        let path = std::path::absolute(exe).map_err(prepare)?;
+        let path = CString::new(path.into_os_string().into_vec())?;
         let program = exe.file_name().unwrap_or(exe.as_os_str());
         let arguments =
             [CString::new(program.as_bytes())?, CString::from(c"--id"), CString::new(name)?];
         let uid_map = CString::new(format!("0 {} 1\n", geteuid().as_raw()))?;
         let gid_map = CString::new(format!("0 {} 1\n", getegid().as_raw()))?;
-        let (streams, stderr_read) = open_streams(&control.into_fd())
-            .map_err(|source| SpawnError::Prepare { exe: exe.to_owned(), source })?;
+        let (streams, stderr_read) = open_streams(&control.into_fd()).map_err(prepare)?;
         Ok(Self { exe: path, arguments, uid_map, gid_map, streams, stderr_read })
     }
 
@@ -375,15 +377,20 @@ fn restore_signals(before: &libc::sigset_t) {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{fs, os::unix::fs::PermissionsExt, sync::Mutex};
 
     use super::*;
+
+    /// Held while a script is open for writing and while a child is made: a child that still has the
+    /// script open for writing would keep it from being executed.
+    static SCRIPTS: Mutex<()> = Mutex::new(());
 
     struct Script(PathBuf);
 
     impl Script {
         fn new(name: &str, text: &str) -> Self {
             let path = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+            let _guard = SCRIPTS.lock().unwrap();
             fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
             Self(path)
@@ -391,6 +398,7 @@ mod tests {
 
         fn start(&self) -> (VmmProcess, Channel) {
             let (ours, theirs) = Channel::pair().unwrap();
+            let _guard = SCRIPTS.lock().unwrap();
             (VmmProcess::spawn(&self.0, "test", theirs).unwrap(), ours)
         }
     }
@@ -462,6 +470,7 @@ mod tests {
     fn what_cannot_be_executed_is_named() {
         for (path, reason) in [("/nonexistent/vmm", Errno::NOENT), ("/dev/null", Errno::ACCESS)] {
             let (_ours, theirs) = Channel::pair().unwrap();
+            let _guard = SCRIPTS.lock().unwrap();
             let error = VmmProcess::spawn(Path::new(path), "test", theirs).unwrap_err();
             assert_eq!(error.to_string(), format!("starting {path}: executing the program failed"));
             let SpawnError::Child { source, .. } = error else { panic!("{error:?}") };

@@ -1,0 +1,123 @@
+//! The control socket once the guest runs: a subscriber of the event loop that turns [`Request`]s into calls
+//! of the devices and answers with [`Event`]s. It owns nothing but its share of the devices.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ampoule_vmm_api::{Channel, ChannelError, Event, Request, StopCause};
+use event_manager::{EventOps, EventSet, Events as Ready, MutEventSubscriber};
+
+use crate::{
+    error::describe,
+    events::Events,
+    stop::StopLatch,
+    virtio::{block::Block, vsock::Vsock},
+};
+
+/// Requests served before the devices get their turn again.
+const BATCH: usize = 16;
+
+/// Characters of a failed request that its event repeats.
+const REQUEST_NAME: usize = 200;
+
+/// The control socket's seat in the event loop.
+pub struct Control {
+    pub channel: Arc<Channel>,
+    pub events: Events,
+    pub latch: StopLatch,
+    /// By slot.
+    pub disks: Vec<Arc<Mutex<Block>>>,
+    pub vsock: Arc<Mutex<Vsock>>,
+}
+
+impl Control {
+    /// Serves one request if there is one. Returns whether there was.
+    fn serve_one(&self) -> bool {
+        match self.channel.recv::<Request>() {
+            Ok((request, fds)) => {
+                self.serve(request, fds);
+                true
+            }
+            Err(e) if e.would_block() => false,
+            Err(ChannelError::Closed) => {
+                self.latch.raise(StopCause::ShimGone, "");
+                false
+            }
+            Err(e) => {
+                self.latch.raise(StopCause::Internal, describe(&e));
+                false
+            }
+        }
+    }
+
+    fn serve(&self, request: Request, fds: Vec<OwnedFd>) {
+        let name: String = format!("{request:?}").chars().take(REQUEST_NAME).collect();
+        match self.execute(request, fds) {
+            Ok(Some(answer)) => self.events.send(&answer),
+            Ok(None) => {}
+            Err(error) => self.events.send(&Event::RequestFailed { request: name, error }),
+        }
+    }
+
+    fn execute(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Option<Event>, String> {
+        match request {
+            Request::Boot(_) => Err("the VM runs already".into()),
+            Request::Stop => {
+                self.latch.raise(StopCause::Requested, "");
+                Ok(None)
+            }
+            Request::ListenVsock { port } => {
+                lock(&self.vsock).listen(port, one(fds)?).map_err(|e| describe(&e))?;
+                Ok(None)
+            }
+            Request::ConnectVsock { port } => {
+                lock(&self.vsock).connect(port, one(fds)?).map_err(|e| describe(&e))?;
+                Ok(None)
+            }
+            Request::AttachDisk { slot, disk } => {
+                self.disk(slot)?.attach(&disk, one(fds)?).map_err(|e| describe(&e))?;
+                Ok(Some(Event::DiskAttached { slot }))
+            }
+            Request::DetachDisk { slot } => {
+                self.disk(slot)?.detach().map_err(|e| describe(&e))?;
+                Ok(Some(Event::DiskDetached { slot }))
+            }
+        }
+    }
+
+    fn disk(&self, slot: u8) -> Result<MutexGuard<'_, Block>, String> {
+        let disk =
+            self.disks.get(usize::from(slot)).ok_or_else(|| format!("there is no slot {slot}"))?;
+        Ok(lock(disk))
+    }
+}
+
+impl MutEventSubscriber for Control {
+    fn process(&mut self, _: Ready, _: &mut EventOps) {
+        for _ in 0..BATCH {
+            if !self.serve_one() {
+                break;
+            }
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(e) = ops.add(Ready::new_raw(self.channel.as_fd().as_raw_fd(), EventSet::IN)) {
+            self.latch.raise(StopCause::Internal, format!("the control socket: {e}"));
+        }
+    }
+}
+
+fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd, String> {
+    let count = fds.len();
+    match <[OwnedFd; 1]>::try_from(fds) {
+        Ok([fd]) => Ok(fd),
+        Err(_) => Err(format!("{count} descriptors instead of 1")),
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,157 @@
+//! The first message: what the VM is made of, with its descriptors in their places.
+
+use std::{fs::File, io, os::fd::OwnedFd};
+
+use ampoule_vmm_api::{
+    Channel, ChannelError, Request, VmConfig,
+    config::{MAX_BOOT_STREAMS, MAX_DISKS, MAX_VCPUS, MIN_MEMORY_MIB},
+};
+use rustix::event::{PollFd, PollFlags, poll};
+
+/// Context ids below this are the hypervisor's, the host's, or reserved (virtio 1.2, 5.10.4).
+const FIRST_GUEST_CID: u32 = 3;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    #[error("the control socket")]
+    Channel(#[from] ChannelError),
+    #[error("waiting on the control socket")]
+    Wait(#[from] io::Error),
+    #[error("the first request is not Boot")]
+    NotBoot,
+    #[error("{given} descriptors came with the boot request instead of {needed}")]
+    Descriptors { given: usize, needed: usize },
+    #[error("{what} is {value}, which is not between {min} and {max}")]
+    Range { what: &'static str, value: u64, min: u64, max: u64 },
+}
+
+/// A boot request that makes sense.
+#[derive(Debug)]
+pub struct BootRequest {
+    pub config: VmConfig,
+    pub kvm: OwnedFd,
+    pub kernel: File,
+    pub console: OwnedFd,
+    /// One for each of `config.disks`.
+    pub disks: Vec<OwnedFd>,
+    /// One for each of `config.listen`.
+    pub streams: Vec<OwnedFd>,
+}
+
+/// Waits for the boot request; the end of the shim ends the wait.
+pub fn receive(channel: &Channel) -> Result<BootRequest, RequestError> {
+    loop {
+        match channel.recv() {
+            Ok((Request::Boot(config), fds)) => return BootRequest::new(config, fds),
+            Ok(_) => return Err(RequestError::NotBoot),
+            Err(e) if e.would_block() => {
+                poll(&mut [PollFd::new(channel, PollFlags::IN)], None).map_err(io::Error::from)?;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+impl BootRequest {
+    fn new(config: VmConfig, fds: Vec<OwnedFd>) -> Result<Self, RequestError> {
+        check(&config)?;
+        let (given, needed) = (fds.len(), 3 + config.disks.len() + config.listen.len());
+        let mut fds = fds.into_iter();
+        let (Some(kvm), Some(kernel), Some(console), true) =
+            (fds.next(), fds.next(), fds.next(), given == needed)
+        else {
+            return Err(RequestError::Descriptors { given, needed });
+        };
+        let disks = fds.by_ref().take(config.disks.len()).collect();
+        Ok(Self { kvm, kernel: kernel.into(), console, disks, streams: fds.collect(), config })
+    }
+}
+
+fn check(config: &VmConfig) -> Result<(), RequestError> {
+    let disks = config.disks.len() as u64 + u64::from(config.spare_disks);
+    for (what, value, min, max) in [
+        ("the number of vCPUs", config.vcpus.into(), 1, MAX_VCPUS.into()),
+        (
+            "guest memory in MiB",
+            config.memory_mib.into(),
+            MIN_MEMORY_MIB.into(),
+            u64::from(u32::MAX),
+        ),
+        ("the number of disks", disks, 1, MAX_DISKS as u64),
+        ("the number of streams", config.listen.len() as u64, 0, MAX_BOOT_STREAMS as u64),
+        (
+            "the guest's context id",
+            config.guest_cid.into(),
+            FIRST_GUEST_CID.into(),
+            u64::from(u32::MAX - 1),
+        ),
+    ] {
+        if !(min..=max).contains(&value) {
+            return Err(RequestError::Range { what, value, min, max });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use ampoule_vmm_api::DiskConfig;
+
+    use super::*;
+
+    fn config() -> VmConfig {
+        VmConfig {
+            vcpus: 1,
+            memory_mib: 128,
+            cmdline: String::new(),
+            disks: vec![DiskConfig { id: "root".into(), read_only: true }],
+            spare_disks: 0,
+            guest_cid: 3,
+            listen: vec![1024],
+        }
+    }
+
+    fn send(config: VmConfig, descriptors: usize) -> Result<BootRequest, RequestError> {
+        let (shim, vmm) = Channel::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        shim.send(&Request::Boot(config), &vec![file.as_fd(); descriptors]).unwrap();
+        receive(&vmm)
+    }
+
+    #[test]
+    fn descriptors_find_their_places() {
+        let request = send(config(), 5).unwrap();
+        assert_eq!((request.disks.len(), request.streams.len()), (1, 1));
+        for wrong in [0, 2, 3, 4, 6] {
+            let error = send(config(), wrong).unwrap_err();
+            assert!(matches!(error, RequestError::Descriptors { needed: 5, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn impossible_machines_are_refused() {
+        let bad = |change: fn(&mut VmConfig)| {
+            let mut config = config();
+            change(&mut config);
+            send(config, 5).unwrap_err().to_string()
+        };
+        assert!(bad(|c| c.vcpus = 0).contains("vCPUs is 0"));
+        assert!(bad(|c| c.vcpus = 17).contains("vCPUs is 17"));
+        assert!(bad(|c| c.memory_mib = 1).contains("memory"));
+        assert!(bad(|c| c.disks.clear()).contains("disks"));
+        assert!(bad(|c| c.spare_disks = 16).contains("disks is 17"));
+        assert!(bad(|c| c.guest_cid = 2).contains("context id"));
+        assert!(bad(|c| c.listen = vec![1; 17]).contains("streams"));
+    }
+
+    #[test]
+    fn only_boot_comes_first() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        shim.send(&Request::Stop, &[]).unwrap();
+        assert!(matches!(receive(&vmm), Err(RequestError::NotBoot)));
+        drop(shim);
+        assert!(matches!(receive(&vmm), Err(RequestError::Channel(ChannelError::Closed))));
+    }
+}

@@ -1,0 +1,262 @@
+//! System call filters, one for each kind of thread. What is not listed kills the process: there is no
+//! `open`, `socket`, `connect`, `execve`, `fork` or `clone` in here, and no memory becomes executable.
+
+use std::collections::BTreeMap;
+
+use libc::*;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp,
+    SeccompCondition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
+};
+
+/// KVM_RUN, `_IO(0xae, 0x80)`.
+const KVM_RUN: u32 = 0xae80;
+/// KVM_GET_REGS, `_IOR(0xae, 0x81, struct kvm_regs)`.
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+/// `_IO(0x12, 119)`.
+const BLKDISCARD: u32 = 0x1277;
+/// `_IO(0x12, 127)`.
+const BLKZEROOUT: u32 = 0x127f;
+/// `_IOR(0x12, 114, size_t)`.
+const BLKGETSIZE64: u32 = 0x8008_1272;
+
+/// A compiled filter.
+#[derive(Debug)]
+pub struct Filter(BpfProgram);
+
+#[derive(Debug, thiserror::Error)]
+pub enum SeccompError {
+    #[error("a system call filter cannot be compiled")]
+    Compile(#[from] BackendError),
+    #[error("the kernel refused a system call filter")]
+    Install(#[from] seccompiler::Error),
+}
+
+/// One system call, and what its arguments must be.
+type Rule = (c_long, Arguments);
+
+#[derive(Clone, Copy)]
+enum Arguments {
+    Any,
+    /// The argument of this index is one of these values.
+    OneOf(u8, &'static [u32]),
+    /// The argument of this index has none of these bits.
+    Without(u8, u32),
+}
+use Arguments::*;
+
+/// What any thread needs to live, to use the heap and to end.
+const COMMON: &[Rule] = &[
+    // Locks between threads, joins, channels.
+    (SYS_futex, Any),
+    // Heap. Never executable.
+    (SYS_brk, Any),
+    (SYS_mmap, Without(2, PROT_EXEC as u32)),
+    (SYS_mprotect, Without(2, PROT_EXEC as u32)),
+    (SYS_mremap, Any),
+    (SYS_munmap, Any),
+    // The allocator, and a thread's stack when it ends.
+    (SYS_madvise, OneOf(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
+    // Device work done on a vCPU's thread or the main one: eventfds to KVM and back.
+    (SYS_read, Any),
+    (SYS_write, Any),
+    (SYS_close, Any),
+    // The standard library's check, in debug builds, that what it closes is open; a new disk's access mode.
+    (SYS_fcntl, OneOf(1, &[F_GETFD as u32, F_GETFL as u32])),
+    // Events to the shim.
+    (SYS_sendmsg, Any),
+    // Watching a device's descriptors changes with its activation and reset.
+    (SYS_epoll_ctl, Any),
+    // Time stamps, where the vDSO cannot answer.
+    (SYS_clock_gettime, Any),
+    // Return from the kick's signal handler; blocking signals while a thread ends.
+    (SYS_rt_sigreturn, Any),
+    (SYS_rt_sigprocmask, Any),
+    (SYS_sigaltstack, Any),
+    (SYS_sched_yield, Any),
+    (SYS_exit, Any),
+    (SYS_exit_group, Any),
+    // abort() after a panic: ends with SIGABRT and its message on stderr.
+    (SYS_getpid, Any),
+    (SYS_gettid, Any),
+    (SYS_tgkill, Any),
+];
+
+/// vCPU threads: the guest runs, and accesses to device registers are answered.
+const VCPU: &[Rule] = &[
+    // Run the guest; say where it was when KVM could not go on.
+    (SYS_ioctl, OneOf(1, &[KVM_RUN, KVM_GET_REGS])),
+];
+
+/// The main thread: control socket and devices.
+const MAIN: &[Rule] = &[
+    // The event loop, and vsock's own set of streams.
+    (SYS_epoll_wait, Any),
+    (SYS_epoll_pwait, Any),
+    // Room for the last message.
+    (SYS_poll, Any),
+    (SYS_ppoll, Any),
+    // Requests with their descriptors; vsock streams.
+    (SYS_recvmsg, Any),
+    (SYS_shutdown, Any),
+    // Disks.
+    (SYS_pread64, Any),
+    (SYS_preadv, Any),
+    (SYS_pwrite64, Any),
+    (SYS_pwritev, Any),
+    (SYS_fdatasync, Any),
+    (SYS_fallocate, Any),
+    (SYS_ioctl, OneOf(1, &[BLKDISCARD, BLKZEROOUT, BLKGETSIZE64])),
+    // A disk being attached: its kind, size and access mode.
+    (SYS_fstat, Any),
+    (SYS_newfstatat, Any),
+    (SYS_lseek, Any),
+    // virtio-rng, and the seeds of hash maps.
+    (SYS_getrandom, Any),
+    // Goes on with a wait that a signal interrupted.
+    (SYS_restart_syscall, Any),
+];
+
+impl Filter {
+    /// The filter of vCPU threads.
+    pub fn vcpu() -> Result<Self, SeccompError> {
+        Self::compile(&[COMMON, VCPU])
+    }
+
+    /// The filter of the main thread.
+    pub fn main() -> Result<Self, SeccompError> {
+        Self::compile(&[COMMON, MAIN])
+    }
+
+    /// Puts the filter on the calling thread, for good.
+    pub fn install(&self) -> Result<(), SeccompError> {
+        Ok(apply_filter(&self.0)?)
+    }
+
+    fn compile(lists: &[&[Rule]]) -> Result<Self, SeccompError> {
+        let mut rules = BTreeMap::new();
+        for (syscall, arguments) in lists.iter().copied().flatten() {
+            rules.insert(*syscall, arguments.rules()?);
+        }
+        let filter = SeccompFilter::new(
+            rules,
+            SeccompAction::KillProcess,
+            SeccompAction::Allow,
+            TargetArch::x86_64,
+        )?;
+        Ok(Self(filter.try_into()?))
+    }
+}
+
+impl Arguments {
+    /// An empty list allows whatever the arguments are; else one rule must match.
+    fn rules(&self) -> Result<Vec<SeccompRule>, BackendError> {
+        let rule = |index, op, value: u32| {
+            SeccompRule::new(vec![SeccompCondition::new(index, Dword, op, value.into())?])
+        };
+        match *self {
+            Any => Ok(vec![]),
+            OneOf(index, values) => {
+                values.iter().map(|&value| rule(index, SeccompCmpOp::Eq, value)).collect()
+            }
+            Without(index, bits) => Ok(vec![rule(index, SeccompCmpOp::MaskedEq(bits.into()), 0)?]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What no thread may ever do.
+    const FORBIDDEN: [c_long; 20] = [
+        SYS_open,
+        SYS_openat,
+        SYS_openat2,
+        SYS_creat,
+        SYS_socket,
+        SYS_socketpair,
+        SYS_connect,
+        SYS_bind,
+        SYS_execve,
+        SYS_execveat,
+        SYS_fork,
+        SYS_vfork,
+        SYS_clone,
+        SYS_clone3,
+        SYS_ptrace,
+        SYS_mount,
+        SYS_unshare,
+        SYS_setns,
+        SYS_prctl,
+        SYS_io_uring_setup,
+    ];
+
+    #[test]
+    fn the_filters_compile_and_leave_the_dangerous_calls_out() {
+        for lists in [[COMMON, VCPU], [COMMON, MAIN]] {
+            assert!(!Filter::compile(&lists).unwrap().0.is_empty());
+            let mut allowed: Vec<_> =
+                lists.concat().into_iter().map(|(syscall, _)| syscall).collect();
+            assert!(FORBIDDEN.iter().all(|forbidden| !allowed.contains(forbidden)));
+            let count = allowed.len();
+            allowed.sort();
+            allowed.dedup();
+            assert_eq!(allowed.len(), count, "a second rule for a call would replace the first");
+        }
+    }
+
+    /// Runs `act` in a child process under a filter; returns the signal that killed it, or 0.
+    fn under(filter: &Filter, act: fn()) -> i32 {
+        // SAFETY: the child calls only what is written here and leaves by _exit.
+        unsafe {
+            let pid = fork();
+            if pid == 0 {
+                if filter.install().is_err() {
+                    _exit(1);
+                }
+                act();
+                syscall(SYS_exit_group, 0);
+            }
+            let mut status = 0;
+            waitpid(pid, &mut status, 0);
+            assert!(
+                WIFSIGNALED(status) || WEXITSTATUS(status) == 0,
+                "the filter was not installed"
+            );
+            if WIFSIGNALED(status) { WTERMSIG(status) } else { 0 }
+        }
+    }
+
+    #[test]
+    fn forbidden_calls_and_arguments_kill() {
+        fn call(number: c_long, arguments: [c_long; 3]) {
+            // SAFETY: system calls that fail or do nothing, in a child made for it.
+            unsafe { syscall(number, arguments[0], arguments[1], arguments[2]) };
+        }
+        let (main, vcpu) = (Filter::main().unwrap(), Filter::vcpu().unwrap());
+        let allowed: [fn(); 4] = [
+            || call(SYS_getpid, [0; 3]),
+            || call(SYS_write, [-1, 0, 0]),
+            || call(SYS_mmap, [0, 0, PROT_READ.into()]),
+            || call(SYS_madvise, [0, 0, MADV_DONTNEED.into()]),
+        ];
+        let forbidden: [fn(); 7] = [
+            || call(SYS_openat, [-1, 0, 0]),
+            || call(SYS_socket, [AF_UNIX.into(), SOCK_STREAM.into(), 0]),
+            || call(SYS_execve, [0; 3]),
+            || call(SYS_clone, [0; 3]),
+            || call(SYS_mmap, [0, 0, (PROT_READ | PROT_EXEC).into()]),
+            || call(SYS_mprotect, [0, 0, PROT_EXEC.into()]),
+            || call(SYS_ioctl, [-1, FIOCLEX as c_long, 0]),
+        ];
+        for filter in [&main, &vcpu] {
+            assert!(allowed.iter().all(|act| under(filter, *act) == 0));
+            assert!(forbidden.iter().all(|act| under(filter, *act) == SIGSYS));
+        }
+        let run: fn() = || call(SYS_ioctl, [-1, KVM_RUN.into(), 0]);
+        assert_eq!((under(&vcpu, run), under(&main, run)), (0, SIGSYS));
+        let receive: fn() = || call(SYS_recvmsg, [-1, 0, 0]);
+        assert_eq!((under(&vcpu, receive), under(&main, receive)), (SIGSYS, 0));
+    }
+}
