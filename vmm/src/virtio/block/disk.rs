@@ -153,3 +153,25 @@ fn size(config: &DiskConfig, backing: &OwnedFd) -> Result<u64, DiskError> {
         _ => Err(DiskError::Type(config.id.clone())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d05_a_flush_storm_costs_one_flush() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 * 1024).unwrap();
+        let config = DiskConfig { id: "d".into(), read_only: false };
+        let mut disk = Disk::new(&config, file.into()).unwrap();
+        let range = Range { sector: 0, sectors: 8 };
+        for _ in 0..2 {
+            assert!(disk.dirty, "a new disk may have been written to before");
+            for _ in 0..100 {
+                assert_eq!(disk.execute(Operation::Flush), Ok(0));
+                assert!(!disk.dirty, "so that the next flush is free");
+            }
+            disk.execute(Operation::Discard(range)).unwrap();
+        }
+    }
+}
