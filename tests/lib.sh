@@ -38,6 +38,17 @@ import_alpine() {
     step "importing Alpine into the image store" "$1" image import "$tar" alpine:3.23 alpine:latest
 }
 
+# images AMPOULE ROOT [NAME...]: the images of the tests in a store of their own.
+images() {
+    local ampoule=$1 root=$2 name tar
+    shift 2
+    [ $# -gt 0 ] || set -- alpine debian mini
+    for name in "$@"; do
+        tar=$(tests/images/"$name".sh)
+        AMPOULE_ROOT=$root step "importing $name" "$ampoule" image import "$tar" "$name"
+    done
+}
+
 # on_kvm AMPOULE COMMAND...: run it here where /dev/kvm is good enough, else in the bed; said in one line.
 on_kvm() {
     local ampoule=$1 why

@@ -1,10 +1,11 @@
 //! Words of the end-to-end tests: they run the staged `ampoule` as a user would.
 //!
 //! - [`ampoule`]: one command line, run to its end within a bound, with what it printed and left behind
-//! - [`image`]: the image store that `tests/run` filled
+//! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
 mod command;
+pub mod sandbox;
 mod skip;
 
 pub use command::{Ampoule, Outcome, ampoule, run};
