@@ -50,17 +50,18 @@ pub enum BootParamsError {
     Memory(#[from] GuestMemoryError),
 }
 
-/// The command line: the base, the caller's `extra` words, one `virtio_mmio.device` for each device.
+/// The command line: the base, one `virtio_mmio.device` for each device, then the caller's `extra` words, which
+/// may override what came before and end in `--` with arguments for PID 1.
 pub fn cmdline(extra: &str, devices: usize) -> Result<Cmdline, BootParamsError> {
     let mut cmdline = Cmdline::new(CMDLINE_SIZE)?;
     for word in BASE_CMDLINE {
         cmdline.insert_str(word)?;
     }
-    if !extra.trim().is_empty() {
-        cmdline.insert_str(extra)?;
-    }
     for (base, irq) in (0..devices).map(device_slot) {
         cmdline.add_virtio_mmio_device(VIRTIO_MMIO_SIZE, base, irq, None)?;
+    }
+    if !extra.trim().is_empty() {
+        cmdline.insert_str(extra)?;
     }
     Ok(cmdline)
 }
@@ -114,7 +115,7 @@ mod tests {
         let text = text.to_str().unwrap();
         assert!(text.starts_with("console=ttyS0 "));
         assert!(text.ends_with(
-            " quiet panic=1 virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
+            " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 quiet panic=1"
         ));
     }
 

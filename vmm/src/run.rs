@@ -1,7 +1,12 @@
-//! The VMM from first to last: take the boot request, build, confine, run, stop. There is one way out,
+//! The VMM from first to last: confine, take the boot request, build, run, stop. There is one way out,
 //! [`finish`], and it is taken whatever happens.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    io::{self, Write},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use ampoule_vmm_api::{Channel, ChannelError, Event, StopCause};
 
@@ -39,10 +44,14 @@ pub fn run(control: OwnedFd, process_ns: u64) -> u8 {
     finish(&stop, &reports)
 }
 
-/// Confines the process, then builds the VM.
+/// Confines the process, takes the boot request, builds the VM.
 fn start(reports: &Reports, process_ns: u64) -> Result<Vm, Stop> {
     let failed = |detail| Stop { cause: StopCause::BootFailed, detail };
-    confine::enter().map_err(|e| failed(describe(&e)))?;
+    let missing = confine::enter().map_err(|e| failed(describe(&e)))?;
+    if !missing.is_empty() {
+        // Standard error may be closed; that must not be the end.
+        let _ = writeln!(io::stderr(), "ampoule-vmm: not permitted here: {}", missing.join(", "));
+    }
     let request = request::receive(&reports.channel).map_err(|e| match e {
         RequestError::Channel(ChannelError::Closed) => {
             Stop { cause: StopCause::ShimGone, detail: String::new() }
