@@ -1,1 +1,39 @@
-//! The sandbox on the host.
+//! The sandbox on the host. In reading order:
+//!
+//! - [`cli`], [`commands`]: the `ampoule` command line, one file for each verb
+//! - [`run_spec`], [`capabilities`], [`seccomp`]: an image and options become an OCI runtime spec
+//! - [`spec`]: the OCI spec becomes the guest's
+//! - [`image`]: the image store: names, OCI layouts and folders become one EROFS file each
+//! - [`rootfs`]: a root file system as disks
+//! - [`sandbox`]: one VM and the containers in it, owned by one task
+//! - [`vm`], [`kvm`]: the VMM process and its control socket; `/dev/kvm`
+//! - [`agent`]: the guest agent's calls
+//! - [`stdio`], [`terminal`], [`signals`]: the user's end of a workload
+//! - [`timings`], [`clock`]: the spans of a run
+//! - [`check`]: whether this host can run sandboxes
+//! - [`paths`], [`name`], [`id`]: where things are, and what they are called
+//! - [`error`], [`text`]: what is printed when something is wrong
+
+pub mod agent;
+pub mod capabilities;
+pub mod check;
+pub mod cli;
+pub mod clock;
+pub mod commands;
+pub mod error;
+pub mod id;
+pub mod image;
+pub mod kvm;
+pub mod name;
+pub mod paths;
+pub mod rootfs;
+pub mod run_spec;
+pub mod sandbox;
+pub mod seccomp;
+pub mod signals;
+pub mod spec;
+pub mod stdio;
+pub mod terminal;
+pub mod text;
+pub mod timings;
+pub mod vm;

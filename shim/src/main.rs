@@ -1,1 +1,26 @@
-fn main() {}
+//! The `ampoule` program.
+
+use std::process::ExitCode;
+
+use ampoule_shim::{
+    cli::Cli,
+    commands::{FAILURE, dispatch},
+    timings::Timings,
+};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let timings = Timings::begin();
+    let filter = EnvFilter::try_from_env("AMPOULE_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Cli::try_parse() {
+        Ok(cli) => dispatch(cli, timings).into(),
+        Err(error) => {
+            // Help and the version are "errors" that go to standard output.
+            let wanted = !error.use_stderr();
+            let _ = error.print();
+            if wanted { ExitCode::SUCCESS } else { FAILURE.into() }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The guest agent as the shim calls it: one ttrpc connection over the stream the agent dials at boot.
+//!
+//! Every call has a limit; only [`Agent::wait`] has none and ends with the connection. The agent's answers are
+//! data of a guest: texts are escaped and shortened, numbers are bounded, and nothing on the host is decided
+//! from them but the end of a process.
+
+use std::{future::Future, time::Duration};
+
+use ampoule_agent_api::{
+    agent::{
+        ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse,
+        PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest, StartResponse,
+        StatsResponse, WaitResponse,
+    },
+    agent_ttrpc::AgentClient,
+};
+use tokio::{net::UnixStream, time::Instant};
+pub use ttrpc::Code;
+use ttrpc::{
+    r#async::{Client, transport::Socket},
+    context::{self, Context},
+};
+
+use crate::text::one_line;
+
+/// For what takes the guest microseconds when it is well.
+const QUICK: Duration = Duration::from_secs(10);
+/// For what mounts file systems.
+const SLOW: Duration = Duration::from_secs(30);
+/// Most characters of an agent's error that are passed on.
+const ERROR_LENGTH: usize = 1000;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("{call}: {message}")]
+    Refused { call: String, code: Code, message: String },
+    #[error("{call}: the agent did not answer within {} s", limit.as_secs_f32())]
+    Timeout { call: String, limit: Duration },
+    #[error("{call}: the connection to the agent broke")]
+    Disconnected { call: String },
+}
+
+type Result<T> = std::result::Result<T, AgentError>;
+
+/// A client; clones share the connection.
+#[derive(Clone)]
+pub struct Agent(AgentClient);
+
+impl Agent {
+    /// On the stream that the VMM splices to the agent. May be called, and used, before the agent is there.
+    pub fn new(stream: UnixStream) -> Self {
+        Self(AgentClient::new(Client::new(Socket::from(stream))))
+    }
+
+    /// Says hello; the answer is the agent's readiness.
+    ///
+    /// The guest's clock is left alone: kvm-clock gave the kernel the time when it booted, and the time sent
+    /// here would be old by as long as the boot takes.
+    pub async fn hello(&self, hostname: &str, limit: Duration) -> Result<HelloResponse> {
+        let request = HelloRequest { hostname: hostname.into(), ..Default::default() };
+        bounded("hello", limit, |ctx| self.0.hello(ctx, &request)).await
+    }
+
+    /// Returns the process's PID in the guest.
+    pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<u32> {
+        let call = format!("create container {}", request.container_id);
+        Ok(bounded(call, SLOW, |ctx| self.0.create_container(ctx, request)).await?.pid)
+    }
+
+    /// Returns the process's PID in the guest.
+    pub async fn create_exec(&self, request: &CreateExecRequest) -> Result<u32> {
+        let call = format!("create exec {}", request.exec_id);
+        Ok(bounded(call, SLOW, |ctx| self.0.create_exec(ctx, request)).await?.pid)
+    }
+
+    pub async fn start(&self, process: &ProcessRequest) -> Result<StartResponse> {
+        bounded(named("start", process), SLOW, |ctx| self.0.start(ctx, process)).await
+    }
+
+    pub async fn signal(&self, process: &ProcessRequest, signal: u32, all: bool) -> Result<()> {
+        let request = SignalRequest {
+            container_id: process.container_id.clone(),
+            exec_id: process.exec_id.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        bounded(named("signal", process), QUICK, |ctx| self.0.signal(ctx, &request)).await?;
+        Ok(())
+    }
+
+    /// Answers when the process has ended. Without a limit: it ends with the VM at the latest.
+    pub async fn wait(&self, process: &ProcessRequest) -> Result<WaitResponse> {
+        let answer = self.0.wait(Context::default(), process).await;
+        answer.map_err(|e| failed(named("wait", process), Duration::ZERO, e))
+    }
+
+    pub async fn resize(&self, process: &ProcessRequest, width: u16, height: u16) -> Result<()> {
+        let request = ResizePtyRequest {
+            container_id: process.container_id.clone(),
+            exec_id: process.exec_id.clone(),
+            width: width.into(),
+            height: height.into(),
+            ..Default::default()
+        };
+        bounded(named("resize", process), QUICK, |ctx| self.0.resize_pty(ctx, &request)).await?;
+        Ok(())
+    }
+
+    pub async fn close_stdin(&self, process: &ProcessRequest) -> Result<()> {
+        bounded(named("close stdin", process), QUICK, |ctx| self.0.close_stdin(ctx, process))
+            .await?;
+        Ok(())
+    }
+
+    pub async fn pids(&self, container: &str) -> Result<PidsResponse> {
+        let request = container_request(container);
+        bounded(format!("pids {container}"), QUICK, |ctx| self.0.pids(ctx, &request)).await
+    }
+
+    pub async fn stats(&self, container: &str) -> Result<StatsResponse> {
+        let request = container_request(container);
+        bounded(format!("stats {container}"), QUICK, |ctx| self.0.stats(ctx, &request)).await
+    }
+
+    pub async fn pause(&self, container: &str) -> Result<()> {
+        let request = container_request(container);
+        bounded(format!("pause {container}"), QUICK, |ctx| self.0.pause(ctx, &request)).await?;
+        Ok(())
+    }
+
+    pub async fn resume(&self, container: &str) -> Result<()> {
+        let request = container_request(container);
+        bounded(format!("resume {container}"), QUICK, |ctx| self.0.resume(ctx, &request)).await?;
+        Ok(())
+    }
+
+    pub async fn delete(&self, process: &ProcessRequest) -> Result<()> {
+        bounded(named("delete", process), SLOW, |ctx| self.0.delete(ctx, process)).await?;
+        Ok(())
+    }
+}
+
+fn container_request(container: &str) -> ContainerRequest {
+    ContainerRequest { container_id: container.into(), ..Default::default() }
+}
+
+fn named(call: &str, process: &ProcessRequest) -> String {
+    let id = if process.exec_id.is_empty() { &process.container_id } else { &process.exec_id };
+    format!("{call} {id}")
+}
+
+/// One call under a limit, which the agent is told too.
+async fn bounded<T, F>(
+    call: impl Into<String>,
+    limit: Duration,
+    make: impl FnOnce(Context) -> F,
+) -> Result<T>
+where
+    F: Future<Output = ttrpc::Result<T>>,
+{
+    let began = Instant::now();
+    match tokio::time::timeout(limit, make(context::with_duration(limit))).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // ttrpc keeps the limit too, and its error for that has no type.
+        Ok(Err(error))
+            if matches!(error, ttrpc::Error::RpcStatus(_)) || began.elapsed() < limit =>
+        {
+            Err(failed(call.into(), limit, error))
+        }
+        _ => Err(AgentError::Timeout { call: call.into(), limit }),
+    }
+}
+
+fn failed(call: String, limit: Duration, error: ttrpc::Error) -> AgentError {
+    match error {
+        ttrpc::Error::RpcStatus(status) if status.code() == Code::DEADLINE_EXCEEDED => {
+            AgentError::Timeout { call, limit }
+        }
+        ttrpc::Error::RpcStatus(status) => AgentError::Refused {
+            call,
+            code: status.code(),
+            message: one_line(status.message(), ERROR_LENGTH),
+        },
+        _ => AgentError::Disconnected { call },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_agent_is_a_timeout_and_a_gone_one_a_broken_connection() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let agent = Agent::new(ours);
+        let error = agent.hello("x", Duration::from_millis(20)).await.unwrap_err();
+        assert!(matches!(error, AgentError::Timeout { .. }), "{error}");
+        let waiting = tokio::spawn({
+            let agent = agent.clone();
+            async move { agent.wait(&ProcessRequest::new()).await }
+        });
+        tokio::task::yield_now().await;
+        drop(theirs);
+        let error = waiting.await.unwrap().unwrap_err();
+        assert!(matches!(error, AgentError::Disconnected { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_agents_error_is_one_escaped_line() {
+        let status =
+            ttrpc::get_status(Code::NOT_FOUND, "mount: /dev/vdb:\x1b[2J\nInvalid argument");
+        let error = failed("create container x".into(), QUICK, ttrpc::Error::RpcStatus(status));
+        assert_eq!(
+            error.to_string(),
+            "create container x: mount: /dev/vdb:\\u{1b}[2J; Invalid argument"
+        );
+    }
+}

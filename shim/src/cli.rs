@@ -1,0 +1,213 @@
+//! The command line.
+
+mod values;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{id::Id, paths::Paths, timings::Format};
+pub use values::{Cpus, Memory};
+
+const ABOUT: &str = "Runs every container in a virtual machine of its own";
+
+const FILES: &str = "\
+Files and environment:
+  PREFIX/bin/ampoule-vmm                AMPOULE_VMM     the VM process
+  PREFIX/share/ampoule/vmlinux          AMPOULE_KERNEL  the guest kernel (or --kernel)
+  PREFIX/share/ampoule/guest.erofs      AMPOULE_GUEST   the guest image (or --guest-image)
+  /var/lib/ampoule, or for ordinary users ~/.local/share/ampoule
+                                        AMPOULE_ROOT    the image store
+  AMPOULE_LOG                           what is logged to stderr: error, warn, info, debug [default: error]
+
+PREFIX is the folder above the one `ampoule` lies in.";
+
+/// Everything.
+#[derive(Debug, Parser)]
+#[command(name = "ampoule", version, about = ABOUT, after_help = FILES, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Guest kernel, an ELF64 vmlinux [default: PREFIX/share/ampoule/vmlinux]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Guest image with the agent [default: PREFIX/share/ampoule/guest.erofs]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub guest_image: Option<PathBuf>,
+}
+
+impl Global {
+    /// What the flags say wins over the environment.
+    pub fn over(&self, mut paths: Paths) -> Paths {
+        if let Some(kernel) = &self.kernel {
+            paths.kernel.clone_from(kernel);
+        }
+        if let Some(guest) = &self.guest_image {
+            paths.guest.clone_from(guest);
+        }
+        paths
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a new container in its own VM
+    #[command(after_help = RUN_HELP)]
+    Run(Box<RunArgs>),
+    /// Put images into the store
+    Image(ImageArgs),
+    /// List the images in the store
+    Images(ImagesArgs),
+    /// Tell whether this host can run sandboxes, and why not
+    #[command(after_help = CHECK_HELP)]
+    Check(CheckArgs),
+    /// Print the versions of ampoule and its parts
+    Version,
+}
+
+const RUN_HELP: &str = "\
+IMAGE is a name in the image store (see `ampoule images`), or
+  oci:DIR[:TAG]   an OCI layout
+  dir:PATH        a folder that holds a root file system
+  tar:FILE        a tar of a root file system
+
+Examples:
+  ampoule run alpine -- uname -r
+  ampoule run -it alpine
+  echo hello | ampoule run -i alpine -- tr a-z A-Z
+  ampoule run --memory 1g --cpus 2 -e LANG=C -w /tmp dir:/srv/rootfs -- make
+
+The network is not there yet: a sandbox has loopback only. What a container writes is thrown away with it.
+
+The exit code is the command's, 128 + N if signal N killed it, and
+  125  ampoule itself failed: bad options, unknown image, no KVM, the guest did not boot
+  126  the command cannot be executed
+  127  the command was not found
+  137  also: the memory limit killed it, or the VM died; stderr says which
+
+SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1 and SIGUSR2 are passed on to the command. If it ignores three
+SIGINT or SIGTERM, the third ends the sandbox.";
+
+/// `ampoule run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Connect stdin to the command [default: it reads an empty file]
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal; stdin must be one if -i is given
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable; NAME alone takes its value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Folder the command starts in [default: the image's, else /]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User to run as, by name or number [default: the image's, else root]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Name and host name of the sandbox; only one of a name runs at a time [default: random]
+    #[arg(long)]
+    pub name: Option<Id>,
+    /// Memory the container may use, in bytes or with k, m, g; the VM has some more for its kernel
+    #[arg(short, long, value_name = "SIZE", default_value = "512m")]
+    pub memory: Memory,
+    /// CPUs; the VM has this many, rounded up, and the container a quota if it is not whole
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub cpus: Cpus,
+    /// Most processes and threads at a time; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub pids_limit: u32,
+    /// Make the root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Room for what the container writes to its root file system
+    #[arg(long, value_name = "SIZE", default_value = "8g")]
+    pub scratch_size: Memory,
+    /// Longest time in seconds the VM may take to boot
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
+    pub boot_timeout: u16,
+    /// Print when what happened, from start to first output, to stderr at the end
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub timings: Option<Format>,
+    /// Image, and the command to run instead of the image's own
+    #[arg(value_names = ["IMAGE", "[--] COMMAND"], required = true, trailing_var_arg = true, allow_hyphen_values = false)]
+    pub words: Vec<String>,
+}
+
+impl RunArgs {
+    pub fn image(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    /// The words after the image, without the `--` that may come first.
+    pub fn command(&self) -> &[String] {
+        match self.words.get(1..) {
+            Some([first, rest @ ..]) if first == "--" => rest,
+            Some(all) => all,
+            None => &[],
+        }
+    }
+}
+
+/// `ampoule image`
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Put an image into the store, under one or more names
+    #[command(after_help = IMPORT_HELP)]
+    Import(ImportArgs),
+}
+
+const IMPORT_HELP: &str = "\
+SOURCE is an OCI layout (oci:DIR[:TAG] or a folder with one), a folder that holds a root file system (dir:PATH),
+or a tar file of either. A name without a tag gets `latest`.
+
+Examples:
+  ampoule image import oci:./alpine:3.23 alpine:3.23 alpine:latest
+  ampoule image import rootfs.tar.gz mine";
+
+/// `ampoule image import`
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    pub source: String,
+    /// Names to give it
+    pub names: Vec<String>,
+}
+
+/// `ampoule images`
+#[derive(Debug, Args)]
+pub struct ImagesArgs {
+    /// Print names only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+const CHECK_HELP: &str = "\
+Exit code 0 if everything is there, 1 if not. `ampoule check --kvm -q && ...` is for scripts.";
+
+/// `ampoule check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print nothing
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Check /dev/kvm only: that it is there, may be used, and runs guest kernels at full speed
+    #[arg(long)]
+    pub kvm: bool,
+}
+
+#[cfg(test)]
+mod tests;

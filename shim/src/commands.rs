@@ -1,0 +1,40 @@
+//! The verbs of the command line: each a small file that calls the library.
+
+pub mod check;
+pub mod image;
+pub mod run;
+pub mod version;
+
+use crate::{
+    cli::{Cli, Command, ImageCommand},
+    error::report,
+    paths::{Environment, Paths},
+    timings::Timings,
+};
+
+/// Exit code of our own failures, as docker's.
+pub const FAILURE: u8 = 125;
+
+/// Does what the command line says; returns the exit code. Errors have been printed.
+pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
+    let paths = cli.global.over(Paths::new(&Environment::current()));
+    match cli.command {
+        Command::Run(args) => run::run(&args, &paths, timings),
+        Command::Image(args) => match args.command {
+            ImageCommand::Import(args) => done("image import", image::import(&args, &paths)),
+        },
+        Command::Images(args) => done("images", image::list(&args, &paths)),
+        Command::Check(args) => check::check(&args, &paths),
+        Command::Version => version::version(&paths),
+    }
+}
+
+fn done(phase: &str, result: Result<(), impl std::error::Error + 'static>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprint!("{}", report(phase, &error));
+            FAILURE
+        }
+    }
+}

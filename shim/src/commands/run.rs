@@ -1,0 +1,195 @@
+//! `ampoule run`: one container in a sandbox of its own, in the foreground.
+
+mod supervise;
+
+use std::time::Duration;
+
+use super::FAILURE;
+use crate::{
+    cli::RunArgs,
+    error::report,
+    id::{BadId, Id},
+    image::{Image, ImageError, Reference, Store},
+    name::{HeldName, NameError},
+    paths::Paths,
+    rootfs::{self, Prepared, RootFsError},
+    run_spec::{RunOptions, RunSpecError, hostname, run_spec},
+    sandbox::{
+        ContainerConfig, Created, Exit, ProcessId, Sandbox, SandboxConfig, SandboxError,
+        StartFailure, Stdio,
+    },
+    signals::Signals,
+    terminal,
+    timings::Timings,
+};
+use supervise::Supervised;
+
+/// Why nothing was run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Id(#[from] BadId),
+    #[error(transparent)]
+    Spec(#[from] RunSpecError),
+    #[error(transparent)]
+    RootFs(#[from] RootFsError),
+    #[error("the input is not a terminal: leave out -t, or -i, or run it from one")]
+    NotATerminal,
+    #[error("{0}")]
+    Host(&'static str, #[source] std::io::Error),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A signal came before the workload ran.
+    #[error("interrupted")]
+    Interrupted(i32),
+}
+
+impl RunError {
+    /// The process's exit code, as docker's.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Sandbox(SandboxError::Start { source: StartFailure::NotFound(_), .. }) => 127,
+            Self::Sandbox(SandboxError::Start {
+                source: StartFailure::NotExecutable(_), ..
+            }) => 126,
+            Self::Interrupted(signal) => u8::try_from(128 + signal).unwrap_or(FAILURE),
+            _ => FAILURE,
+        }
+    }
+}
+
+/// Runs, prints what went wrong, and returns the exit code.
+pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run_async(args, paths, &mut timings)),
+        Err(e) => Err(RunError::Host("start the event loop", e)),
+    };
+    let code = match result {
+        Ok(exit) => finish(args, &exit),
+        Err(error) => {
+            if !matches!(error, RunError::Interrupted(_)) {
+                eprint!("{}", report("run", &error));
+            }
+            error.exit_code()
+        }
+    };
+    if let Some(format) = args.timings {
+        eprint!("{}", timings.print(format));
+    }
+    code
+}
+
+async fn run_async(args: &RunArgs, paths: &Paths, timings: &mut Timings) -> Result<Exit, RunError> {
+    if args.tty && args.interactive && !terminal::is_terminal() {
+        return Err(RunError::NotATerminal);
+    }
+    let image = resolve(args, paths)?;
+    let (name, _held) = name(args, paths)?;
+    // From here on signals are ours: what was begun is ended in order.
+    let mut signals = Signals::listen().map_err(|e| RunError::Host("listen for signals", e))?;
+    let (sandbox, process, created) = tokio::select! {
+        biased;
+        prepared = prepare(args, paths, &image, &name, timings) => prepared?,
+        signal = signals.end() => return Err(RunError::Interrupted(signal)),
+    };
+    let supervised = Supervised { sandbox: &sandbox, process: &process, signals: &mut signals };
+    let (exit, first_byte) = supervised.run(args, created).await?;
+    let death = sandbox.shutdown().await;
+    timings.ended(first_byte, death.exits);
+    Ok(exit)
+}
+
+fn resolve(args: &RunArgs, paths: &Paths) -> Result<Image, RunError> {
+    let reference: Reference = args.image().parse().map_err(ImageError::from)?;
+    let store = Store::open(&paths.store)?.with_progress(|line| eprintln!("ampoule: {line}"));
+    Ok(store.resolve(&reference)?)
+}
+
+/// A name given is held against others; a random one needs no lock.
+fn name(args: &RunArgs, paths: &Paths) -> Result<(Id, Option<HeldName>), RunError> {
+    match &args.name {
+        Some(name) => Ok((name.clone(), Some(HeldName::take(&paths.state, name)?))),
+        None => {
+            let name = Id::random().map_err(|e| RunError::Host("draw a random name", e))?;
+            Ok((name, None))
+        }
+    }
+}
+
+/// Boots a sandbox and puts the container into it, parked before its workload.
+async fn prepare(
+    args: &RunArgs,
+    paths: &Paths,
+    image: &Image,
+    name: &Id,
+    timings: &mut Timings,
+) -> Result<(Sandbox, ProcessId, Created), RunError> {
+    let spec = run_spec(&image.config, &options(args, name))?;
+    let scratch = (!args.read_only).then_some(args.scratch_size.0);
+    let Prepared { disks, rootfs } =
+        rootfs::prepare(&image.rootfs, &paths.store.join("scratch"), scratch, 1)?;
+    let (sandbox, _events) = Sandbox::create(SandboxConfig {
+        name: name.clone(),
+        hostname: hostname(name.as_str()).to_string(),
+        vcpus: args.cpus.vcpus(),
+        memory_mib: vm_memory_mib(args.memory.0),
+        vmm: paths.vmm.clone(),
+        kernel: paths.kernel.clone(),
+        guest_image: paths.guest.clone(),
+        disks,
+        spare_disks: 0,
+        cmdline: String::new(),
+        boot_timeout: Duration::from_secs(args.boot_timeout.into()),
+    })
+    .await?;
+    timings.booted(&sandbox.boot_record().await?);
+    let stdio = Stdio { stdin: args.interactive, stdout: true, stderr: !args.tty };
+    let config = ContainerConfig { id: name.clone(), spec, rootfs, stdio };
+    let created = sandbox.create_container(config).await?;
+    Ok((sandbox, ProcessId::init(name.clone()), created))
+}
+
+fn options(args: &RunArgs, name: &Id) -> RunOptions {
+    RunOptions {
+        command: args.command().to_vec(),
+        env: args.env.iter().filter_map(|e| variable(e)).collect(),
+        workdir: args.workdir.clone(),
+        user: args.user.clone(),
+        terminal: args.tty.then(|| terminal::size().unwrap_or((0, 0))),
+        hostname: name.to_string(),
+        memory: args.memory.0,
+        milli_cpus: args.cpus.quota(),
+        pids_limit: args.pids_limit,
+        read_only: args.read_only,
+    }
+}
+
+/// `NAME=value` as it is; `NAME` with the value it has here, nothing if it has none.
+fn variable(text: &str) -> Option<String> {
+    if text.contains('=') {
+        return Some(text.to_string());
+    }
+    std::env::var(text).ok().map(|value| format!("{text}={value}"))
+}
+
+/// RAM of the VM: the container's limit, and for the guest kernel and agent 64 MiB and a sixteenth (its page
+/// tables and page descriptors grow with the memory). So the limit is met in the container, not in the VM.
+fn vm_memory_mib(limit: u64) -> u32 {
+    let mib = limit.div_ceil(1 << 20);
+    u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
+}
+
+/// Says how it ended, where the exit code alone does not.
+fn finish(args: &RunArgs, exit: &Exit) -> u8 {
+    if let Some(death) = exit.death.as_deref().filter(|death| !death.is_orderly()) {
+        eprint!("{}", report("run: sandbox", death));
+    } else if exit.oom && exit.status == 137 {
+        eprintln!("ampoule: run: killed by the memory limit of {} (see --memory)", args.memory);
+    }
+    exit.status
+}

@@ -1,0 +1,143 @@
+//! Where things are: programs and guest files found from where `ampoule` itself lies, and the folders of a
+//! user or of root. Pure: the environment is an argument.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+/// What the environment and the command line say.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// This program's file.
+    pub exe: PathBuf,
+    /// Effective user id.
+    pub uid: u32,
+    pub root: Option<OsString>,
+    pub vmm: Option<OsString>,
+    pub kernel: Option<OsString>,
+    pub guest: Option<OsString>,
+    pub home: Option<OsString>,
+    pub xdg_data: Option<OsString>,
+    pub xdg_runtime: Option<OsString>,
+}
+
+impl Environment {
+    /// Of this process.
+    pub fn current() -> Self {
+        let var = |name| std::env::var_os(name).filter(|v| !v.is_empty());
+        Self {
+            exe: std::env::current_exe().unwrap_or_default(),
+            uid: rustix::process::geteuid().as_raw(),
+            root: var("AMPOULE_ROOT"),
+            vmm: var("AMPOULE_VMM"),
+            kernel: var("AMPOULE_KERNEL"),
+            guest: var("AMPOULE_GUEST"),
+            home: var("HOME"),
+            xdg_data: var("XDG_DATA_HOME"),
+            xdg_runtime: var("XDG_RUNTIME_DIR"),
+        }
+    }
+}
+
+/// Every path of an installation and of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// `PREFIX/bin/ampoule-vmm`
+    pub vmm: PathBuf,
+    /// `PREFIX/share/ampoule/vmlinux`
+    pub kernel: PathBuf,
+    /// `PREFIX/share/ampoule/guest.erofs`
+    pub guest: PathBuf,
+    /// The image store: `/var/lib/ampoule`, or `~/.local/share/ampoule` for an ordinary user.
+    pub store: PathBuf,
+    /// What lives as long as sandboxes do: `/run/ampoule`, or below `XDG_RUNTIME_DIR`.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    /// `PREFIX` is the folder above the one this program lies in. `AMPOULE_VMM`, `AMPOULE_KERNEL` and
+    /// `AMPOULE_GUEST` name single files; `AMPOULE_ROOT` moves the store and, into its `run`, the state.
+    pub fn new(env: &Environment) -> Self {
+        let prefix = env.exe.parent().and_then(Path::parent).unwrap_or(Path::new("/usr/local"));
+        let file = |given: &Option<OsString>, default: &str| {
+            given.as_ref().map_or_else(|| prefix.join(default), PathBuf::from)
+        };
+        let (store, state) = folders(env);
+        Self {
+            vmm: file(&env.vmm, "bin/ampoule-vmm"),
+            kernel: file(&env.kernel, "share/ampoule/vmlinux"),
+            guest: file(&env.guest, "share/ampoule/guest.erofs"),
+            store,
+            state,
+        }
+    }
+}
+
+fn folders(env: &Environment) -> (PathBuf, PathBuf) {
+    if let Some(root) = &env.root {
+        return (root.into(), Path::new(root).join("run"));
+    }
+    if env.uid == 0 {
+        return ("/var/lib/ampoule".into(), "/run/ampoule".into());
+    }
+    let home = env.home.clone().map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+    let data = env.xdg_data.as_ref().map_or_else(|| home.join(".local/share"), PathBuf::from);
+    let runtime = env
+        .xdg_runtime
+        .as_ref()
+        .map_or_else(|| PathBuf::from(format!("/tmp/ampoule-{}", env.uid)), PathBuf::from);
+    (data.join("ampoule"), runtime.join("ampoule"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn installed() -> Environment {
+        Environment { exe: "/usr/local/bin/ampoule".into(), ..Default::default() }
+    }
+
+    #[test]
+    fn files_are_found_from_where_the_program_lies() {
+        let paths = Paths::new(&installed());
+        assert_eq!(paths.vmm, Path::new("/usr/local/bin/ampoule-vmm"));
+        assert_eq!(paths.kernel, Path::new("/usr/local/share/ampoule/vmlinux"));
+        assert_eq!(paths.guest, Path::new("/usr/local/share/ampoule/guest.erofs"));
+    }
+
+    #[test]
+    fn the_environment_names_single_files() {
+        let env = Environment {
+            vmm: Some("/x/vmm".into()),
+            kernel: Some("/x/vmlinux".into()),
+            ..installed()
+        };
+        let paths = Paths::new(&env);
+        assert_eq!(
+            (paths.vmm, paths.kernel, paths.guest),
+            ("/x/vmm".into(), "/x/vmlinux".into(), "/usr/local/share/ampoule/guest.erofs".into())
+        );
+    }
+
+    #[test]
+    fn folders_of_root_of_users_and_of_ampoule_root() {
+        let root = installed();
+        let user = Environment { uid: 1000, home: Some("/home/u".into()), ..installed() };
+        let xdg = Environment {
+            xdg_data: Some("/d".into()),
+            xdg_runtime: Some("/run/user/1000".into()),
+            ..user.clone()
+        };
+        let moved = Environment { root: Some("/r".into()), ..user.clone() };
+        for (env, store, state) in [
+            (root, "/var/lib/ampoule", "/run/ampoule"),
+            (user, "/home/u/.local/share/ampoule", "/tmp/ampoule-1000/ampoule"),
+            (xdg, "/d/ampoule", "/run/user/1000/ampoule"),
+            (moved, "/r", "/r/run"),
+        ] {
+            let paths = Paths::new(&env);
+            assert_eq!((paths.store, paths.state), (store.into(), state.into()));
+        }
+    }
+}

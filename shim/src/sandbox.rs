@@ -1,0 +1,388 @@
+//! A sandbox: one VM and the containers in it.
+//!
+//! ```text
+//!   create()                          shutdown(), or the last handle is dropped
+//!   ┌──────────┐ hello ┌─────────┐ ─────────────────────────▶ ┌──────────┐ VM gone ┌─────────┐
+//!   │ Creating │──────▶│ Running │                            │ Stopping │────────▶│ Stopped │
+//!   └──────────┘       └─────────┘ ──────── the VM dies ─────────────────────────▶ └─────────┘
+//!        └─ fails: the VM is killed, nothing is left
+//! ```
+//!
+//! After [`Sandbox::create`] everything belongs to one task, the [`owner`]: the VM, the table of processes and
+//! the phase. A [`Sandbox`] is a handle that sends it requests; what changes no state (signals, sizes, numbers)
+//! goes to the agent directly. Every end of a process, by its own exit or by the VM's death, is found in one
+//! place and leaves as one [`Event::Exited`].
+
+mod boot;
+mod owner;
+mod table;
+
+use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
+
+use ampoule_agent_api::agent::{PidsResponse, ProcessRequest, StatsResponse};
+use ampoule_vmm_api::Stamps;
+use oci_spec::runtime::{Process, Spec};
+use tokio::{
+    net::UnixStream,
+    sync::{mpsc, oneshot, watch},
+};
+
+use crate::{
+    agent::{Agent, AgentError},
+    id::Id,
+    spec::SpecError,
+    vm::{Death, Disk, VmError},
+};
+use owner::Input;
+pub use table::Refused;
+
+/// What a sandbox is made from.
+#[derive(Debug)]
+pub struct SandboxConfig {
+    pub name: Id,
+    pub hostname: String,
+    /// 1 to [`ampoule_vmm_api::config::MAX_VCPUS`].
+    pub vcpus: u8,
+    /// RAM of the VM in MiB: what its containers may use, and the guest's own share.
+    pub memory_mib: u32,
+    pub vmm: PathBuf,
+    pub kernel: PathBuf,
+    pub guest_image: PathBuf,
+    /// Disks there from boot, in slots 1, 2, ...
+    pub disks: Vec<Disk>,
+    /// Empty slots after those, for [`Sandbox::attach_disk`].
+    pub spare_disks: u8,
+    /// Further words of the guest kernel's command line.
+    pub cmdline: String,
+    /// Longest time from start to the agent's hello.
+    pub boot_timeout: Duration,
+}
+
+/// A process: a container's init, or an exec in it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId {
+    pub container: Id,
+    pub exec: Option<Id>,
+}
+
+impl ProcessId {
+    pub fn init(container: Id) -> Self {
+        Self { container, exec: None }
+    }
+
+    pub fn exec(container: Id, exec: Id) -> Self {
+        Self { container, exec: Some(exec) }
+    }
+
+    fn request(&self) -> ProcessRequest {
+        ProcessRequest {
+            container_id: self.container.to_string(),
+            exec_id: self.exec.as_ref().map(Id::to_string).unwrap_or_default(),
+            ..Default::default()
+        }
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.exec {
+            None => write!(f, "container {}", self.container),
+            Some(exec) => write!(f, "exec {exec} of container {}", self.container),
+        }
+    }
+}
+
+/// A container to be created.
+#[derive(Debug)]
+pub struct ContainerConfig {
+    pub id: Id,
+    /// As the caller has it; [`crate::spec::guest_spec`] makes it the guest's.
+    pub spec: Spec,
+    pub rootfs: RootFs,
+    pub stdio: Stdio,
+}
+
+/// A further process to be created in a container.
+#[derive(Debug)]
+pub struct ExecConfig {
+    pub container: Id,
+    pub id: Id,
+    pub process: Process,
+    pub stdio: Stdio,
+}
+
+/// Where a container's root file system lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootFs {
+    /// Slot of the read-only lower disk.
+    pub lower_slot: u8,
+    /// "erofs" or "ext4".
+    pub lower_type: String,
+    pub upper: Upper,
+}
+
+/// Where writes to a root file system go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upper {
+    /// Nowhere: it is read-only.
+    None,
+    /// To an ext4 scratch disk in this slot.
+    Disk(u8),
+    /// To guest memory.
+    Tmpfs,
+}
+
+/// The streams a process gets; the others are `/dev/null`. With a terminal there is no stderr.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stdio {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// Our ends of a process's streams. Shutting down the write side of `stdin` is the end of its input.
+#[derive(Debug, Default)]
+pub struct Streams {
+    pub stdin: Option<UnixStream>,
+    pub stdout: Option<UnixStream>,
+    pub stderr: Option<UnixStream>,
+}
+
+/// A created process, parked before its workload.
+#[derive(Debug)]
+pub struct Created {
+    /// In the guest's root PID namespace.
+    pub pid: u32,
+    pub streams: Streams,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code, or 128 + signal: 0 to 255.
+    pub status: u8,
+    /// The kernel killed something of the container for its memory limit.
+    pub oom: bool,
+    pub at: SystemTime,
+    /// Set if it ended because its VM did.
+    pub death: Option<Arc<Death>>,
+}
+
+/// What a sandbox tells of itself, in order: for each process create, start, exit, delete; a container's init
+/// exits after all its execs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Created {
+        process: ProcessId,
+        pid: u32,
+    },
+    Started {
+        process: ProcessId,
+        pid: u32,
+    },
+    Paused {
+        container: Id,
+    },
+    Resumed {
+        container: Id,
+    },
+    Oom {
+        container: Id,
+    },
+    Exited {
+        process: ProcessId,
+        pid: u32,
+        exit: Exit,
+    },
+    Deleted {
+        process: ProcessId,
+    },
+    /// The last one.
+    Stopped {
+        death: Arc<Death>,
+    },
+}
+
+/// Why a workload did not start: the command, not the sandbox, is at fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartFailure {
+    /// Exit code 127.
+    #[error("{0}")]
+    NotFound(String),
+    /// Exit code 126.
+    #[error("{0}")]
+    NotExecutable(String),
+}
+
+/// Instants of a boot, CLOCK_MONOTONIC in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootRecord {
+    pub stamps: Stamps,
+    /// Stage marks of the guest and when they were made.
+    pub marks: Vec<(u8, u64)>,
+    /// When the agent's hello was received.
+    pub hello_ns: u64,
+    pub agent_version: String,
+    pub kernel_release: String,
+}
+
+/// What can go wrong with a sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("boot")]
+    Boot(#[source] VmError),
+    #[error("boot")]
+    Died(#[source] Arc<Death>),
+    /// After it was up.
+    #[error("sandbox")]
+    Gone(#[source] Arc<Death>),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("container spec")]
+    Spec(#[from] SpecError),
+    #[error("container spec cannot be written")]
+    Json(#[from] serde_json::Error),
+    #[error("stream or disk")]
+    Vm(#[source] VmError),
+    #[error("disk slot {0}: the VMM did not attach or detach it in time")]
+    Disk(u8),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("start {process}")]
+    Start { process: ProcessId, source: StartFailure },
+}
+
+type Result<T> = std::result::Result<T, SandboxError>;
+type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// A handle; clones speak to the same sandbox. When the last one is dropped, the VM ends.
+#[derive(Clone)]
+pub struct Sandbox {
+    inputs: mpsc::Sender<Input>,
+    agent: Agent,
+    end: watch::Receiver<Option<Arc<Death>>>,
+}
+
+impl Sandbox {
+    /// Boots a VM and waits for its agent. Dropping the future kills the VM.
+    ///
+    /// # Errors
+    /// `Boot` for what the host lacks, `Died` with the guest's console for everything later.
+    pub async fn create(config: SandboxConfig) -> Result<(Self, mpsc::UnboundedReceiver<Event>)> {
+        let booted = boot::boot(config).await?;
+        let agent = booted.agent.clone();
+        let (inputs, queue) = mpsc::channel(32);
+        let (events, listener) = mpsc::unbounded_channel();
+        let (died, end) = watch::channel(None);
+        tokio::spawn(owner::Owner::new(booted, queue, events, died).run());
+        Ok((Self { inputs, agent, end }, listener))
+    }
+
+    /// Prepares a container up to just before its workload.
+    pub async fn create_container(&self, config: ContainerConfig) -> Result<Created> {
+        self.ask(|reply| Input::CreateContainer(Box::new(config), reply)).await
+    }
+
+    /// Prepares a further process of a running container likewise.
+    pub async fn create_exec(&self, config: ExecConfig) -> Result<Created> {
+        self.ask(|reply| Input::CreateExec(Box::new(config), reply)).await
+    }
+
+    /// Lets a created process run its workload.
+    pub async fn start(&self, process: &ProcessId) -> Result<()> {
+        self.ask(|reply| Input::Start(process.clone(), reply)).await
+    }
+
+    /// Waits for the end of a process, also after it, until it is deleted. A dead VM is no error here: it is
+    /// exit status 137.
+    pub async fn wait(&self, process: &ProcessId) -> Result<Exit> {
+        self.ask(|reply| Input::Wait(process.clone(), reply)).await
+    }
+
+    pub async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<()> {
+        self.alive(self.agent.signal(&process.request(), signal, all)).await
+    }
+
+    /// Gives a process's terminal a size in characters.
+    pub async fn resize(&self, process: &ProcessId, width: u16, height: u16) -> Result<()> {
+        self.alive(self.agent.resize(&process.request(), width, height)).await
+    }
+
+    pub async fn close_stdin(&self, process: &ProcessId) -> Result<()> {
+        self.alive(self.agent.close_stdin(&process.request())).await
+    }
+
+    pub async fn stats(&self, container: &Id) -> Result<StatsResponse> {
+        self.alive(self.agent.stats(container.as_str())).await
+    }
+
+    pub async fn pids(&self, container: &Id) -> Result<PidsResponse> {
+        self.alive(self.agent.pids(container.as_str())).await
+    }
+
+    pub async fn pause(&self, container: &Id) -> Result<()> {
+        self.ask(|reply| Input::Freeze(container.clone(), true, reply)).await
+    }
+
+    pub async fn resume(&self, container: &Id) -> Result<()> {
+        self.ask(|reply| Input::Freeze(container.clone(), false, reply)).await
+    }
+
+    /// Forgets an ended process, or a container that ended or never started with all it had.
+    pub async fn delete(&self, process: &ProcessId) -> Result<()> {
+        self.ask(|reply| Input::Delete(process.clone(), reply)).await
+    }
+
+    /// Puts a disk under a free spare slot and returns the slot.
+    pub async fn attach_disk(&self, disk: Disk) -> Result<u8> {
+        self.ask(|reply| Input::AttachDisk(disk, reply)).await
+    }
+
+    pub async fn detach_disk(&self, slot: u8) -> Result<()> {
+        self.ask(|reply| Input::DetachDisk(slot, reply)).await
+    }
+
+    /// The instants of the boot, as far as they are known.
+    pub async fn boot_record(&self) -> Result<BootRecord> {
+        self.ask(Input::BootRecord).await
+    }
+
+    /// Ends the VM and everything in it, and waits until it is gone. What containers wrote to scratch disks is
+    /// thrown away with them, so the guest is not asked to write anything back.
+    pub async fn shutdown(&self) -> Arc<Death> {
+        let _ = self.inputs.send(Input::Shutdown).await;
+        self.ended().await
+    }
+
+    /// Waits for the end of the VM.
+    pub async fn ended(&self) -> Arc<Death> {
+        let mut end = self.end.clone();
+        let death = end.wait_for(Option::is_some).await.ok().and_then(|death| death.clone());
+        death.unwrap_or_else(|| Arc::new(Death::lost()))
+    }
+
+    async fn ask<T>(&self, input: impl FnOnce(Reply<T>) -> Input) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        // Neither failing means anything but that the owner has gone, and it leaves the reason behind.
+        let _ = self.inputs.send(input(reply)).await;
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) => Err(SandboxError::Gone(self.ended().await)),
+        }
+    }
+
+    /// A call to the agent, unless the VM ends first.
+    async fn alive<T>(
+        &self,
+        call: impl Future<Output = std::result::Result<T, AgentError>>,
+    ) -> Result<T> {
+        tokio::select! {
+            biased;
+            answer = call => match answer {
+                Err(AgentError::Disconnected { .. }) => Err(SandboxError::Gone(self.ended().await)),
+                other => Ok(other?),
+            },
+            death = self.ended() => Err(SandboxError::Gone(death)),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The phase `Creating`: from nothing to an agent that has answered.
+
+use std::{sync::Arc, time::Duration};
+
+use ampoule_agent_api::{AGENT_PORT, agent::HelloResponse};
+use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
+
+use super::{BootRecord, SandboxConfig, SandboxError};
+use crate::{
+    agent::{Agent, AgentError},
+    clock,
+    text::one_line,
+    vm::{Cause, Death, Report, Vm, VmSetup},
+};
+
+/// A VM whose agent is ready.
+pub(super) struct Booted {
+    pub vm: Vm,
+    pub agent: Agent,
+    pub record: BootRecord,
+    /// Slots that [`super::Sandbox::attach_disk`] may use.
+    pub spare_slots: Vec<u8>,
+}
+
+/// Boots. The hello is sent at once and waits in the stream until the agent is there: its answer is readiness.
+pub(super) async fn boot(config: SandboxConfig) -> Result<Booted, SandboxError> {
+    let first_spare = 1 + config.disks.len();
+    let last = (first_spare + usize::from(config.spare_disks)).min(MAX_DISKS);
+    let spare_slots = (first_spare..last).filter_map(|slot| slot.try_into().ok()).collect();
+    let (hostname, limit) = (config.hostname.clone(), config.boot_timeout);
+    let (mut vm, streams) = Vm::boot(setup(config)).map_err(SandboxError::Boot)?;
+    let stream = streams.into_iter().next().ok_or(SandboxError::Died(Arc::new(Death::lost())))?;
+    let agent = Agent::new(stream);
+    let record = hello(&mut vm, &agent, &hostname, limit).await?;
+    Ok(Booted { vm, agent, record, spare_slots })
+}
+
+async fn hello(
+    vm: &mut Vm,
+    agent: &Agent,
+    hostname: &str,
+    limit: Duration,
+) -> Result<BootRecord, SandboxError> {
+    let mut record = BootRecord::default();
+    let hello = agent.hello(hostname, limit);
+    tokio::pin!(hello);
+    let mut answered = false;
+    loop {
+        tokio::select! {
+            biased;
+            report = vm.next() => match report {
+                Report::Event(event) => record.note(&event),
+                Report::Died(death) => return Err(SandboxError::Died(death.into())),
+            },
+            answer = &mut hello, if !answered => {
+                answered = true;
+                match answer {
+                    Ok(answer) => return Ok(record.greeted(&answer)),
+                    Err(error) => give_up(vm, error, limit),
+                }
+            }
+        }
+    }
+}
+
+/// The agent failed its hello. A broken connection is most likely the VM's death, whose reason comes next.
+fn give_up(vm: &mut Vm, error: AgentError, limit: Duration) {
+    match error {
+        AgentError::Timeout { .. } => vm.kill(Cause::Agent(format!(
+            "the guest's agent was not ready within {} s",
+            limit.as_secs_f32()
+        ))),
+        other => vm.doom(Cause::Agent(other.to_string())),
+    }
+}
+
+fn setup(config: SandboxConfig) -> VmSetup {
+    VmSetup {
+        vmm: config.vmm,
+        name: config.name.to_string(),
+        kernel: config.kernel,
+        guest_image: config.guest_image,
+        disks: config.disks,
+        spare_disks: config.spare_disks,
+        vcpus: config.vcpus,
+        memory_mib: config.memory_mib,
+        cmdline: config.cmdline,
+        listen: vec![AGENT_PORT],
+    }
+}
+
+impl BootRecord {
+    fn greeted(self, answer: &HelloResponse) -> Self {
+        Self {
+            hello_ns: clock::now_ns(),
+            agent_version: one_line(&answer.agent_version, 100),
+            kernel_release: one_line(&answer.kernel_release, 100),
+            ..self
+        }
+    }
+
+    /// Takes what an event says about the boot.
+    pub(super) fn note(&mut self, event: &Event) {
+        match event {
+            Event::Started(stamps) => self.stamps = *stamps,
+            Event::Stage { mark, at_ns } if self.marks.len() < MAX_MARKS as usize => {
+                self.marks.push((*mark, *at_ns));
+            }
+            Event::DeviceFault { device, error } => tracing::warn!(
+                device = one_line(device, 100),
+                error = one_line(error, 500),
+                "the guest broke a device"
+            ),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,557 @@
+//! The task that owns a sandbox. Everything reaches it as one of three: a request of a handle, the end of a
+//! call to the agent, a report of the VM. It never waits for anything else: calls run beside it.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ampoule_agent_api::agent::{
+    self, CreateContainerRequest, CreateExecRequest, StartResponse, WaitResponse, root_fs,
+    start_response::Failure,
+};
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::{
+    net::UnixStream,
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+
+use super::{
+    BootRecord, ContainerConfig, Created, Event, ExecConfig, Exit, ProcessId, Refused, Reply,
+    RootFs, SandboxError, StartFailure, Stdio, Streams, Upper, boot::Booted, table::Table,
+};
+use crate::{
+    agent::{Agent, AgentError},
+    id::Id,
+    spec::{guest_process, guest_spec},
+    text::one_line,
+    vm::{Cause, Death, Disk, Report, Vm, VmError},
+};
+
+/// How long execs may outlive their init, which takes them along, before they are given up.
+const EXECS_GRACE: Duration = Duration::from_secs(2);
+/// How long the VMM may take to attach or detach a disk.
+const DISK_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a handle asks for.
+pub(super) enum Input {
+    CreateContainer(Box<ContainerConfig>, Reply<Created>),
+    CreateExec(Box<ExecConfig>, Reply<Created>),
+    Start(ProcessId, Reply<()>),
+    Wait(ProcessId, Reply<Exit>),
+    Freeze(Id, bool, Reply<()>),
+    Delete(ProcessId, Reply<()>),
+    AttachDisk(Disk, Reply<u8>),
+    DetachDisk(u8, Reply<()>),
+    BootRecord(Reply<BootRecord>),
+    Shutdown,
+}
+
+/// How a call ended.
+enum Done {
+    Created(ProcessId, Result<u32, AgentError>, Streams, Reply<Created>),
+    Started(ProcessId, Result<StartResponse, AgentError>, Reply<()>),
+    Exited(ProcessId, Result<WaitResponse, AgentError>),
+    Frozen(Id, bool, Result<(), AgentError>, Reply<()>),
+    Deleted(ProcessId, Result<(), AgentError>, Reply<()>),
+    ExecsOverdue(Id),
+    DiskOverdue(u8),
+}
+
+/// A disk on its way in or out.
+enum Moving {
+    In(Reply<u8>),
+    Out(Reply<()>),
+}
+
+/// The state of a sandbox. `vm` is there until the VM has died, `death` from then on.
+pub(super) struct Owner {
+    vm: Option<Vm>,
+    death: Option<Arc<Death>>,
+    agent: Agent,
+    record: BootRecord,
+    table: Table,
+    spare_slots: Vec<u8>,
+    moving: HashMap<u8, Moving>,
+    calls: JoinSet<Done>,
+    waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
+    queue: mpsc::Receiver<Input>,
+    events: mpsc::UnboundedSender<Event>,
+    end: watch::Sender<Option<Arc<Death>>>,
+}
+
+impl Owner {
+    pub fn new(
+        booted: Booted,
+        queue: mpsc::Receiver<Input>,
+        events: mpsc::UnboundedSender<Event>,
+        end: watch::Sender<Option<Arc<Death>>>,
+    ) -> Self {
+        Self {
+            vm: Some(booted.vm),
+            death: None,
+            agent: booted.agent,
+            record: booted.record,
+            table: Table::default(),
+            spare_slots: booted.spare_slots,
+            moving: HashMap::new(),
+            calls: JoinSet::new(),
+            waiters: HashMap::new(),
+            queue,
+            events,
+            end,
+        }
+    }
+
+    /// Serves until the last handle is gone: after the VM's death too, so that ends can be asked for.
+    pub async fn run(mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                Some(done) = self.calls.join_next() => if let Ok(done) = done { self.done(done) },
+                report = next(&mut self.vm) => match report {
+                    Report::Event(event) => self.event(&event),
+                    Report::Died(death) => self.died(death.into()),
+                },
+                input = self.queue.recv() => match input {
+                    Some(input) => self.input(input),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::CreateContainer(config, reply) => self.create_container(*config, reply),
+            Input::CreateExec(config, reply) => self.create_exec(*config, reply),
+            Input::Start(process, reply) => self.start(process, reply),
+            Input::Wait(process, reply) => self.wait(process, reply),
+            Input::Freeze(container, on, reply) => self.freeze(container, on, reply),
+            Input::Delete(process, reply) => self.delete(process, reply),
+            Input::AttachDisk(disk, reply) => self.attach(&disk, reply),
+            Input::DetachDisk(slot, reply) => self.detach(slot, reply),
+            Input::BootRecord(reply) => answer(reply, Ok(self.record.clone())),
+            Input::Shutdown => {
+                if let Some(vm) = &mut self.vm {
+                    vm.stop();
+                }
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Created(process, result, streams, reply) => {
+                self.created(process, result, streams, reply);
+            }
+            Done::Started(process, result, reply) => self.started(process, result, reply),
+            Done::Exited(process, result) => self.exited(&process, result),
+            Done::Frozen(container, on, result, reply) => {
+                if result.is_ok() {
+                    let event =
+                        if on { Event::Paused { container } } else { Event::Resumed { container } };
+                    self.publish(vec![event]);
+                }
+                answer(reply, self.judge(result));
+            }
+            Done::Deleted(process, result, reply) => self.deleted(&process, result, reply),
+            Done::ExecsOverdue(container) => {
+                let events = self.table.give_up_execs(&container, SystemTime::now());
+                self.publish(events);
+            }
+            Done::DiskOverdue(slot) => self.disk_failed(slot),
+        }
+    }
+
+    // Creating.
+
+    fn create_container(&mut self, config: ContainerConfig, reply: Reply<Created>) {
+        let process = ProcessId::init(config.id);
+        let prepared = guest_spec(&config.spec)
+            .map_err(SandboxError::from)
+            .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
+            .and_then(|spec| Ok((spec, self.admit(&process, config.stdio)?)));
+        let (spec, (stdio, streams)) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let request = CreateContainerRequest {
+            container_id: process.container.to_string(),
+            spec,
+            rootfs: Some(rootfs(&config.rootfs)).into(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        let agent = self.agent.clone();
+        self.calls.spawn(async move {
+            Done::Created(process, agent.create_container(&request).await, streams, reply)
+        });
+    }
+
+    fn create_exec(&mut self, config: ExecConfig, reply: Reply<Created>) {
+        let process = ProcessId::exec(config.container, config.id);
+        let prepared = guest_process(&config.process)
+            .map_err(SandboxError::from)
+            .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
+            .and_then(|spec| Ok((spec, self.admit(&process, config.stdio)?)));
+        let (spec, (stdio, streams)) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let request = CreateExecRequest {
+            container_id: process.container.to_string(),
+            exec_id: process.exec.as_ref().map(Id::to_string).unwrap_or_default(),
+            process: spec,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        let agent = self.agent.clone();
+        self.calls.spawn(async move {
+            Done::Created(process, agent.create_exec(&request).await, streams, reply)
+        });
+    }
+
+    /// Reserves the id and asks for the streams.
+    fn admit(
+        &mut self,
+        process: &ProcessId,
+        wanted: Stdio,
+    ) -> Result<(agent::Stdio, Streams), SandboxError> {
+        let vm = self.alive()?;
+        let streams = streams(vm, wanted).map_err(SandboxError::Vm)?;
+        self.table.create(process)?;
+        Ok(streams)
+    }
+
+    fn created(
+        &mut self,
+        process: ProcessId,
+        result: Result<u32, AgentError>,
+        streams: Streams,
+        reply: Reply<Created>,
+    ) {
+        match self.judge(result) {
+            Ok(pid) => {
+                let events = self.table.created(&process, pid);
+                self.publish(events);
+                answer(reply, Ok(Created { pid, streams }));
+                let agent = self.agent.clone();
+                self.calls.spawn(async move {
+                    let exit = agent.wait(&process.request()).await;
+                    Done::Exited(process, exit)
+                });
+            }
+            Err(error) => {
+                let events = self.table.create_failed(&process);
+                self.publish(events);
+                answer(reply, Err(error));
+            }
+        }
+    }
+
+    // Starting and ending.
+
+    fn start(&mut self, process: ProcessId, reply: Reply<()>) {
+        let admitted = self.alive().map(|_| ()).and_then(|()| Ok(self.table.start(&process)?));
+        if let Err(error) = admitted {
+            return answer(reply, Err(error));
+        }
+        let agent = self.agent.clone();
+        self.calls.spawn(async move {
+            let result = agent.start(&process.request()).await;
+            Done::Started(process, result, reply)
+        });
+    }
+
+    fn started(
+        &mut self,
+        process: ProcessId,
+        result: Result<StartResponse, AgentError>,
+        reply: Reply<()>,
+    ) {
+        let (events, result) = match self.judge(result).map(|response| failure(&response)) {
+            Ok(None) => (self.table.started(&process), Ok(())),
+            Ok(Some((status, source))) => {
+                let events = self.table.start_failed(&process, exit(status));
+                (events, Err(SandboxError::Start { process, source }))
+            }
+            Err(error) => (self.table.start_failed(&process, exit(UNKNOWN)), Err(error)),
+        };
+        self.publish(events);
+        answer(reply, result);
+    }
+
+    fn exited(&mut self, process: &ProcessId, result: Result<WaitResponse, AgentError>) {
+        let exit = match result {
+            Ok(end) => exit_of(&end),
+            Err(AgentError::Refused { .. }) => exit(UNKNOWN),
+            // The VM is dying, or will be made to: its death ends this process.
+            Err(error) => return self.agent_lost(&error),
+        };
+        let events = self.table.exited(process, exit);
+        self.publish(events);
+        if process.exec.is_none() && self.table.is_held(&process.container) {
+            let container = process.container.clone();
+            self.calls.spawn(async move {
+                tokio::time::sleep(EXECS_GRACE).await;
+                Done::ExecsOverdue(container)
+            });
+        }
+    }
+
+    fn wait(&mut self, process: ProcessId, reply: Reply<Exit>) {
+        match self.table.exit(&process) {
+            Ok(Some(exit)) => answer(reply, Ok(exit)),
+            Ok(None) => {
+                let waiters = self.waiters.entry(process).or_default();
+                waiters.retain(|w| !w.is_closed());
+                waiters.push(reply);
+            }
+            Err(error) => answer(reply, Err(error.into())),
+        }
+    }
+
+    fn freeze(&mut self, container: Id, on: bool, reply: Reply<()>) {
+        let admitted =
+            self.alive().map(|_| ()).and_then(|()| Ok(self.table.running(&container)?));
+        if let Err(error) = admitted {
+            return answer(reply, Err(error));
+        }
+        let agent = self.agent.clone();
+        self.calls.spawn(async move {
+            let call = async {
+                if on {
+                    agent.pause(container.as_str()).await
+                } else {
+                    agent.resume(container.as_str()).await
+                }
+            };
+            let result = call.await;
+            Done::Frozen(container, on, result, reply)
+        });
+    }
+
+    fn delete(&mut self, process: ProcessId, reply: Reply<()>) {
+        if let Err(error) = self.table.delete(&process) {
+            return answer(reply, Err(error.into()));
+        }
+        if self.vm.is_none() {
+            return self.deleted(&process, Ok(()), reply);
+        }
+        let agent = self.agent.clone();
+        self.calls.spawn(async move {
+            let result = agent.delete(&process.request()).await;
+            Done::Deleted(process, result, reply)
+        });
+    }
+
+    fn deleted(&mut self, process: &ProcessId, result: Result<(), AgentError>, reply: Reply<()>) {
+        match result {
+            Ok(()) | Err(AgentError::Refused { code: crate::agent::Code::NOT_FOUND, .. }) => {
+                let events = self.table.deleted(process);
+                self.publish(events);
+                answer(reply, Ok(()));
+            }
+            Err(error) => {
+                self.table.delete_failed(process);
+                answer(reply, self.judge(Err(error)));
+            }
+        }
+    }
+
+    // Disks.
+
+    fn attach(&mut self, disk: &Disk, reply: Reply<u8>) {
+        let Some(slot) = self.spare_slots.pop() else {
+            return answer(reply, Err(Refused::NoSlot.into()));
+        };
+        match self.alive().and_then(|vm| vm.attach(slot, disk).map_err(SandboxError::Vm)) {
+            Ok(()) => self.disk_moves(slot, Moving::In(reply)),
+            Err(error) => {
+                self.spare_slots.push(slot);
+                answer(reply, Err(error));
+            }
+        }
+    }
+
+    fn detach(&mut self, slot: u8, reply: Reply<()>) {
+        match self.alive().and_then(|vm| vm.detach(slot).map_err(SandboxError::Vm)) {
+            Ok(()) => self.disk_moves(slot, Moving::Out(reply)),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    fn disk_moves(&mut self, slot: u8, moving: Moving) {
+        self.moving.insert(slot, moving);
+        self.calls.spawn(async move {
+            tokio::time::sleep(DISK_LIMIT).await;
+            Done::DiskOverdue(slot)
+        });
+    }
+
+    fn disk_moved(&mut self, slot: u8, inwards: bool) {
+        match (self.moving.remove(&slot), inwards) {
+            (Some(Moving::In(reply)), true) => answer(reply, Ok(slot)),
+            (Some(Moving::Out(reply)), false) => {
+                self.spare_slots.push(slot);
+                answer(reply, Ok(()));
+            }
+            (Some(other), _) => drop(self.moving.insert(slot, other)),
+            (None, _) => {}
+        }
+    }
+
+    /// Too late, or refused. The slot is not used again: nobody knows what is under it.
+    fn disk_failed(&mut self, slot: u8) {
+        match self.moving.remove(&slot) {
+            Some(Moving::In(reply)) => answer(reply, Err(SandboxError::Disk(slot))),
+            Some(Moving::Out(reply)) => answer(reply, Err(SandboxError::Disk(slot))),
+            None => {}
+        }
+    }
+
+    // The VM.
+
+    fn event(&mut self, event: &ampoule_vmm_api::Event) {
+        use ampoule_vmm_api::Event as Vmm;
+        self.record.note(event);
+        match event {
+            Vmm::DiskAttached { slot } => self.disk_moved(*slot, true),
+            Vmm::DiskDetached { slot } => self.disk_moved(*slot, false),
+            Vmm::RequestFailed { request, error } => {
+                let (request, error) = (one_line(request, 100), one_line(error, 500));
+                tracing::warn!(request, error, "the VMM refused a request");
+                let slots: Vec<u8> = self.moving.keys().copied().collect();
+                slots.into_iter().for_each(|slot| self.disk_failed(slot));
+            }
+            _ => {}
+        }
+    }
+
+    /// The road every process of a dead VM takes: ended with 137, told, and its waiters answered. Calls that
+    /// were under way are dropped; whoever asked finds the reason in `end`.
+    fn died(&mut self, death: Arc<Death>) {
+        self.vm = None;
+        self.death = Some(death.clone());
+        self.calls.abort_all();
+        self.moving.clear();
+        let events = self.table.ended(&death, SystemTime::now());
+        self.publish(events);
+        self.publish(vec![Event::Stopped { death: death.clone() }]);
+        self.end.send_replace(Some(death));
+    }
+
+    fn alive(&self) -> Result<&Vm, SandboxError> {
+        self.vm.as_ref().ok_or_else(|| {
+            let death = self.death.clone().unwrap_or_else(|| Arc::new(Death::lost()));
+            SandboxError::Gone(death)
+        })
+    }
+
+    /// Passes a call's result on, and dooms a VM whose agent is gone.
+    fn judge<T>(&mut self, result: Result<T, AgentError>) -> Result<T, SandboxError> {
+        if let Err(error @ AgentError::Disconnected { .. }) = &result {
+            self.agent_lost(error);
+        }
+        Ok(result?)
+    }
+
+    fn agent_lost(&mut self, error: &AgentError) {
+        if let Some(vm) = &mut self.vm {
+            vm.doom(Cause::Agent(error.to_string()));
+        }
+    }
+
+    /// Tells events in order, and the ends among them to those who wait.
+    fn publish(&mut self, events: Vec<Event>) {
+        for event in events {
+            if let Event::Exited { process, exit, .. } = &event {
+                for waiter in self.waiters.remove(process).unwrap_or_default() {
+                    answer(waiter, Ok(exit.clone()));
+                }
+            }
+            // Nobody has to listen.
+            let _ = self.events.send(event);
+        }
+    }
+}
+
+/// Exit status of an end nobody knows.
+const UNKNOWN: u8 = 255;
+
+async fn next(vm: &mut Option<Vm>) -> Report {
+    match vm {
+        Some(vm) => vm.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Who asked may have gone in the meantime.
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    let _ = reply.send(value);
+}
+
+fn exit(status: u8) -> Exit {
+    Exit { status, oom: false, at: SystemTime::now(), death: None }
+}
+
+/// The time is the host's: a guest's clock says what the guest wants.
+fn exit_of(end: &WaitResponse) -> Exit {
+    let status = u8::try_from(end.status).unwrap_or(UNKNOWN);
+    Exit { oom: end.oom, ..exit(status) }
+}
+
+fn failure(response: &StartResponse) -> Option<(u8, StartFailure)> {
+    let message = one_line(&response.message, 500);
+    match response.failure.enum_value() {
+        Ok(Failure::NONE) => None,
+        Ok(Failure::NOT_FOUND) => Some((127, StartFailure::NotFound(message))),
+        Ok(Failure::NOT_EXECUTABLE) | Err(_) => Some((126, StartFailure::NotExecutable(message))),
+    }
+}
+
+fn rootfs(rootfs: &RootFs) -> agent::RootFs {
+    let (upper, slot) = match rootfs.upper {
+        Upper::None => (root_fs::Upper::NONE, 0),
+        Upper::Disk(slot) => (root_fs::Upper::DISK, slot),
+        Upper::Tmpfs => (root_fs::Upper::TMPFS, 0),
+    };
+    agent::RootFs {
+        lower_slot: rootfs.lower_slot.into(),
+        lower_type: rootfs.lower_type.clone(),
+        upper: upper.into(),
+        upper_slot: slot.into(),
+        ..Default::default()
+    }
+}
+
+/// Asks for the streams of a process, each on a port that nobody can guess.
+fn streams(vm: &Vm, wanted: Stdio) -> Result<(agent::Stdio, Streams), VmError> {
+    let stream = |wanted: bool| -> Result<(u32, Option<UnixStream>), VmError> {
+        if !wanted {
+            return Ok((0, None));
+        }
+        let port = random_port().map_err(|e| VmError::Prepare("draw a random port", e))?;
+        Ok((port, Some(vm.listen(port)?)))
+    };
+    let (stdin, stdout, stderr) =
+        (stream(wanted.stdin)?, stream(wanted.stdout)?, stream(wanted.stderr)?);
+    let ports =
+        agent::Stdio { stdin: stdin.0, stdout: stdout.0, stderr: stderr.0, ..Default::default() };
+    Ok((ports, Streams { stdin: stdin.1, stdout: stdout.1, stderr: stderr.1 }))
+}
+
+/// Above the ports that mean something, below VMADDR_PORT_ANY.
+fn random_port() -> std::io::Result<u32> {
+    loop {
+        let mut bytes = [0; 4];
+        getrandom(&mut bytes, GetRandomFlags::empty())?;
+        match u32::from_ne_bytes(bytes) {
+            ..=0xffff | u32::MAX => {}
+            port => return Ok(port),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The user's standard streams on one side, a process's vsock streams on the other.
+//!
+//! Each direction is one thread with blocking reads and writes: files, pipes and terminals alike work, nothing
+//! is made non-blocking that others share, and a reader that is slow stops the writer in the guest and nobody
+//! else. The end of an output's thread is the exact end of that stream.
+
+use std::{
+    io,
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
+use tokio::sync::oneshot;
+
+use crate::clock;
+
+const BUFFER: usize = 64 * 1024;
+const STACK: usize = 128 * 1024;
+
+/// Which of our own streams an output goes to.
+#[derive(Clone, Copy, Debug)]
+pub enum Output {
+    Stdout,
+    Stderr,
+}
+
+/// When the first byte of standard output arrived: CLOCK_MONOTONIC in nanoseconds, 0 if none yet.
+pub type FirstByte = Arc<AtomicU64>;
+
+/// Feeds our standard input to `stream` until either ends. The thread is left to itself: a read of a terminal
+/// cannot be taken back, and ends with the process.
+pub fn feed(stream: tokio::net::UnixStream) -> io::Result<()> {
+    let stream = blocking(stream)?;
+    spawn("stdin", move || {
+        let _ = copy(rustix::stdio::stdin(), stream.as_fd(), |_| {});
+        let _ = stream.shutdown(Shutdown::Write);
+    })
+}
+
+/// Copies `stream` to one of our outputs. The receiver resolves at the end of the stream, or when our output
+/// is closed: the stream is closed then too, so that the workload meets a broken pipe as it would here.
+pub fn drain(
+    stream: tokio::net::UnixStream,
+    output: Output,
+    first: FirstByte,
+) -> io::Result<oneshot::Receiver<()>> {
+    let stream = blocking(stream)?;
+    let (done, ended) = oneshot::channel();
+    spawn("output", move || {
+        let to = match output {
+            Output::Stdout => rustix::stdio::stdout(),
+            Output::Stderr => rustix::stdio::stderr(),
+        };
+        let _ = copy(stream.as_fd(), to, |_| note(&first, output));
+        drop(stream);
+        let _ = done.send(());
+    })?;
+    Ok(ended)
+}
+
+fn note(first: &FirstByte, output: Output) {
+    if matches!(output, Output::Stdout) && first.load(Ordering::Relaxed) == 0 {
+        first.store(clock::now_ns(), Ordering::Relaxed);
+    }
+}
+
+fn blocking(stream: tokio::net::UnixStream) -> io::Result<UnixStream> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work).map(drop)
+}
+
+/// Copies until the end of `from` or an error; `seen` hears of every piece before it is written.
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut seen: impl FnMut(usize)) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let n = retry(from, PollFlags::IN, || rustix::io::read(from, &mut buffer[..]))?;
+        if n == 0 {
+            return Ok(());
+        }
+        seen(n);
+        let mut rest = &buffer[..n];
+        while !rest.is_empty() {
+            let written = retry(to, PollFlags::OUT, || rustix::io::write(to, rest))?;
+            rest = &rest[written..];
+        }
+    }
+}
+
+/// Repeats a call that was interrupted, or, on a descriptor somebody made non-blocking, that has to wait.
+fn retry<T>(
+    fd: BorrowedFd<'_>,
+    ready: PollFlags,
+    mut call: impl FnMut() -> Result<T, Errno>,
+) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::new(&fd, ready)], None);
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_is_whole_over_descriptors_that_are_non_blocking() {
+        let (mut write, from) = UnixStream::pair().unwrap();
+        let (to, mut read) = UnixStream::pair().unwrap();
+        from.set_nonblocking(true).unwrap();
+        to.set_nonblocking(true).unwrap();
+        let sent: Vec<u8> =
+            (0..3_000_000_u32).map(|i| i.wrapping_mul(2_654_435_761) as u8).collect();
+        let expected = sent.clone();
+        thread::spawn(move || write.write_all(&sent));
+        let copier = thread::spawn(move || {
+            let mut pieces = 0;
+            copy(from.as_fd(), to.as_fd(), |n| pieces += n).unwrap();
+            pieces
+        });
+        let mut received = Vec::new();
+        read.read_to_end(&mut received).unwrap();
+        assert!(received == expected);
+        assert_eq!(copier.join().unwrap(), expected.len());
+    }
+
+    #[test]
+    fn a_closed_output_ends_the_copy() {
+        let (mut write, from) = UnixStream::pair().unwrap();
+        let (to, read) = UnixStream::pair().unwrap();
+        drop(read);
+        write.write_all(b"x").unwrap();
+        let error = copy(from.as_fd(), to.as_fd(), |_| {}).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
