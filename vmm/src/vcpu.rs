@@ -147,7 +147,7 @@ impl Vcpu {
     fn run(&mut self, commands: &Receiver<Command>) -> Result<Command, std::sync::mpsc::RecvError> {
         loop {
             match self.run_once() {
-                Exit::Answered => self.report_start(),
+                Exit::Answered => {}
                 Exit::Again => {
                     if let Ok(command) = commands.try_recv() {
                         return Ok(command);
@@ -167,8 +167,14 @@ impl Vcpu {
     }
 
     fn run_once(&mut self) -> Exit {
-        let Surroundings { pio, mmio, counters, .. } = &self.surroundings;
-        match self.fd.run() {
+        let Surroundings { pio, mmio, counters, events, .. } = &self.surroundings;
+        let exit = self.fd.run();
+        if exit.is_ok()
+            && let Some(stamps) = self.unreported.take()
+        {
+            events.send(&Event::Started(Stamps { first_exit_ns: now_ns(), ..stamps }));
+        }
+        match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 count(&counters.pio_out);
                 pio.write(port.into(), data);
@@ -193,14 +199,6 @@ impl Vcpu {
                 count(&counters.other);
                 rare_exit(other)
             }
-        }
-    }
-
-    /// After the boot vCPU's first exit.
-    fn report_start(&mut self) {
-        if let Some(stamps) = self.unreported.take() {
-            let stamps = Stamps { first_exit_ns: now_ns(), ..stamps };
-            self.surroundings.events.send(&Event::Started(stamps));
         }
     }
 
