@@ -1,1 +1,47 @@
-fn main() {}
+//! `ampoule-agent`: PID 1 of the guest. In reading order:
+//!
+//! - [`boot`][]: from the first instruction to the end of the VM
+//! - [`ports`][]: stage marks and power-off, [`network`]: loopback
+//! - [`host`][]: the connection to the host, [`service`]: what it may ask for
+//! - [`registry`][]: things by id, [`error`]: what can go wrong with them
+//! - [`container`][]: the life of a container, [`process`]: of a process
+//! - [`rootfs`], [`cgroup`], [`stats`]: what a container is made of and what it uses
+//! - [`stdio`][]: pumps between processes and the host
+//! - [`reaper`][]: exits
+//! - [`oci`][]: the specification, as far as it is enforced
+//! - [`plan`], [`spawn`]: how a runner is told what to do, and started
+//! - [`init`][]: the runner: everything between clone and exec
+//! - [`mount`][]: mounts as descriptors
+
+mod boot;
+mod cgroup;
+mod container;
+mod error;
+mod host;
+mod init;
+mod mount;
+mod network;
+mod oci;
+mod plan;
+mod ports;
+mod process;
+mod reaper;
+mod registry;
+mod rootfs;
+mod service;
+mod spawn;
+mod stats;
+mod stdio;
+
+use std::{env, process::ExitCode};
+
+fn main() -> ExitCode {
+    if env::args_os().nth(1).is_some_and(|a| a == plan::RUNNER) {
+        init::run()
+    }
+    if std::process::id() == 1 {
+        boot::run()
+    }
+    eprintln!("ampoule-agent {}: runs as PID 1 of a guest", env!("CARGO_PKG_VERSION"));
+    ExitCode::from(2)
+}

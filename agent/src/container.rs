@@ -1,0 +1,284 @@
+//! One container: its cgroup, its root file system, its processes.
+//!
+//!     create ──► Created ──start──► Running ◄──pause/resume──► Paused
+//!                   └───────────────────┴───exit of init───► Stopped ──► delete
+//!
+//! The state is not stored: it is what the init process and the cgroup say. When init ends, so does
+//! everything else in the container.
+
+use std::{
+    fs,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ampoule_agent_api::agent::{
+    CreateContainerRequest, CreateExecRequest, PidsResponse, StatsResponse, pids_response,
+};
+
+use crate::{
+    cgroup::Cgroup,
+    error::Error,
+    oci::{self, NamespaceKind, Seccomp},
+    plan::{Exec, Init, Plan, StepError, at},
+    process::{Ending, Exit, Process, Recipe},
+    reaper::Reaper,
+    registry::{Registry, is_valid_id},
+    rootfs::Rootfs,
+    spawn::Namespaces,
+    stats,
+    stdio::Streams,
+};
+
+/// How long freezing may take.
+const FREEZE: Duration = Duration::from_secs(10);
+/// How long a killed container's cgroup may take to become empty and removable.
+const EMPTY: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+pub struct Container {
+    id: String,
+    cgroup: Arc<Cgroup>,
+    /// Taken by delete, as far as it came.
+    rootfs: Mutex<Option<Rootfs>>,
+    init: Arc<Process>,
+    execs: Registry<Process>,
+    /// For further processes.
+    seccomp: Option<Seccomp>,
+    user_namespace: bool,
+}
+
+impl Container {
+    /// Makes everything and parks the first process. If this fails, nothing is left.
+    pub async fn create(reaper: &Reaper, request: CreateContainerRequest) -> Result<Self, Error> {
+        let CreateContainerRequest { container_id: id, spec, rootfs, stdio, .. } = request;
+        let spec = oci::container(&spec)?;
+        let streams = Streams::connect(&stdio).await?;
+        let name = id.clone();
+        let rootfs = blocking(move || Rootfs::mount(&name, &rootfs)).await?;
+        let cgroup = match Cgroup::create(&id, &spec.linux.resources) {
+            Ok(cgroup) => Arc::new(cgroup),
+            Err(error) => {
+                release(rootfs).await.map_err(|(_, e)| e)?;
+                return Err(error.into());
+            }
+        };
+        let terminal = spec.process.terminal;
+        let linux = spec.linux.clone();
+        let plan = Plan::Init(Box::new(Init { spec, rootfs: rootfs.root() }));
+        let namespaces = Namespaces::New(&linux);
+        let recipe =
+            Recipe { plan: &plan, cgroup: cgroup.directory(), namespaces, terminal, streams };
+        let (init, ending) = match Process::prepare(reaper, recipe).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                // The first error is the one to tell.
+                let _ = cgroup.kill();
+                let _ = cgroup.remove(EMPTY).await;
+                let _ = release(rootfs).await;
+                return Err(error.into());
+            }
+        };
+        conclude(cgroup.clone(), ending, true);
+        Ok(Self {
+            id,
+            cgroup,
+            rootfs: Mutex::new(Some(rootfs)),
+            init: Arc::new(init),
+            execs: Registry::default(),
+            user_namespace: linux.has_own(NamespaceKind::User),
+            seccomp: linux.seccomp,
+        })
+    }
+
+    /// Parks one more process.
+    pub async fn create_exec(
+        &self,
+        reaper: &Reaper,
+        request: CreateExecRequest,
+    ) -> Result<Arc<Process>, Error> {
+        let id = request.exec_id;
+        if !is_valid_id(&id) {
+            return Err(Error::Id(id));
+        }
+        let process = oci::process(&request.process)?;
+        self.expect(&[State::Running])?;
+        let held = self.execs.hold(&id).ok_or(Error::Exists(id))?;
+        let streams = Streams::connect(&request.stdio).await?;
+        let directory =
+            self.cgroup.directory_beside(self.init.pid).map_err(at("cgroup", &self.id))?;
+        let terminal = process.terminal;
+        let plan = Plan::Exec(Box::new(Exec {
+            process,
+            seccomp: self.seccomp.clone(),
+            user_namespace: self.user_namespace,
+        }));
+        let namespaces = Namespaces::Of(self.init.pidfd());
+        let recipe =
+            Recipe { plan: &plan, cgroup: directory.as_fd(), namespaces, terminal, streams };
+        let (process, ending) = Process::prepare(reaper, recipe).await?;
+        conclude(self.cgroup.clone(), ending, false);
+        let process = Arc::new(process);
+        held.put(process.clone());
+        Ok(process)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.init.pid.as_raw_pid() as u32
+    }
+
+    /// A process by its id; init has the empty one.
+    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
+        match exec_id {
+            "" => Ok(self.init.clone()),
+            id => self.execs.get(id).ok_or_else(|| Error::NoProcess(id.to_owned())),
+        }
+    }
+
+    pub fn state(&self) -> State {
+        if self.init.has_ended() {
+            State::Stopped
+        } else if self.init.is_parked() {
+            State::Created
+        } else if self.cgroup.is_frozen() {
+            State::Paused
+        } else {
+            State::Running
+        }
+    }
+
+    fn expect(&self, wanted: &[State]) -> Result<(), Error> {
+        let state = self.state();
+        match wanted.contains(&state) {
+            true => Ok(()),
+            false => Err(Error::State { id: self.id.clone(), state }),
+        }
+    }
+
+    /// Signals every process there is.
+    pub fn signal_all(&self, signal: i32) -> Result<(), Error> {
+        self.expect(&[State::Created, State::Running, State::Paused])?;
+        if signal == libc::SIGKILL {
+            return Ok(self.cgroup.kill().map_err(at("kill", &self.id))?);
+        }
+        let pids = self.cgroup.pids().map_err(at("signal", &self.id))?;
+        for pid in pids {
+            // SAFETY: kill(2) takes plain numbers. A process that has gone meanwhile needs no signal.
+            unsafe { libc::kill(pid.as_raw_pid(), signal) };
+        }
+        Ok(())
+    }
+
+    pub async fn pause(&self) -> Result<(), Error> {
+        self.expect(&[State::Running])?;
+        Ok(self.cgroup.freeze(true, FREEZE).await.map_err(at("pause", &self.id))?)
+    }
+
+    pub async fn resume(&self) -> Result<(), Error> {
+        self.expect(&[State::Paused])?;
+        Ok(self.cgroup.freeze(false, FREEZE).await.map_err(at("resume", &self.id))?)
+    }
+
+    pub fn stats(&self) -> Result<StatsResponse, Error> {
+        Ok(stats::read(&self.cgroup).map_err(at("stats", &self.id))?)
+    }
+
+    pub fn pids(&self) -> Result<PidsResponse, Error> {
+        let execs = self.execs.all();
+        let pids = self.cgroup.pids().map_err(at("pids", &self.id))?;
+        let describe = |pid: rustix::process::Pid| pids_response::Process {
+            pid: pid.as_raw_pid() as u32,
+            exec_id: execs.iter().find(|(_, p)| p.pid == pid).map_or("", |(id, _)| id).to_owned(),
+            command: command(pid),
+            ..Default::default()
+        };
+        let processes = pids.into_iter().map(describe).collect();
+        Ok(PidsResponse { processes, ..Default::default() })
+    }
+
+    /// Forgets an exec that has ended, or was never started.
+    pub async fn delete_exec(&self, id: &str) -> Result<(), Error> {
+        let (held, process) = self.execs.take(id).ok_or_else(|| Error::NoProcess(id.to_owned()))?;
+        if !process.has_ended() && !process.is_parked() {
+            held.put(process);
+            return Err(Error::Running);
+        }
+        process.kill().await
+    }
+
+    /// Takes everything apart, once init has ended or if it was never started. May be tried again.
+    pub async fn delete(&self) -> Result<(), Error> {
+        self.expect(&[State::Created, State::Stopped])?;
+        self.destroy().await
+    }
+
+    /// Takes everything apart, whatever runs.
+    pub async fn destroy(&self) -> Result<(), Error> {
+        let _ = self.cgroup.kill();
+        self.init.kill().await?;
+        self.cgroup.remove(EMPTY).await.map_err(at("remove cgroup", &self.id))?;
+        let rootfs = self.lock_rootfs().take();
+        let Some(rootfs) = rootfs else { return Ok(()) };
+        release(rootfs).await.map_err(|(rootfs, error)| {
+            *self.lock_rootfs() = Some(rootfs);
+            error.into()
+        })
+    }
+
+    fn lock_rootfs(&self) -> std::sync::MutexGuard<'_, Option<Rootfs>> {
+        self.rootfs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for the end of a process and makes it known, after the end of what must end with it.
+fn conclude(cgroup: Arc<Cgroup>, ending: Ending, is_init: bool) {
+    tokio::spawn(async move {
+        let status = ending.status.await.unwrap_or(u8::MAX.into());
+        let oom = cgroup.oom_kills() > 0;
+        if is_init {
+            // A PID namespace of its own has seen to it already; a shared one has not.
+            let _ = cgroup.kill();
+        }
+        ending.exit.send_replace(Some(Exit { status, oom, at_ns: realtime_ns() }));
+    });
+}
+
+fn realtime_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What the process calls itself.
+fn command(pid: rustix::process::Pid) -> String {
+    let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()));
+    name.map(|n| n.trim_end().to_owned()).unwrap_or_default()
+}
+
+async fn release(mut rootfs: Rootfs) -> Result<(), (Rootfs, StepError)> {
+    let task = tokio::task::spawn_blocking(move || {
+        let result = rootfs.unmount();
+        (rootfs, result)
+    });
+    match task.await {
+        Ok((_, Ok(()))) => Ok(()),
+        Ok((rootfs, Err(error))) => Err((rootfs, error)),
+        // Blocking tasks are neither cancelled nor, with panic = abort, do they panic.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Runs what may block for a while off the runtime's thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+) -> Result<T, StepError> {
+    let task = tokio::task::spawn_blocking(work).await;
+    task.map_err(at("agent", "blocking task"))?
+}

@@ -1,0 +1,171 @@
+//! The runner: what `ampoule-agent init` does, single-threaded, between its start and the exec of the
+//! workload. In reading order:
+//!
+//! - [`namespaces`][]: joining and preparing them
+//! - [`paths`][]: opening and making paths inside a root file system, and nowhere else
+//! - [`mounts`], with [`options`]: the spec's mounts
+//! - [`devices`][]: /dev
+//! - [`terminal`][]: the process's terminal
+//! - [`user`][]: names to ids, by the container's own files
+//! - [`seccomp`][]: the OCI profile as a BPF program
+//! - [`identity`][]: ids, capabilities, limits
+//! - [`exec`][]: finding the command and becoming it
+
+mod devices;
+mod exec;
+mod identity;
+mod mounts;
+mod namespaces;
+mod options;
+mod paths;
+mod seccomp;
+mod terminal;
+mod user;
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use ampoule_vmm_api::{Channel, ChannelError};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::{FdFlags, fcntl_setfd},
+    process::{DumpableBehavior, set_dumpable_behavior, setsid},
+};
+
+use crate::{
+    oci::Process,
+    plan::{self, CHANNEL_FD, Order, PLAN_FD, Plan, Report, StepError, TARGET_FD, at},
+};
+use paths::Root;
+
+/// Runs as a runner and does not come back.
+pub fn run() -> ! {
+    // SAFETY: the agent gave us these descriptors, at these numbers, and nothing else owns them.
+    let (channel, plan) = unsafe { (inherit(CHANNEL_FD), inherit(PLAN_FD)) };
+    let channel = Channel::from_fd(channel);
+    // Success does not return.
+    let error = prepare_and_become(&channel, plan);
+    let code = error.fault.exit_code();
+    let _ = channel.send(&Report::from(error), &[]);
+    std::process::exit(code)
+}
+
+/// # Safety
+/// The descriptor is open and nobody else's.
+unsafe fn inherit(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let _ = fcntl_setfd(&fd, FdFlags::CLOEXEC);
+    fd
+}
+
+fn prepare_and_become(channel: &Channel, plan: OwnedFd) -> StepError {
+    let workload = Plan::read(plan).map_err(at("runner", "plan")).and_then(|plan| match plan {
+        Plan::Init(init) => first_process(*init),
+        Plan::Exec(exec) => further_process(*exec),
+    });
+    match workload.and_then(|workload| workload.park(channel)) {
+        Ok(workload) => workload.become_it(),
+        Err(error) => error,
+    }
+}
+
+/// The container's first process: makes the container around itself.
+fn first_process(init: plan::Init) -> Result<Workload, StepError> {
+    let spec = &init.spec;
+    begin(&spec.process)?;
+    namespaces::join(&spec.linux)?;
+    namespaces::prepare(spec)?;
+    let root = mounts::own_root(&init.rootfs)?;
+    mounts::mount_all(&root, spec)?;
+    devices::make(&root, &spec.linux)?;
+    let terminal = terminal::open(&root, &spec.process)?;
+    if let Some(terminal) = &terminal {
+        terminal.bind_console(&root)?;
+    }
+    mounts::mask(&root, &spec.linux.masked_paths)?;
+    mounts::protect(&root, &spec.linux.readonly_paths)?;
+    root.make_directory(&spec.process.cwd)?;
+    mounts::enter(&root)?;
+    mounts::finish_root(spec)?;
+    let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    workload(init.spec.process, terminal, seccomp)
+}
+
+/// A further process: joins the container of the init it was given.
+fn further_process(exec: plan::Exec) -> Result<Workload, StepError> {
+    // SAFETY: an exec is given this descriptor besides the two others.
+    let target = unsafe { inherit(TARGET_FD) };
+    begin(&exec.process)?;
+    namespaces::join_all(&target, exec.user_namespace)?;
+    let terminal = terminal::open(&Root::current()?, &exec.process)?;
+    let seccomp = exec.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    workload(exec.process, terminal, seccomp)
+}
+
+/// What both begin with, while /proc is still the guest's.
+fn begin(process: &Process) -> Result<(), StepError> {
+    identity::reset_signals();
+    // What shares our PID namespace must not reach into us while we have our privileges.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("runner", "dumpable"))?;
+    setsid().map_err(at("runner", "session"))?;
+    identity::join_new_keyring();
+    identity::set_oom_score(process.oom_score_adj.unwrap_or(0))
+}
+
+/// The rest, inside the container's root: everything but the exec, the filter and what must wait for it.
+fn workload(
+    process: Process,
+    terminal: Option<terminal::Terminal>,
+    seccomp: Option<seccomp::Filter>,
+) -> Result<Workload, StepError> {
+    let root = Root::current()?;
+    let user = user::resolve(&root, &process.user)?;
+    match &terminal {
+        Some(terminal) => terminal.become_standard_streams(&user)?,
+        None => identity::prepare_standard_streams(&root, &user)?,
+    }
+    let command = exec::Command::new(&process, &user.home)?;
+    let mut identity = identity::Identity::new(&process, user)?;
+    identity.enter(&process.cwd, seccomp.is_some())?;
+    Ok(Workload { identity, command, seccomp, terminal })
+}
+
+/// A process that is ready but for its exec.
+struct Workload {
+    identity: identity::Identity,
+    command: exec::Command,
+    seccomp: Option<seccomp::Filter>,
+    terminal: Option<terminal::Terminal>,
+}
+
+impl Workload {
+    /// Says that everything is prepared, and waits for the word to start.
+    fn park(mut self, channel: &Channel) -> Result<Self, StepError> {
+        let terminal = self.terminal.take();
+        let fds: Vec<BorrowedFd<'_>> = terminal.iter().map(|t| t.master.as_fd()).collect();
+        let failed = |e: ChannelError| at("runner", "report")(io::Error::other(e));
+        channel.send(&Report::Prepared, &fds).map_err(failed)?;
+        loop {
+            poll(&mut [PollFd::new(channel, PollFlags::IN)], None).map_err(at("runner", "wait"))?;
+            match channel.recv::<Order>() {
+                Ok((Order::Start, _)) => return Ok(self),
+                Err(e) if e.would_block() => {}
+                Err(e) => return Err(at("runner", "order")(io::Error::other(e))),
+            }
+        }
+    }
+
+    fn become_it(self) -> StepError {
+        let confined = match &self.seccomp {
+            Some(filter) => self.identity.load(filter),
+            None => Ok(()),
+        };
+        match confined {
+            Ok(()) => self.command.exec(),
+            Err(error) => error,
+        }
+    }
+}

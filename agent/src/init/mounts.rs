@@ -1,0 +1,183 @@
+//! The container's mounts: its root, those of the spec, and what is hidden or protected.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
+    mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount},
+    process::{chdir, fchdir, pivot_root},
+};
+
+use super::{
+    options::{self, Options},
+    paths::{Root, guest_null, is_on_proc, kind},
+};
+use crate::{
+    mount::{self, Attributes},
+    oci::{Mount, Spec},
+    plan::{StepError, at, refuse},
+};
+
+/// File systems a container may have instances of: name in the spec, name in the kernel.
+const KINDS: [(&str, &str); 7] = [
+    ("proc", "proc"),
+    ("sysfs", "sysfs"),
+    ("tmpfs", "tmpfs"),
+    ("devpts", "devpts"),
+    ("mqueue", "mqueue"),
+    ("cgroup", "cgroup2"),
+    ("cgroup2", "cgroup2"),
+];
+
+/// Cuts our mounts off from the guest's, and gives the root file system a mount of its own, which
+/// pivot_root(2) can take.
+pub fn own_root(rootfs: &Path) -> Result<Root, StepError> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(at("root", "/"))?;
+    let below = Root::open(rootfs).map_err(at("root", rootfs.display()))?;
+    let copy = mount::copy(below.as_fd(), "", true).map_err(at("root", rootfs.display()))?;
+    mount::attach(&copy, &below).map_err(at("root", rootfs.display()))?;
+    Ok(Root::from_fd(copy))
+}
+
+/// All mounts of the spec, in its order.
+pub fn mount_all(root: &Root, spec: &Spec) -> Result<(), StepError> {
+    spec.mounts.iter().try_for_each(|mount| {
+        let options = options::parse(mount.options.iter().map(String::as_str));
+        match options.bind || mount.kind == "bind" {
+            true => bind(root, mount, &options),
+            false => new(root, mount, &options),
+        }
+    })
+}
+
+fn new(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError> {
+    let destination = wanted.destination.as_str();
+    let Some((_, kernel)) = KINDS.iter().find(|(name, _)| *name == wanted.kind) else {
+        let object = format_args!("mount type {:?} at {destination}", wanted.kind);
+        return Err(refuse("mount", object, "not supported"));
+    };
+    let source =
+        format!("source={}", if wanted.source.is_empty() { kernel } else { &*wanted.source });
+    let data = options.data.iter().map(String::as_str).chain([source.as_str()]);
+    let mounted = mount::new(kernel, data, options.new_attributes())
+        .map_err(at("mount", format_args!("{kernel} at {destination}")))?;
+    let mut target = root.make_directory(destination)?;
+    if matches!(*kernel, "proc" | "sysfs") {
+        // What is masked below must be found where it is expected.
+        target = root.find_plain(destination).map_err(at("mount", destination))?;
+    }
+    place(&mounted, &target, destination, options)
+}
+
+/// Binds something of the guest. The host's files are not reachable from here, whatever the path.
+fn bind(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError> {
+    let destination = wanted.destination.as_str();
+    if let Some(unknown) = options.data.first() {
+        let object = format_args!("option {unknown:?} of the bind at {destination}");
+        return Err(refuse("mount", object, "not supported"));
+    }
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let source = openat2(CWD, &*wanted.source, flags, Mode::empty(), resolve)
+        .map_err(at("bind", &wanted.source))?;
+    let copy =
+        mount::copy(source.as_fd(), "", options.recursive).map_err(at("bind", &wanted.source))?;
+    for (attributes, recursive) in
+        [(&options.attributes, false), (&options.recursive_attributes, true)]
+    {
+        if *attributes != Attributes::default() {
+            attributes.apply(&copy, recursive).map_err(at("bind", &wanted.source))?;
+        }
+    }
+    let target = match kind(&source).map_err(at("bind", &wanted.source))? {
+        FileType::Directory => root.make_directory(destination)?,
+        _ => root.make_file(destination)?,
+    };
+    place(&copy, &target, destination, options)
+}
+
+fn place(
+    mounted: &OwnedFd,
+    target: &OwnedFd,
+    destination: &str,
+    options: &Options,
+) -> Result<(), StepError> {
+    mount::attach(mounted, target).map_err(at("mount", destination))?;
+    match options.propagation {
+        Some((flag, recursive)) => Attributes::propagation(flag)
+            .apply(mounted, recursive)
+            .map_err(at("mount propagation", destination)),
+        None => Ok(()),
+    }
+}
+
+/// Hides paths: files behind the guest's /dev/null, directories behind an empty tmpfs.
+pub fn mask(root: &Root, paths: &[String]) -> Result<(), StepError> {
+    let null = guest_null().map_err(at("mask", "/dev/null"))?;
+    for path in paths {
+        let Some(target) = find(root, path, "mask")? else { continue };
+        let cover = match kind(&target).map_err(at("mask", path))? {
+            FileType::Directory => {
+                mount::new("tmpfs", ["size=0k"], MountAttrFlags::MOUNT_ATTR_RDONLY)
+                    .map_err(at("mask", path))?
+            }
+            _ => mount::copy(null.as_fd(), "", false).map_err(at("mask", path))?,
+        };
+        mount::attach(&cover, &target).map_err(at("mask", path))?;
+    }
+    Ok(())
+}
+
+/// Makes paths read-only.
+pub fn protect(root: &Root, paths: &[String]) -> Result<(), StepError> {
+    for path in paths {
+        let Some(target) = find(root, path, "protect")? else { continue };
+        let copy = mount::copy(target.as_fd(), "", true).map_err(at("protect", path))?;
+        Attributes::READ_ONLY.apply(&copy, false).map_err(at("protect", path))?;
+        mount::attach(&copy, &target).map_err(at("protect", path))?;
+    }
+    Ok(())
+}
+
+/// A path to be covered, if it exists. What the kernel shows must really be the kernel's: no link of the
+/// image may lead there, and below /proc it must lie in a proc file system.
+fn find(root: &Root, path: &str, step: &'static str) -> Result<Option<OwnedFd>, StepError> {
+    let kernels = path.starts_with("/proc/") || path.starts_with("/sys/");
+    match if kernels { root.find_plain(path) } else { root.find(path) } {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(e) => Err(at(step, path)(e)),
+        Ok(found) if path.starts_with("/proc/") && !is_on_proc(&found) => {
+            Err(refuse(step, path, "is not in a proc file system"))
+        }
+        Ok(found) => Ok(Some(found)),
+    }
+}
+
+/// Makes the root file system the root of this mount namespace; nothing of the guest's is left in it.
+pub fn enter(root: &Root) -> Result<(), StepError> {
+    // pivot_root(2), "pivot_root(".", ".")": the old root is stacked below the new one, and let go.
+    fchdir(root).map_err(at("pivot", "new root"))?;
+    pivot_root(".", ".").map_err(at("pivot", "new root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(at("pivot", "old root"))?;
+    chdir("/").map_err(at("pivot", "/"))
+}
+
+/// What is set on the root once everything is in place.
+pub fn finish_root(spec: &Spec) -> Result<(), StepError> {
+    let root = Root::current()?;
+    if spec.root.readonly {
+        Attributes::READ_ONLY.apply(&root, false).map_err(at("read-only root", "/"))?;
+    }
+    let name = spec.linux.rootfs_propagation.as_str();
+    if name.is_empty() {
+        return Ok(());
+    }
+    let (flag, recursive) = options::propagation(name)
+        .ok_or_else(|| refuse("spec", "linux.rootfsPropagation", format_args!("{name:?}")))?;
+    Attributes::propagation(flag).apply(&root, recursive).map_err(at("root propagation", name))
+}

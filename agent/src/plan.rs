@@ -1,0 +1,199 @@
+//! What the agent and the runner of a process (`ampoule-agent init`) say to each other.
+//!
+//! The runner is started with its [`Plan`] in a memory file and a packet socket, on which it answers
+//! [`Report::Prepared`] (with the terminal's master, if there is one) or [`Report::Failed`], waits for
+//! [`Order::Start`], and then either sends [`Report::Failed`] once more or becomes the workload, which
+//! closes the socket. Everything is close-on-exec; the workload sees none of it.
+
+use std::{
+    fmt::Display,
+    fs::File,
+    io::{self, Read, Seek, Write},
+    os::fd::{OwnedFd, RawFd},
+    path::PathBuf,
+};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Process, Seccomp, Spec};
+
+/// The argument that makes the binary a runner.
+pub const RUNNER: &str = "init";
+/// The runner's end of the packet socket.
+pub const CHANNEL_FD: RawFd = 3;
+/// The memory file with the [`Plan`].
+pub const PLAN_FD: RawFd = 4;
+/// For an exec: a pidfd of the container's init, whose namespaces it joins.
+pub const TARGET_FD: RawFd = 5;
+/// Longest message of a failure: a packet holds it.
+const MAX_TEXT: usize = 8 * 1024;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Plan {
+    /// Make a container and run its first process.
+    Init(Box<Init>),
+    /// Run one more process in a container.
+    Exec(Box<Exec>),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Init {
+    pub spec: Spec,
+    /// Where the root file system is mounted in the guest.
+    pub rootfs: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Exec {
+    pub process: Process,
+    /// The container's profile.
+    pub seccomp: Option<Seccomp>,
+    /// The container has a user namespace of its own.
+    pub user_namespace: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    Start,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report {
+    /// Parked just before the workload. The terminal's master comes along.
+    Prepared,
+    Failed {
+        fault: Fault,
+        message: String,
+    },
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// The spec asks for what cannot be.
+    Spec,
+    /// The command does not exist.
+    NotFound,
+    /// The command exists but cannot be executed.
+    NotExecutable,
+    /// Anything else.
+    Internal,
+}
+
+impl Fault {
+    /// What shells and docker say of such a process.
+    pub fn exit_code(self) -> i32 {
+        match self {
+            Self::NotFound => 127,
+            Self::NotExecutable => 126,
+            Self::Spec | Self::Internal => 125,
+        }
+    }
+}
+
+/// A step of the agent or the runner that failed: "step: object: cause". One text, because it crosses
+/// processes.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StepError {
+    pub fault: Fault,
+    message: String,
+}
+
+impl StepError {
+    pub fn new(
+        fault: Fault,
+        step: &'static str,
+        object: impl Display,
+        cause: impl Display,
+    ) -> Self {
+        Self { fault, message: format!("{step}: {object}: {cause}") }
+    }
+
+    /// A failure that another process reported.
+    pub fn relayed(fault: Fault, message: String) -> Self {
+        Self { fault, message }
+    }
+}
+
+/// For `map_err`: names what failed, and on which object.
+pub fn at<E: Into<io::Error>>(
+    step: &'static str,
+    object: impl Display,
+) -> impl FnOnce(E) -> StepError {
+    move |error| StepError::new(Fault::Internal, step, object, cause(error.into()))
+}
+
+/// Says that the spec is at fault.
+pub fn refuse(step: &'static str, object: impl Display, cause: impl Display) -> StepError {
+    StepError::new(Fault::Spec, step, object, cause)
+}
+
+/// The text of an error number, as strerror(3) has it.
+pub fn cause(error: io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+impl From<StepError> for Report {
+    fn from(error: StepError) -> Self {
+        let StepError { fault, mut message } = error;
+        message.truncate(message.floor_char_boundary(MAX_TEXT));
+        Self::Failed { fault, message }
+    }
+}
+
+impl Plan {
+    /// Puts the plan into a memory file, for the runner's [`PLAN_FD`].
+    pub fn write(&self) -> io::Result<OwnedFd> {
+        let bytes = postcard::to_stdvec(self).map_err(io::Error::other)?;
+        let mut file = File::from(memfd_create("plan", MemfdFlags::CLOEXEC)?);
+        file.write_all(&bytes)?;
+        file.rewind()?;
+        Ok(file.into())
+    }
+
+    /// The runner's side.
+    pub fn read(file: OwnedFd) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        File::from(file).read_to_end(&mut bytes)?;
+        postcard::from_bytes(&bytes).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_survives_the_memory_file() {
+        let spec = Spec {
+            hostname: "box".into(),
+            process: Process { args: vec!["a".repeat(1 << 20)], ..Default::default() },
+            ..Default::default()
+        };
+        let plan = Plan::Init(Box::new(Init { spec: spec.clone(), rootfs: "/run/x".into() }));
+        match Plan::read(plan.write().unwrap()).unwrap() {
+            Plan::Init(init) => {
+                assert_eq!(init.spec, spec);
+                assert_eq!(init.rootfs, PathBuf::from("/run/x"));
+            }
+            Plan::Exec(_) => panic!("became an exec"),
+        }
+    }
+
+    #[test]
+    fn a_failure_reads_step_object_cause_and_fits_a_packet() {
+        let error = at("mount", "/proc")(io::Error::from_raw_os_error(libc::EACCES));
+        assert_eq!(error.to_string(), "mount: /proc: Permission denied");
+        let long = refuse("exec", "ä".repeat(MAX_TEXT), "x");
+        match Report::from(long) {
+            Report::Failed { message, .. } => assert!(message.len() <= MAX_TEXT),
+            Report::Prepared => panic!("not a failure"),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The ttrpc service: each call finds its container and its process and says what is to be done.
+//!
+//! What changes something runs as a task of its own, so that a caller that loses patience does not leave
+//! it half done.
+
+use std::{future::Future, sync::Arc};
+
+use ampoule_agent_api::{
+    agent::{
+        ContainerRequest, CreateContainerRequest, CreateExecRequest, CreateResponse, Empty,
+        HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
+        StartResponse, StatsResponse, WaitResponse,
+    },
+    agent_ttrpc::Agent,
+};
+use async_trait::async_trait;
+use rustix::{
+    system::{sethostname, uname},
+    time::{ClockId, Timespec, clock_settime},
+};
+use tokio::sync::Notify;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::{
+    container::Container,
+    error::Error,
+    plan::{at, refuse},
+    process::Process,
+    reaper::Reaper,
+    registry::{Registry, is_valid_id},
+};
+
+const SECOND: u64 = 1_000_000_000;
+/// Signals of Linux; 0 asks whether the process is there.
+const SIGNALS: std::ops::RangeInclusive<u32> = 0..=64;
+
+/// Everything the agent has.
+pub struct Sandbox {
+    pub reaper: Reaper,
+    pub containers: Registry<Container>,
+    /// Somebody asked to switch the VM off.
+    pub shutdown: Notify,
+}
+
+/// The service, on a sandbox.
+pub struct Service(pub Arc<Sandbox>);
+
+impl Service {
+    fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        self.0.containers.get(id).ok_or_else(|| Error::NoContainer(id.to_owned()))
+    }
+
+    fn process(&self, container: &str, exec: &str) -> Result<Arc<Process>, Error> {
+        self.container(container)?.process(exec)
+    }
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn hello(&self, _: &TtrpcContext, req: HelloRequest) -> ttrpc::Result<HelloResponse> {
+        hello(&req)?;
+        Ok(HelloResponse {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel_release: uname().release().to_string_lossy().into_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        req: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateResponse> {
+        let sandbox = self.0.clone();
+        detached(async move {
+            let id = req.container_id.clone();
+            if !is_valid_id(&id) {
+                return Err(Error::Id(id));
+            }
+            let held = sandbox.containers.hold(&id).ok_or(Error::Exists(id))?;
+            let container = Container::create(&sandbox.reaper, req).await?;
+            let pid = container.pid();
+            held.put(Arc::new(container));
+            Ok(CreateResponse { pid, ..Default::default() })
+        })
+        .await
+    }
+
+    async fn create_exec(
+        &self,
+        _: &TtrpcContext,
+        req: CreateExecRequest,
+    ) -> ttrpc::Result<CreateResponse> {
+        let sandbox = self.0.clone();
+        let container = self.container(&req.container_id)?;
+        detached(async move {
+            let process = container.create_exec(&sandbox.reaper, req).await?;
+            let pid = process.pid.as_raw_pid() as u32;
+            Ok(CreateResponse { pid, ..Default::default() })
+        })
+        .await
+    }
+
+    async fn start(&self, _: &TtrpcContext, req: ProcessRequest) -> ttrpc::Result<StartResponse> {
+        let process = self.process(&req.container_id, &req.exec_id)?;
+        detached(async move { process.start().await }).await
+    }
+
+    async fn signal(&self, _: &TtrpcContext, req: SignalRequest) -> ttrpc::Result<Empty> {
+        if !SIGNALS.contains(&req.signal) {
+            return Err(Error::from(refuse("signal", req.signal, "there is none")).into());
+        }
+        let container = self.container(&req.container_id)?;
+        match req.all {
+            true => container.signal_all(req.signal as i32)?,
+            false => container.process(&req.exec_id)?.signal(req.signal as i32)?,
+        }
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, req: ProcessRequest) -> ttrpc::Result<WaitResponse> {
+        let exit = self.process(&req.container_id, &req.exec_id)?.wait().await?;
+        Ok(WaitResponse {
+            status: exit.status,
+            oom: exit.oom,
+            exited_at_ns: exit.at_ns,
+            ..Default::default()
+        })
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, req: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let characters = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        self.process(&req.container_id, &req.exec_id)?
+            .resize(characters(req.width), characters(req.height))?;
+        Ok(Empty::new())
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, req: ProcessRequest) -> ttrpc::Result<Empty> {
+        self.process(&req.container_id, &req.exec_id)?.close_stdin();
+        Ok(Empty::new())
+    }
+
+    async fn pids(&self, _: &TtrpcContext, req: ContainerRequest) -> ttrpc::Result<PidsResponse> {
+        Ok(self.container(&req.container_id)?.pids()?)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, req: ContainerRequest) -> ttrpc::Result<StatsResponse> {
+        Ok(self.container(&req.container_id)?.stats()?)
+    }
+
+    async fn pause(&self, _: &TtrpcContext, req: ContainerRequest) -> ttrpc::Result<Empty> {
+        let container = self.container(&req.container_id)?;
+        detached(async move { container.pause().await.map(|()| Empty::new()) }).await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, req: ContainerRequest) -> ttrpc::Result<Empty> {
+        let container = self.container(&req.container_id)?;
+        detached(async move { container.resume().await.map(|()| Empty::new()) }).await
+    }
+
+    async fn delete(&self, _: &TtrpcContext, req: ProcessRequest) -> ttrpc::Result<Empty> {
+        let sandbox = self.0.clone();
+        detached(async move {
+            let id = req.container_id;
+            let none = || Error::NoContainer(id.clone());
+            if !req.exec_id.is_empty() {
+                let container = sandbox.containers.get(&id).ok_or_else(none)?;
+                return container.delete_exec(&req.exec_id).await.map(|()| Empty::new());
+            }
+            let (held, container) = sandbox.containers.take(&id).ok_or_else(none)?;
+            match container.delete().await {
+                Ok(()) => Ok(Empty::new()),
+                Err(error) => {
+                    held.put(container);
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.0.shutdown.notify_one();
+        Ok(Empty::new())
+    }
+}
+
+/// Sets the guest's clock and name.
+fn hello(req: &HelloRequest) -> Result<(), Error> {
+    if req.realtime_ns != 0 {
+        let now = Timespec {
+            tv_sec: (req.realtime_ns / SECOND) as i64,
+            tv_nsec: (req.realtime_ns % SECOND) as i64,
+        };
+        clock_settime(ClockId::Realtime, now).map_err(at("hello", "clock"))?;
+    }
+    if !req.hostname.is_empty() {
+        sethostname(req.hostname.as_bytes()).map_err(at("hello", &req.hostname))?;
+    }
+    Ok(())
+}
+
+/// Runs to its end, whether somebody waits for it or not.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => Ok(result?),
+        Err(e) => Err(Error::from(at("agent", "task")(std::io::Error::from(e))).into()),
+    }
+}
