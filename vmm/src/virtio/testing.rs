@@ -298,7 +298,8 @@ impl Guest {
                 busy = true;
             }
         }
-        if let Some(fd) = lock(&*self.device).backend() {
+        let backend = lock(&*self.device).backend();
+        if let Some(fd) = backend {
             // SAFETY: the device, which lives as long as the guest, owns the descriptor.
             let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
             let mut fds = [PollFd::new(&fd, PollFlags::IN)];
