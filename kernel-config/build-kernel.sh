@@ -49,7 +49,10 @@ fetch_source() {
 
 # The kernel's place in the cache is a hash of everything that shapes it.
 target() {
-    echo "$cache/kernel/$(hash_of "${fragments[@]}" "${patches[@]}" "$here/build-kernel.sh" "$source_sha256" "$(cc --version | head -n 1)")/vmlinux"
+    local recipe compiler
+    recipe=$(declare -f apply_patches configure compile collect)
+    compiler=$(cc --version | head -n 1)
+    echo "$cache/kernel/$(hash_of "${fragments[@]}" "${patches[@]}" "$recipe" "$source_sha256" "$compiler")/vmlinux"
 }
 
 unpack_source() {
@@ -72,19 +75,12 @@ apply_patches() {
 
 # Everything off, then the fragments; then see that Kconfig left every option as it was asked for.
 configure() {
-    cat "${fragments[@]}" >"$work/requested"
-    make -C "$work/linux" O="$work/build" KCONFIG_ALLCONFIG="$work/requested" allnoconfig
-    local line status=0
-    while read -r line; do
-        case $line in
-        CONFIG_*) grep -qxF "$line" "$work/build/.config" || { echo "not as requested: $line"; status=1; } ;;
-        '# CONFIG_'*' is not set')
-            line=${line#\# }
-            ! grep -q "^${line%% *}=" "$work/build/.config" || { echo "not off as requested: ${line%% *}"; status=1; }
-            ;;
-        esac
-    done <"$work/requested"
-    return $status
+    local requested=$work/requested config=$work/build/.config
+    cat "${fragments[@]}" >"$requested"
+    make -C "$work/linux" O="$work/build" KCONFIG_ALLCONFIG="$requested" allnoconfig
+    grep '^CONFIG_' "$requested" | grep -vxFf "$config" >"$work/wrong" || true
+    sed -n 's/^\(CONFIG_[^=]*\)=.*/# \1 is not set/p' "$config" | grep -xFf "$requested" >>"$work/wrong" || true
+    [ ! -s "$work/wrong" ] || { echo "not as requested:"; cat "$work/wrong"; return 1; }
 }
 
 # The same inputs give the same bytes: no date, user or machine name inside.
