@@ -270,7 +270,7 @@ fn start_vcpus(
         let cpuid = cpuid::for_vcpu(&supported, id, count)
             .map_err(|source| BuildError::Cpuid { id, source })?;
         fd.set_cpuid2(&cpuid).map_err(refused)?;
-        regs::set_common(&fd).map_err(registers)?;
+        regs::set_msrs(&fd).map_err(registers)?;
         if id == 0 {
             regs::set_entry(&fd, entry).map_err(registers)?;
         }

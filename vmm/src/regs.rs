@@ -1,7 +1,7 @@
 //! A vCPU's registers at the kernel's 64-bit entry (Documentation/arch/x86/boot.rst): long mode, the first
 //! GiB mapped one to one, RSI at the zero page.
 
-use kvm_bindings::{Msrs, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::errno;
@@ -25,11 +25,6 @@ const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
-
-const LAPIC_LVT0: usize = 0x350;
-const LAPIC_LVT1: usize = 0x360;
-const DELIVERY_NMI: u32 = 4;
-const DELIVERY_EXTINT: u32 = 7;
 
 /// Descriptors in GDT order: none, code, data, task. Access byte and flags as in the Intel SDM, 3.4.5.
 const GDT: [u64; 4] = [0, descriptor(0xa09b), descriptor(0xc093), descriptor(0x808b)];
@@ -69,14 +64,20 @@ pub fn write_tables(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
     memory.write_slice(&directory, BOOT_PD)
 }
 
-/// Sets what every vCPU needs: MSRs and the local APIC's two inputs.
-pub fn set_common(vcpu: &VcpuFd) -> Result<(), RegistersError> {
-    set_msrs(vcpu)?;
-    let refused = |source| RegistersError::Kvm { what: "local APIC", source };
-    let mut lapic = vcpu.get_lapic().map_err(refused)?;
-    set_delivery(&mut lapic, LAPIC_LVT0, DELIVERY_EXTINT);
-    set_delivery(&mut lapic, LAPIC_LVT1, DELIVERY_NMI);
-    vcpu.set_lapic(&lapic).map_err(refused)
+/// What every vCPU needs. (The local APIC needs nothing: KVM resets it to virtual wire mode, and Linux sets
+/// up its two inputs itself.)
+pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegistersError> {
+    let entries = [
+        (MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        // Without it all of guest memory is uncached to the guest.
+        (MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
+    ]
+    .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    let msrs = Msrs::from_entries(&entries).map_err(RegistersError::MsrList)?;
+    let set = vcpu
+        .set_msrs(&msrs)
+        .map_err(|source| RegistersError::Kvm { what: "model-specific registers", source })?;
+    entries.get(set).map_or(Ok(()), |refused| Err(RegistersError::Msr(refused.index)))
 }
 
 /// Puts the boot vCPU at the kernel's `entry`. The others wait for the guest's start-up IPI as they are.
@@ -105,33 +106,6 @@ pub fn set_entry(vcpu: &VcpuFd, entry: GuestAddress) -> Result<(), RegistersErro
         ..Default::default()
     };
     vcpu.set_regs(&regs).map_err(refused("registers"))
-}
-
-fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegistersError> {
-    let entries = [
-        (MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
-        // Without it all of guest memory is uncached to the guest.
-        (MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
-    ]
-    .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
-    let msrs = Msrs::from_entries(&entries).map_err(RegistersError::MsrList)?;
-    let set = vcpu
-        .set_msrs(&msrs)
-        .map_err(|source| RegistersError::Kvm { what: "model-specific registers", source })?;
-    entries.get(set).map_or(Ok(()), |refused| Err(RegistersError::Msr(refused.index)))
-}
-
-/// Sets bits 10:8 of a local vector table entry.
-fn set_delivery(lapic: &mut kvm_lapic_state, register: usize, mode: u32) {
-    let bytes = &mut lapic.regs[register..register + 4];
-    let mut value = [0; 4];
-    for (to, from) in value.iter_mut().zip(bytes.iter()) {
-        *to = *from as u8;
-    }
-    let value = u32::from_le_bytes(value) & !0x700 | mode << 8;
-    for (to, from) in bytes.iter_mut().zip(value.to_le_bytes()) {
-        *to = from as _;
-    }
 }
 
 /// The hidden part of a segment register, from its descriptor.
@@ -189,13 +163,5 @@ mod tests {
             assert_eq!(page & 0xfff, PAGE_PRESENT_WRITABLE | PAGE_LARGE);
             assert_eq!(page & !0xfff, address & !(LARGE_PAGE - 1));
         }
-    }
-
-    #[test]
-    fn the_apic_inputs_keep_their_other_bits() {
-        let mut lapic = kvm_lapic_state::default();
-        lapic.regs[LAPIC_LVT0 + 2] = 1; // masked
-        set_delivery(&mut lapic, LAPIC_LVT0, DELIVERY_EXTINT);
-        assert_eq!(lapic.regs[LAPIC_LVT0..LAPIC_LVT0 + 4].to_vec(), [0, 7, 1, 0]);
     }
 }
