@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::queue::{RingError, SetupError};
+use super::{chain::RingError, queue::SetupError};
 
 /// Why a device went to `DEVICE_NEEDS_RESET`.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! The virtio 1.2 devices and their MMIO transport: split rings, no legacy. In reading order:
 //!
 //! - [`queue`]: a split virtqueue; every index the guest writes is checked here
+//! - [`chain`]: a descriptor chain, copied and checked
 //! - [`buffers`]: a chain's buffers as host memory, checked at both ends
 //! - [`interrupt`]: what a device tells the guest: interrupts, generation, `DEVICE_NEEDS_RESET`
 //! - [`fault`]: what the guest broke, and who is told
@@ -36,6 +37,7 @@
 
 pub mod block;
 pub mod buffers;
+pub mod chain;
 pub mod fault;
 pub mod interrupt;
 pub mod queue;

@@ -1,24 +1,18 @@
 //! A split virtqueue (virtio 1.2, 2.7) of which nothing the guest wrote is believed unchecked. Owned by
 //! one device from activation to reset.
 //!
-//! `virtio_queue::Queue` does the ring indices; the walk along the descriptors is done here, because that
-//! crate's iterator ends without a word on a broken chain, and a broken chain is a fault. What is *in* the
-//! buffers is another matter: a bad address is the request's error, not the ring's (see [`super::buffers`]).
+//! `virtio_queue::Queue` does the ring indices; [`super::chain`] walks along the descriptors.
 
 use std::collections::VecDeque;
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT, desc::split::Descriptor};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{
-    buffers::{BadBuffer, Buffers},
+    chain::{Chain, DESCRIPTOR_SIZE, RingError, Table},
     interrupt::Interrupt,
 };
 use crate::memory::GuestMemory;
-
-/// Longest chain in bytes: 2^32 (2.7.5.2).
-const MAX_CHAIN_BYTES: u64 = 1 << 32;
-const DESCRIPTOR_SIZE: u64 = 16;
 
 /// The queue registers as the driver wrote them, unchecked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,31 +44,6 @@ pub enum SetupError {
     OutsideMemory { area: &'static str, address: u64 },
     #[error("the descriptor table and the rings overlap")]
     Overlap,
-}
-
-/// How a ring can be corrupt.
-#[derive(Debug, thiserror::Error)]
-pub enum RingError {
-    #[error("the available ring cannot be followed")]
-    Available(#[source] virtio_queue::Error),
-    #[error("the used ring cannot be written")]
-    Used(#[source] virtio_queue::Error),
-    #[error("descriptor {0} is beyond the end of its table")]
-    IndexRange(u16),
-    #[error("descriptor chain {0} was made available twice")]
-    InFlight(u16),
-    #[error("descriptor {index} of the table at {table:#x} cannot be read")]
-    Unreadable { table: u64, index: u16 },
-    #[error("descriptor chain {0} has more entries than its queue")]
-    TooManyEntries(u16),
-    #[error("descriptor chain {0} is longer than 2^32 bytes")]
-    TooManyBytes(u16),
-    #[error("an indirect descriptor although the feature was not negotiated")]
-    IndirectNotNegotiated,
-    #[error("an indirect descriptor in an indirect table, or one with a next")]
-    IndirectMisplaced,
-    #[error("an indirect table of {0} bytes")]
-    IndirectSize(u32),
 }
 
 /// One activated queue.
@@ -134,12 +103,12 @@ impl VirtQueue {
             self.take_available(memory)?;
         }
         let Some(head) = self.taken.pop_front() else { return Ok(None) };
-        self.walk(memory, head).map(Some)
+        Chain::walk(memory, &self.table(), head).map(Some)
     }
 
     /// Undoes the last [`pop`](Self::pop): nothing was done with the chain.
     pub fn put_back(&mut self, chain: &Chain) {
-        self.taken.push_front(chain.head);
+        self.taken.push_front(chain.head());
     }
 
     /// Puts a chain into the used ring; `written` is how many bytes of it the device wrote (2.7.8).
@@ -149,9 +118,9 @@ impl VirtQueue {
         chain: &Chain,
         written: u32,
     ) -> Result<(), RingError> {
-        self.in_flight[usize::from(chain.head)] = false;
+        self.in_flight[usize::from(chain.head())] = false;
         self.used = true;
-        self.ring.add_used(memory, chain.head, written).map_err(RingError::Used)
+        self.ring.add_used(memory, chain.head(), written).map_err(RingError::Used)
     }
 
     /// One interrupt for all that was completed since the last call, if the driver wants one (2.7.10).
@@ -163,6 +132,11 @@ impl VirtQueue {
             interrupt.signal_used();
         }
         Ok(())
+    }
+
+    fn table(&self) -> Table {
+        let size = self.ring.size();
+        Table { address: self.ring.desc_table(), size, indirect: self.indirect }
     }
 
     /// Takes what is available now, at most as many chains as the queue has entries. None of them was
@@ -178,104 +152,6 @@ impl VirtQueue {
             self.taken.push_back(head);
         }
         Ok(())
-    }
-
-    /// Copies a chain's descriptors, each read once.
-    fn walk(&self, memory: &GuestMemory, head: u16) -> Result<Chain, RingError> {
-        let size = self.ring.size();
-        let mut table = Table { address: self.ring.desc_table(), entries: size, indirect: false };
-        let mut chain = Chain { head, descriptors: Vec::new() };
-        let (mut index, mut bytes) = (head, 0);
-        loop {
-            let descriptor = table.read(memory, index)?;
-            if descriptor.refers_to_indirect_table() {
-                table = self.enter_indirect(&table, &descriptor)?;
-                index = 0;
-                continue;
-            }
-            bytes += u64::from(descriptor.len());
-            chain.descriptors.push(descriptor);
-            if bytes > MAX_CHAIN_BYTES {
-                return Err(RingError::TooManyBytes(head));
-            }
-            if !descriptor.has_next() {
-                return Ok(chain);
-            }
-            if chain.descriptors.len() >= usize::from(size) {
-                return Err(RingError::TooManyEntries(head));
-            }
-            index = descriptor.next();
-        }
-    }
-
-    /// Checks an indirect descriptor (2.7.5.3).
-    fn enter_indirect(&self, table: &Table, descriptor: &Descriptor) -> Result<Table, RingError> {
-        if !self.indirect {
-            return Err(RingError::IndirectNotNegotiated);
-        }
-        if table.indirect || descriptor.has_next() {
-            return Err(RingError::IndirectMisplaced);
-        }
-        let len = descriptor.len();
-        let entries = u64::from(len) / DESCRIPTOR_SIZE;
-        if u64::from(len) % DESCRIPTOR_SIZE != 0 || entries == 0 {
-            return Err(RingError::IndirectSize(len));
-        }
-        match u16::try_from(entries) {
-            Ok(entries) if entries <= self.ring.size() => {
-                Ok(Table { address: descriptor.addr().0, entries, indirect: true })
-            }
-            _ => Err(RingError::IndirectSize(len)),
-        }
-    }
-}
-
-/// A descriptor table being walked: the queue's own, or an indirect one.
-struct Table {
-    address: u64,
-    entries: u16,
-    indirect: bool,
-}
-
-impl Table {
-    fn read(&self, memory: &GuestMemory, index: u16) -> Result<Descriptor, RingError> {
-        if index >= self.entries {
-            return Err(RingError::IndexRange(index));
-        }
-        GuestAddress(self.address)
-            .checked_add(u64::from(index) * DESCRIPTOR_SIZE)
-            .and_then(|address| memory.read_obj(address).ok())
-            .ok_or(RingError::Unreadable { table: self.address, index })
-    }
-}
-
-/// A descriptor chain, copied out of guest memory.
-#[derive(Debug)]
-pub struct Chain {
-    head: u16,
-    descriptors: Vec<Descriptor>,
-}
-
-impl Chain {
-    /// What the driver wrote for the device.
-    pub fn readable<'m>(&self, memory: &'m GuestMemory) -> Result<Buffers<'m>, BadBuffer> {
-        Buffers::new(memory, self.descriptors.iter().filter(|d| !d.is_write_only()))
-    }
-
-    /// Where the device may write.
-    pub fn writable<'m>(&self, memory: &'m GuestMemory) -> Result<Buffers<'m>, BadBuffer> {
-        Buffers::new(memory, self.descriptors.iter().filter(|d| d.is_write_only()))
-    }
-
-    /// Whether all readable buffers come before the writable ones, as they must (2.7.4.2).
-    pub fn is_ordered(&self) -> bool {
-        self.descriptors.is_sorted_by_key(|d| d.is_write_only())
-    }
-
-    /// The address of the last byte the device may write, in guest RAM or not.
-    pub fn last_writable(&self) -> Option<GuestAddress> {
-        let last = self.descriptors.iter().rfind(|d| d.is_write_only() && d.len() > 0)?;
-        last.addr().checked_add(u64::from(last.len()) - 1)
     }
 }
 

@@ -7,9 +7,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use super::{
     Active, Drained, VirtioDevice, Wake,
     buffers::Buffers,
+    chain::{Chain, RingError},
     fault::DeviceFault,
     interrupt::Interrupt,
-    queue::{Chain, RingError, VirtQueue},
+    queue::VirtQueue,
 };
 use crate::memory::GuestMemory;
 

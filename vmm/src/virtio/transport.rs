@@ -1,15 +1,11 @@
-//! The MMIO transport (virtio 1.2, 4.2.2). Owns the status machine, the negotiated features and the queue
-//! registers; only vCPU threads change them, through [`BusDevice`].
-//!
-//! ```text
-//! 0 -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK      bits are only ever added, in this order;
-//! ^                                               |           writing 0 resets from anywhere
-//! +------------------- 0 written -----------------+           FAILED may be added at any time
-//! ```
+//! The MMIO transport (virtio 1.2, 4.2.2): the registers of one device. Owns what the driver wrote
+//! ([`driver`]) and the events of the queues; only vCPU threads change it, through [`BusDevice`].
 //!
 //! At `DRIVER_OK` the queue registers become [`VirtQueue`]s and go to the device; until the reset they are
 //! deaf. Queues that cannot be used mean `DEVICE_NEEDS_RESET` at once. Whatever else the driver does out of
 //! turn is ignored and counted.
+
+pub mod driver;
 
 use std::{
     io,
@@ -24,10 +20,11 @@ use super::{
     fault::{DeviceFault, FaultReporter, FaultSink},
     interrupt::Interrupt,
     lock,
-    queue::{QueueConfig, RingFeatures, VirtQueue},
+    queue::{RingFeatures, VirtQueue},
     worker::Worker,
 };
 use crate::{bus::BusDevice, memory::GuestMemory};
+use driver::DriverState;
 
 /// Bytes of address space of one transport.
 pub const MMIO_SIZE: u64 = 0x1000;
@@ -41,14 +38,6 @@ const CONFIG_SPACE: u64 = VIRTIO_MMIO_CONFIG as u64;
 /// What the transport offers for every device.
 const RING_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-/// The order in which a driver adds status bits (3.1.1).
-const STATUS_ORDER: [u32; 4] = [
-    VIRTIO_CONFIG_S_ACKNOWLEDGE,
-    VIRTIO_CONFIG_S_DRIVER,
-    VIRTIO_CONFIG_S_FEATURES_OK,
-    VIRTIO_CONFIG_S_DRIVER_OK,
-];
-
 /// The registers of one device.
 pub struct MmioTransport {
     device: SharedDevice,
@@ -60,30 +49,9 @@ pub struct MmioTransport {
     offered: u64,
     max_sizes: &'static [u16],
     driver: DriverState,
-    ignored: u64,
-}
-
-/// Everything the driver wrote since the last reset.
-#[derive(Default)]
-struct DriverState {
-    status: u32,
+    /// DeviceFeaturesSel.
     offered_select: u32,
-    accepted_select: u32,
-    accepted: u64,
-    /// A feature beyond bit 63, which nobody offered.
-    beyond: bool,
-    queue_select: u32,
-    queues: Vec<QueueConfig>,
-}
-
-impl DriverState {
-    fn new(queues: usize) -> Self {
-        Self { queues: vec![QueueConfig::default(); queues], ..Self::default() }
-    }
-
-    fn has(&self, bit: u32) -> bool {
-        self.status & bit != 0
-    }
+    ignored: u64,
 }
 
 impl MmioTransport {
@@ -111,6 +79,7 @@ impl MmioTransport {
             offered,
             max_sizes,
             driver: DriverState::new(max_sizes.len()),
+            offered_select: 0,
             ignored: 0,
         })
     }
@@ -146,11 +115,13 @@ impl MmioTransport {
             VIRTIO_MMIO_VERSION => VERSION,
             VIRTIO_MMIO_DEVICE_ID => self.device_type,
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => word(self.offered, self.driver.offered_select),
+            VIRTIO_MMIO_DEVICE_FEATURES => word(self.offered, self.offered_select),
             VIRTIO_MMIO_QUEUE_NUM_MAX => {
-                self.max_sizes.get(self.driver.queue_select as usize).copied().map_or(0, u32::from)
+                self.max_sizes.get(self.driver.selected()).copied().map_or(0, u32::from)
             }
-            VIRTIO_MMIO_QUEUE_READY => u32::from(self.selected().is_some_and(|q| q.ready)),
+            VIRTIO_MMIO_QUEUE_READY => {
+                u32::from(self.driver.selected_queue().is_some_and(|q| q.ready))
+            }
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.pending(),
             VIRTIO_MMIO_STATUS => self.status(),
             // No shared memory region has length -1 (4.2.2.1).
@@ -166,63 +137,30 @@ impl MmioTransport {
     /// `None` if the write meant nothing.
     fn write_register(&mut self, offset: u32, value: u32) -> Option<()> {
         match offset {
-            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.driver.offered_select = value,
-            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver.accepted_select = value,
-            VIRTIO_MMIO_DRIVER_FEATURES => return self.accept_features(value),
-            VIRTIO_MMIO_QUEUE_SEL => self.driver.queue_select = value,
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.offered_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver.select_features(value),
+            VIRTIO_MMIO_DRIVER_FEATURES => return self.driver.accept_features(value),
+            VIRTIO_MMIO_QUEUE_SEL => self.driver.select_queue(value),
             VIRTIO_MMIO_QUEUE_NOTIFY => {
                 // A full eventfd is a pending kick: nothing is lost.
                 let _ = self.kicks.get(value as usize)?.write(1);
             }
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             VIRTIO_MMIO_STATUS => return self.write_status(value),
-            _ => return self.write_queue_register(offset, value),
+            _ => return self.driver.write_queue_register(offset, value),
         }
         Some(())
     }
 
-    /// Queue registers can be written between `FEATURES_OK` and `DRIVER_OK`, and, but for QueueReady, only
-    /// while the queue is not ready (4.2.2.2).
-    fn write_queue_register(&mut self, offset: u32, value: u32) -> Option<()> {
-        let driver = &mut self.driver;
-        if !driver.has(VIRTIO_CONFIG_S_FEATURES_OK) || driver.has(VIRTIO_CONFIG_S_DRIVER_OK) {
-            return None;
-        }
-        let queue = driver.queues.get_mut(driver.queue_select as usize)?;
-        if offset == VIRTIO_MMIO_QUEUE_READY {
-            queue.ready = value == 1;
-            return Some(());
-        }
-        if queue.ready {
-            return None;
-        }
-        match offset {
-            VIRTIO_MMIO_QUEUE_NUM => queue.size = value,
-            VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut queue.descriptors, value),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(&mut queue.descriptors, value),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(&mut queue.available, value),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(&mut queue.available, value),
-            VIRTIO_MMIO_QUEUE_USED_LOW => set_low(&mut queue.used, value),
-            VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(&mut queue.used, value),
-            _ => return None,
-        }
-        Some(())
-    }
-
-    fn selected(&self) -> Option<&QueueConfig> {
-        self.driver.queues.get(self.driver.queue_select as usize)
-    }
-
-    /// Features can be written between `DRIVER` and `FEATURES_OK` (3.1.1).
-    fn accept_features(&mut self, value: u32) -> Option<()> {
-        let driver = &mut self.driver;
-        if !driver.has(VIRTIO_CONFIG_S_DRIVER) || driver.has(VIRTIO_CONFIG_S_FEATURES_OK) {
-            return None;
-        }
-        match driver.accepted_select {
-            0 => set_low(&mut driver.accepted, value),
-            1 => set_high(&mut driver.accepted, value),
-            _ => driver.beyond |= value != 0,
+    /// `DEVICE_NEEDS_RESET` is not the driver's to change: it is the device's bit.
+    fn write_status(&mut self, value: u32) -> Option<()> {
+        match value {
+            0 => self.reset(),
+            _ => {
+                if self.driver.write_status(value & !VIRTIO_CONFIG_S_NEEDS_RESET, self.offered)? {
+                    self.activate();
+                }
+            }
         }
         Some(())
     }
@@ -230,46 +168,7 @@ impl MmioTransport {
     fn status(&self) -> u32 {
         let needs_reset =
             if self.interrupt.needs_reset() { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
-        self.driver.status | needs_reset
-    }
-
-    /// A step of the status machine (2.1, 3.1.1). `DEVICE_NEEDS_RESET` is not the driver's to change.
-    fn write_status(&mut self, value: u32) -> Option<()> {
-        if value == 0 {
-            self.reset();
-            return Some(());
-        }
-        let old = self.driver.status;
-        let value = value & !VIRTIO_CONFIG_S_NEEDS_RESET;
-        let added = value & !old;
-        if value & old != old || added & !(VIRTIO_CONFIG_S_FAILED | self.next_status()) != 0 {
-            return None;
-        }
-        if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.features_acceptable() {
-            // The driver reads the status back and finds the bit missing (3.1.1, step 6).
-            self.driver.status = value & !VIRTIO_CONFIG_S_FEATURES_OK;
-            return None;
-        }
-        self.driver.status = value;
-        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-            self.activate();
-        }
-        Some(())
-    }
-
-    /// The bit the driver may add now; none after it gave up.
-    fn next_status(&self) -> u32 {
-        if self.driver.has(VIRTIO_CONFIG_S_FAILED) {
-            return 0;
-        }
-        STATUS_ORDER.into_iter().find(|&bit| !self.driver.has(bit)).unwrap_or(0)
-    }
-
-    fn features_acceptable(&self) -> bool {
-        let accepted = self.driver.accepted;
-        !self.driver.beyond
-            && accepted & !self.offered == 0
-            && accepted & (1 << VIRTIO_F_VERSION_1) != 0
+        self.driver.status() | needs_reset
     }
 
     fn activate(&mut self) {
@@ -286,12 +185,11 @@ impl MmioTransport {
     }
 
     fn build_queues(&self) -> Result<Vec<VirtQueue>, DeviceFault> {
-        let has = |bit: u32| self.driver.accepted & (1 << bit) != 0;
         let features = RingFeatures {
-            event_idx: has(VIRTIO_RING_F_EVENT_IDX),
-            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
+            event_idx: self.driver.has_feature(VIRTIO_RING_F_EVENT_IDX),
+            indirect: self.driver.has_feature(VIRTIO_RING_F_INDIRECT_DESC),
         };
-        let queues = self.driver.queues.iter().zip(self.max_sizes).enumerate();
+        let queues = self.driver.queues().iter().zip(self.max_sizes).enumerate();
         queues
             .map(|(queue, (config, &max))| {
                 VirtQueue::new(config, max, features, &self.memory)
@@ -320,7 +218,7 @@ impl BusDevice for MmioTransport {
         data.fill(0);
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
             self.lock().read_config(offset, data);
-        } else if offset % 4 == 0 && data.len() == 4 {
+        } else if offset.is_multiple_of(4) && data.len() == 4 {
             data.copy_from_slice(&self.read_register(offset as u32).to_le_bytes());
         } else {
             self.ignored += 1;
@@ -330,7 +228,7 @@ impl BusDevice for MmioTransport {
     fn write(&mut self, offset: u64, data: &[u8]) {
         let value = <[u8; 4]>::try_from(data).map(u32::from_le_bytes);
         let done = match value {
-            Ok(value) if offset % 4 == 0 && offset < CONFIG_SPACE => {
+            Ok(value) if offset.is_multiple_of(4) && offset < CONFIG_SPACE => {
                 self.write_register(offset as u32, value)
             }
             _ => None,
@@ -346,14 +244,6 @@ fn word(features: u64, select: u32) -> u32 {
         1 => (features >> 32) as u32,
         _ => 0,
     }
-}
-
-fn set_low(field: &mut u64, value: u32) {
-    *field = *field & !0xffff_ffff | u64::from(value);
-}
-
-fn set_high(field: &mut u64, value: u32) {
-    *field = *field & 0xffff_ffff | u64::from(value) << 32;
 }
 
 #[cfg(test)]

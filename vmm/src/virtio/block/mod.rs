@@ -22,10 +22,12 @@ use virtio_bindings::{virtio_blk::*, virtio_ids::VIRTIO_ID_BLOCK};
 use vm_memory::Bytes;
 
 use super::{
-    Active, Drained, VirtioDevice, Wake, copy_config,
+    Active, Drained, VirtioDevice, Wake,
+    chain::{Chain, RingError},
+    copy_config,
     fault::DeviceFault,
     interrupt::Interrupt,
-    queue::{Chain, RingError, VirtQueue},
+    queue::VirtQueue,
 };
 use crate::memory::GuestMemory;
 use disk::{Disk, DiskError};

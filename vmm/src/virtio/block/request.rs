@@ -5,7 +5,7 @@ use virtio_bindings::virtio_blk::*;
 
 use crate::{
     memory::GuestMemory,
-    virtio::{buffers::Buffers, queue::Chain},
+    virtio::{buffers::Buffers, chain::Chain},
 };
 
 /// Bytes of a sector, the unit of every address and of the capacity.

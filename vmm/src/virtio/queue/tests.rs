@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use vm_memory::Bytes;
 
 use super::*;
 use crate::virtio::{rng::Rng, testing::*};

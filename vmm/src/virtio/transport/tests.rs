@@ -37,7 +37,8 @@ fn a_driver_finds_the_device_and_its_features() {
 
 #[test]
 fn a08_queues_that_cannot_be_used_are_not_activated() {
-    let cases: [(fn(&mut Rings), &str); 11] = [
+    type Spoil = fn(&mut Rings);
+    let cases: [(Spoil, &str); 11] = [
         (|q| q.size = 0, "size 0 is not"),
         (|q| q.size = 3, "size 3 is not"),
         (|q| q.size = 257, "size 257 is not"),

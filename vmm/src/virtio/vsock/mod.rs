@@ -27,10 +27,8 @@ use std::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::{
-    Active, Drained, VirtioDevice, Wake, copy_config,
-    fault::DeviceFault,
-    interrupt::Interrupt,
-    queue::{RingError, VirtQueue},
+    Active, Drained, VirtioDevice, Wake, chain::RingError, copy_config, fault::DeviceFault,
+    interrupt::Interrupt, queue::VirtQueue,
 };
 use crate::memory::GuestMemory;
 use mux::Mux;

@@ -2,7 +2,7 @@
 
 use crate::{
     memory::GuestMemory,
-    virtio::{buffers::Buffers, queue::Chain},
+    virtio::{buffers::Buffers, chain::Chain},
 };
 
 /// Bytes of `struct virtio_vsock_hdr`.

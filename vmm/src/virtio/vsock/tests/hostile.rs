@@ -6,7 +6,8 @@ use super::*;
 
 #[test]
 fn v01_packets_that_contradict_themselves() {
-    let changes: [(fn(&mut Header), usize); 14] = [
+    type Change = fn(&mut Header);
+    let changes: [(Change, usize); 14] = [
         (|h| h.len = 11, 10),
         (|h| h.len = 9, 10),
         (|h| h.len = 0, 10),
