@@ -30,10 +30,14 @@
 //! ```
 //!
 //! # System calls
-//! While the guest runs: `read` and `write` (eventfds), `futex`; block: `preadv`, `pwritev`, `fdatasync`,
-//! `fallocate`, and for an attach `fstat`, `lseek`, `close`; vsock: `epoll_wait`, `epoll_ctl`, `recvmsg`,
-//! `sendmsg`, `shutdown`, `close`; rng: `getrandom`. Before: `eventfd2`, `epoll_create1`.
-//! `SIGXFSZ` must be ignored by the process: a file size limit is then an error of the write.
+//! - vCPU threads (register accesses, activation, reset): `read`, `write`, `futex`; `epoll_ctl`, `close`.
+//! - The event loop's thread: `read`, `write`, `futex`; block: `preadv`, `pwritev`, `fdatasync`,
+//!   `fallocate`, and to attach and detach `fstat`, `lseek`, `close`; vsock: `epoll_wait`, `epoll_ctl`,
+//!   `recvmsg`, `sendmsg`, `shutdown`, `close`; rng: `getrandom`.
+//! - To make a device and its transport: `eventfd2`, `epoll_create1`.
+//!
+//! Besides those: the heap's, and `fcntl(F_GETFD)` before each `close` in debug builds. `SIGXFSZ` must be
+//! ignored by the process: a file size limit is then an error of the write.
 
 pub mod block;
 pub mod buffers;

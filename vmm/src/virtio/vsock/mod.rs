@@ -74,6 +74,11 @@ impl Vsock {
     pub fn connect(&mut self, port: u32, stream: OwnedFd) -> Result<(), StreamError> {
         self.mux.connect(port, stream)
     }
+
+    /// Whether everything the guest sent is with the host: a VM that ends before takes bytes with it.
+    pub fn is_flushed(&self) -> bool {
+        self.mux.is_flushed()
+    }
 }
 
 impl VirtioDevice for Vsock {

@@ -174,12 +174,20 @@ impl Mux {
         None
     }
 
-    /// The driver reset the device: its connections are gone, the listeners stay.
+    /// The driver reset the device: its connections are closed at once, the listeners stay. Runs on vCPU
+    /// threads, which may make hardly any system call.
     pub fn reset(&mut self) {
-        for token in self.entries.keys().copied().collect::<Vec<_>>() {
-            self.remove(token);
+        for (_, entry) in std::mem::take(&mut self.entries) {
+            self.unwatch(&entry);
         }
+        self.by_ports.clear();
+        self.ready.clear();
         self.resets.clear();
+    }
+
+    /// Whether everything the guest sent is with the host.
+    pub fn is_flushed(&self) -> bool {
+        !self.entries.values().any(|e| e.connection.is_blocked())
     }
 
     fn check_room(&self) -> Result<(), StreamError> {
@@ -305,12 +313,15 @@ impl Mux {
         if entry.queued {
             self.ready.retain(|&queued| queued != token);
         }
-        let stream = entry.connection.stream();
-        // Whoever still shares the stream must not make it report to us.
-        let fd = stream.as_fd().as_raw_fd();
+        self.unwatch(&entry);
+        entry.connection.stream().end();
+        entry.connection.stream().refuse();
+    }
+
+    /// Whoever still shares the stream must not make it report to us.
+    fn unwatch(&self, entry: &Entry) {
+        let fd = entry.connection.stream().as_fd().as_raw_fd();
         let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
-        stream.end();
-        stream.refuse();
     }
 
     /// Never answers a RST: that could go on for ever.

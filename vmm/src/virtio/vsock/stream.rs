@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use rustix::net::{Shutdown, shutdown};
 
 use crate::virtio::{buffers::Buffers, retry};
 
@@ -41,10 +41,14 @@ impl Stream {
 
     /// Reads straight into guest memory.
     pub fn receive(&self, into: &Buffers<'_>) -> Received {
-        let mut iovecs = into.iovecs();
-        let mut message = message(&mut iovecs);
+        self.receive_iovecs(&mut into.iovecs())
+    }
+
+    /// The iovecs are made by the callers, from memory they borrow.
+    fn receive_iovecs(&self, iovecs: &mut [libc::iovec]) -> Received {
+        let mut message = message(iovecs);
         let count = retry(|| {
-            // SAFETY: the message describes guest memory that `into` borrows, and nothing else.
+            // SAFETY: the message describes memory that the caller borrows for writing.
             unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) }
         });
         match count {
@@ -94,8 +98,10 @@ impl Stream {
     /// later close would make its reads end with ECONNRESET instead of an end of stream.
     pub fn refuse(&self) {
         let _ = shutdown(&self.0, Shutdown::Read);
-        let mut bytes = [0; 16 * 1024];
-        while recv(&self.0, &mut bytes, RecvFlags::DONTWAIT).is_ok_and(|(count, _)| count > 0) {}
+        let mut bytes = [0u8; 16 * 1024];
+        let mut iovecs =
+            [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
+        while let Received::Bytes(_) = self.receive_iovecs(&mut iovecs) {}
     }
 }
 

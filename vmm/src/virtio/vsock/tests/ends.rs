@@ -86,6 +86,7 @@ fn the_guest_closes_and_the_reset_says_that_all_has_arrived() {
     bench.send_shutdown(SHUTDOWN_BOTH);
     let early = bench.receive().iter().any(|p| p.0.op == OP_RST);
     assert!(!early, "300 KB are not all with the host");
+    assert!(!lock(&*bench.device).is_flushed());
     let mut got = Vec::new();
     let mut reset = false;
     while !reset {
@@ -94,6 +95,7 @@ fn the_guest_closes_and_the_reset_says_that_all_has_arrived() {
     }
     got.extend(read_all(&mut host));
     assert!(got == pattern(7, 0, 300_000));
+    assert!(lock(&*bench.device).is_flushed());
     bench.assert_forgotten();
 }
 
