@@ -236,6 +236,10 @@ impl Owner {
         match self.judge(result) {
             Ok(pid) => {
                 let events = self.table.created(&process, pid);
+                if events.is_empty() {
+                    // Its container, or its VM, has ended meanwhile.
+                    return answer(reply, Err(Refused::NotFound(process).into()));
+                }
                 self.publish(events);
                 answer(reply, Ok(Created { pid, streams }));
                 let agent = self.agent.clone();

@@ -144,6 +144,8 @@ impl Table {
         if !self.is_held(container) {
             return Vec::new();
         }
+        // One that is still being created has not been told of, and never will be.
+        self.0.retain(|p, e| p.container != *container || e.state != State::Creating);
         for (process, entry) in self.of(container) {
             if process.exec.is_some() && !entry.state.is_over() {
                 entry.exit.get_or_insert(killed.clone());
@@ -259,3 +261,6 @@ impl Table {
 fn refused(process: &ProcessId, is: State, wanted: &'static str) -> Refused {
     Refused::State { process: process.clone(), is: is.name(), wanted }
 }
+
+#[cfg(test)]
+mod tests;
