@@ -122,11 +122,16 @@ impl Connection {
 
     /// The guest reset the connection, or refused it.
     pub fn reset_by_guest(&mut self) {
-        match self.phase {
-            Phase::Opening { .. } => self.to_host.give_up(),
-            _ => self.to_host.end(&self.stream),
+        if let Phase::Opening { .. } = self.phase {
+            self.to_host.give_up();
         }
+        self.lose_guest();
         self.stream.refuse();
+    }
+
+    /// There is no guest any more. While [`is_blocked`](Self::is_blocked), this makes no system call.
+    pub fn lose_guest(&mut self) {
+        self.to_host.end(&self.stream);
         self.phase = Phase::Gone;
     }
 

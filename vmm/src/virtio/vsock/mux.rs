@@ -174,15 +174,21 @@ impl Mux {
         None
     }
 
-    /// The driver reset the device: its connections are closed at once, the listeners stay. Runs on vCPU
-    /// threads, which may make hardly any system call.
+    /// The driver reset the device. Its connections are gone, but for bytes that are on their way to the
+    /// host; the listeners stay. Runs on vCPU threads, which may make hardly any system call.
     pub fn reset(&mut self) {
-        for (_, entry) in std::mem::take(&mut self.entries) {
-            self.unwatch(&entry);
-        }
         self.by_ports.clear();
         self.ready.clear();
         self.resets.clear();
+        for (token, mut entry) in std::mem::take(&mut self.entries) {
+            if entry.connection.is_blocked() {
+                entry.connection.lose_guest();
+                entry.queued = false;
+                self.entries.insert(token, entry);
+            } else {
+                self.unwatch(&entry);
+            }
+        }
     }
 
     /// Whether everything the guest sent is with the host.
