@@ -5,15 +5,18 @@
 //! else: its reader takes an extension of any size into memory and cuts pax values at newlines, which
 //! binary attributes contain.)
 
+mod header;
 mod pax;
 mod sparse;
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use header::{checksum, has_body, metadata, number, special};
 use pax::Pax;
-pub use sparse::Segment;
+use sparse::Map;
 
 use super::tree::{Extent, Metadata, Node, lossy};
 
@@ -38,7 +41,7 @@ pub enum Content {
     /// One more name of the entry with this path.
     Link(Vec<u8>),
     /// A file of `size` bytes, whose body holds these parts one after the other; the rest are holes.
-    File { size: u64, parts: Vec<Segment> },
+    File { size: u64, parts: Vec<Extent> },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -96,8 +99,7 @@ impl<R: Read> Archive<R> {
     pub fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut extensions = Extensions::default();
         while let Some(header) = self.header()? {
-            self.body = number(header.entry_size(), &header, "size")?;
-            self.padding = (BLOCK - self.body % BLOCK) % BLOCK;
+            self.start_body(number(header.entry_size(), &header, "size")?);
             match header.entry_type() {
                 EntryType::GNULongName => extensions.path = Some(self.long_name()?),
                 EntryType::GNULongLink => extensions.link = Some(self.long_name()?),
@@ -137,50 +139,31 @@ impl<R: Read> Archive<R> {
     }
 
     fn member(&mut self, header: &Header, ext: Extensions) -> Result<Member, ArchiveError> {
-        let mut pax = ext.pax;
-        let path =
-            pax.take("path").or(ext.path).unwrap_or_else(|| header.path_bytes().into_owned());
+        let Extensions { path, link, mut pax } = ext;
+        let path = pax.take("path").or(path).unwrap_or_else(|| header.path_bytes().into_owned());
         let path = pax.take("GNU.sparse.name").unwrap_or(path);
-        if let Some(size) = pax.number("size")? {
-            self.body = size;
-            self.padding = (BLOCK - size % BLOCK) % BLOCK;
-        }
-        if !has_body(header.entry_type()) {
-            (self.body, self.padding) = (0, 0);
+        let link = pax.take("linkpath").or(link);
+        let link = link.or_else(|| header.link_name_bytes().map(Cow::into_owned));
+        match pax.number("size")? {
+            _ if !has_body(header.entry_type()) => self.start_body(0),
+            Some(size) => self.start_body(size),
+            None => {}
         }
         let meta = metadata(header, &mut pax)?;
-        let link = pax.take("linkpath").or(ext.link);
-        let link = link.or_else(|| header.link_name_bytes().map(|name| name.into_owned()));
-        let link = link.unwrap_or_default();
-        let bad = |what| ArchiveError::Field(lossy(&path), what);
-        let device = || -> Result<(u32, u32), ArchiveError> {
-            let major = header.device_major().ok().flatten().filter(|major| *major < 1 << 12);
-            let minor = header.device_minor().ok().flatten().filter(|minor| *minor < 1 << 20);
-            major.zip(minor).ok_or_else(|| bad("device number"))
-        };
         let content = match header.entry_type() {
-            EntryType::Link => Content::Link(link),
-            EntryType::Symlink => Content::Node(Node::Symlink(link)),
-            EntryType::Char => {
-                device().map(|(major, minor)| Node::CharDevice(major, minor))?.into()
-            }
-            EntryType::Block => {
-                device().map(|(major, minor)| Node::BlockDevice(major, minor))?.into()
-            }
-            EntryType::Fifo => Node::Fifo.into(),
-            EntryType::Directory => Node::Directory.into(),
+            EntryType::GNUSparse => self.file(&path, Map::of_gnu(header))?,
             // Archives older than ustar mark a directory by a slash alone.
-            EntryType::Regular if path.ends_with(b"/") => Node::Directory.into(),
+            EntryType::Regular if path.ends_with(b"/") => Content::Node(Node::Directory),
             EntryType::Regular | EntryType::Continuous => {
-                self.file(&path, sparse::of_pax(&mut pax)?)?
+                self.file(&path, Map::of_pax(&mut pax)?)?
             }
-            EntryType::GNUSparse => self.file(&path, sparse::Map::of_gnu(header))?,
-            other => return Err(ArchiveError::Type(lossy(&path), other.as_byte() as char)),
+            EntryType::Link => Content::Link(link.unwrap_or_default()),
+            _ => Content::Node(special(header, &path, link.unwrap_or_default())?),
         };
         Ok(Member { path, meta, content })
     }
 
-    fn file(&mut self, path: &[u8], map: sparse::Map) -> Result<Content, ArchiveError> {
+    fn file(&mut self, path: &[u8], map: Map) -> Result<Content, ArchiveError> {
         let bad = || ArchiveError::SparseMap(lossy(path));
         let (size, parts) = map.read(self)?.ok_or_else(bad)?;
         if size > MAX_FILE || self.body > MAX_FILE {
@@ -207,11 +190,16 @@ impl<R: Read> Archive<R> {
         Ok(bytes)
     }
 
+    fn start_body(&mut self, size: u64) {
+        self.body = size;
+        self.padding = (BLOCK - size % BLOCK) % BLOCK;
+    }
+
     fn skip(&mut self) -> Result<(), ArchiveError> {
         io::copy(&mut self.body(), &mut io::sink()).map_err(early)?;
-        let padding = std::mem::take(&mut self.padding) as usize;
-        self.source.read_exact(&mut [0; BLOCK as usize][..padding]).map_err(early)?;
-        self.position += padding as u64;
+        // Archives by umoci lack the last padding together with the end mark.
+        let padding = std::mem::take(&mut self.padding);
+        self.position += io::copy(&mut (&mut self.source).take(padding), &mut io::sink())?;
         Ok(())
     }
 }
@@ -232,63 +220,12 @@ impl<R: Read> Read for Body<'_, R> {
     }
 }
 
-impl From<Node> for Content {
-    fn from(node: Node) -> Self {
-        Self::Node(node)
-    }
-}
-
-/// Whatever their size field says, links, devices and directories have no body, as Go's reader has it:
-/// the two must not see different archives.
-fn has_body(kind: EntryType) -> bool {
-    !matches!(
-        kind,
-        EntryType::Link
-            | EntryType::Symlink
-            | EntryType::Char
-            | EntryType::Block
-            | EntryType::Fifo
-            | EntryType::Directory
-    )
-}
-
-fn metadata(header: &Header, pax: &mut Pax) -> Result<Metadata, ArchiveError> {
-    let uid = pax.number("uid")?.map_or_else(|| number(header.uid(), header, "owner"), Ok)?;
-    let gid = pax.number("gid")?.map_or_else(|| number(header.gid(), header, "group"), Ok)?;
-    let bad = |what| ArchiveError::Field(lossy(&header.path_bytes()), what);
-    Ok(Metadata {
-        mode: (number(header.mode().map(u64::from), header, "mode")? & 0o7777) as u16,
-        uid: u32::try_from(uid).map_err(|_| bad("owner"))?,
-        gid: u32::try_from(gid).map_err(|_| bad("group"))?,
-        // Base-256 numbers are signed: a time before 1970 arrives as its two's complement.
-        mtime: match pax.time("mtime")? {
-            Some(time) => time,
-            None => (number(header.mtime(), header, "time")? as i64, 0),
-        },
-        xattrs: pax.attributes(),
-    })
-}
-
-fn number(
-    value: io::Result<u64>,
-    header: &Header,
-    what: &'static str,
-) -> Result<u64, ArchiveError> {
-    value.map_err(|_| ArchiveError::Field(lossy(&header.path_bytes()), what))
-}
-
-/// The sum of the header's bytes, its checksum field taken as spaces.
-fn checksum(header: &[u8; BLOCK as usize]) -> u32 {
-    let counted = header.iter().enumerate().map(|(at, &byte)| match at {
-        148..156 => u32::from(b' '),
-        _ => u32::from(byte),
-    });
-    counted.sum()
-}
-
 fn early(error: io::Error) -> ArchiveError {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => ArchiveError::Truncated,
         _ => ArchiveError::Read(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,27 +7,52 @@
 //! Not compressed: sandboxes of one image share the host's page cache whichever way it is stored, so
 //! compression would save disk alone, and cost every guest the decompression of every cold read.
 //!
-//! - [`format`]: the records on disk, as pure functions
 //! - [`plan`]: which inode and which block goes where
+//! - [`superblock`], [`inode`], [`xattr`], [`dirent`]: the records on disk, as pure functions
 
-mod format;
+mod dirent;
+mod inode;
 mod plan;
+mod superblock;
+mod xattr;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::os::unix::fs::FileExt;
 
-use format::{BLOCK, DirEntry, InodeRecord};
+use dirent::DirEntry;
 use plan::{Place, Plan};
 
 use super::sparse;
 use super::spool::Spool;
 use super::tree::{Extent, Inode, Node, Tree};
 
-pub use format::{FormatError, check};
+pub use superblock::check;
 
 /// Part of every cache key: raise it whenever the same tree would give another file.
 pub const VERSION: u32 = 1;
+
+const BLOCK: u64 = 4096;
+
+/// Why an image cannot be written, or is none.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(
+        "the extended attributes of `{0}` fit in no EROFS inode: names up to 255 bytes, values below \
+         64 KiB, together below 256 KiB"
+    )]
+    Attributes(String),
+    #[error("the files of the image together exceed the 16 TiB an EROFS image can hold")]
+    TooLarge,
+    #[error("it is not an EROFS image")]
+    Magic,
+    #[error("its superblock is corrupt")]
+    Checksum,
+    #[error("it is {actual} bytes long where its superblock says {expected}")]
+    Length { expected: u64, actual: u64 },
+}
 
 /// Writes `tree`, with file contents from `spool`, to the empty file `out`. `id` becomes the UUID.
 pub fn write(tree: &Tree, spool: &Spool, id: [u8; 16], out: &File) -> Result<(), FormatError> {
@@ -51,7 +76,7 @@ impl Writer<'_> {
     fn metadata(&mut self, id: [u8; 16]) -> io::Result<()> {
         let mut stream = BufWriter::with_capacity(1 << 20, self.out);
         stream.rewind()?;
-        stream.write_all(&format::superblock(self.plan, id))?;
+        stream.write_all(&superblock::encode(self.plan, id))?;
         let mut at = BLOCK;
         for &inode in self.plan.order() {
             let place = self.plan.place(inode);
@@ -65,9 +90,9 @@ impl Writer<'_> {
 
     fn record(&self, inode: Inode, place: &Place) -> io::Result<Vec<u8>> {
         let meta = self.tree.metadata(inode);
-        let attributes = format::attributes(&meta.xattrs);
-        let head = InodeRecord { meta, node: self.tree.node(inode), place };
-        let mut record = head.encode(inode, attributes.len()).to_vec();
+        let attributes = xattr::encode(&meta.xattrs);
+        let head = inode::Record { inode, meta, node: self.tree.node(inode), place };
+        let mut record = head.encode(attributes.len()).to_vec();
         record.extend(attributes);
         record.extend(self.tail(inode, place)?);
         Ok(record)
@@ -117,9 +142,9 @@ impl Writer<'_> {
                 let entry = |(name, child)| DirEntry {
                     name,
                     nid: self.plan.place(child).nid(),
-                    kind: format::kind(self.tree.node(child)),
+                    kind: dirent::kind(self.tree.node(child)),
                 };
-                format::directory(self.plan.names(self.tree, inode).into_iter().map(entry))
+                dirent::encode(self.plan.names(self.tree, inode).into_iter().map(entry))
             }
             _ => Vec::new(),
         }
@@ -129,3 +154,6 @@ impl Writer<'_> {
 fn write_zeros(stream: &mut impl Write, count: u64) -> io::Result<()> {
     io::copy(&mut io::Read::take(io::repeat(0), count), stream).map(drop)
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,3 +169,6 @@ impl<'a> Whiteout<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

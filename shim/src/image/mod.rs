@@ -30,6 +30,8 @@ mod scratch;
 mod sparse;
 mod spool;
 mod store;
+#[cfg(test)]
+mod testing;
 mod tree;
 
 use std::path::PathBuf;

@@ -283,3 +283,6 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 fn list(names: Vec<String>) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,15 +42,18 @@ pub enum ReferenceError {
         "`{tag}` in `{reference}` is not a tag: up to 128 of letters, digits, `_`, `.` and `-`"
     )]
     BadTag { reference: String, tag: String },
+    #[error("`{0}` is longer than {MAX_NAME} characters with its domain and tag")]
+    LongName(String),
     #[error("`{0}` names an image by digest; the store knows names and tags only")]
     ByDigest(String),
 }
 
 const DOMAIN: &str = "docker.io";
 const TAG: &str = "latest";
-/// The limits of the distribution specification's grammar.
-const MAX_REPOSITORY: usize = 255;
+/// The limit of the distribution specification's grammar.
 const MAX_TAG: usize = 128;
+/// A whole name is the name of a file in the store.
+const MAX_NAME: usize = 240;
 
 impl FromStr for Reference {
     type Err = ReferenceError;
@@ -127,6 +130,9 @@ impl FromStr for Name {
         if !is_tag(tag) {
             return Err(ReferenceError::BadTag { reference: text.into(), tag: tag.into() });
         }
+        if repository.len() + ":".len() + tag.len() > MAX_NAME {
+            return Err(ReferenceError::LongName(text.into()));
+        }
         Ok(Self { repository, tag: tag.into() })
     }
 }
@@ -147,8 +153,7 @@ fn complete(repository: &str) -> String {
 fn is_repository(repository: &str) -> bool {
     let Some((domain, path)) = repository.split_once('/') else { return false };
     let (host, port) = domain.split_once(':').unwrap_or((domain, "0"));
-    repository.len() <= MAX_REPOSITORY
-        && host.split('.').all(is_host_part)
+    host.split('.').all(is_host_part)
         && !port.is_empty()
         && port.bytes().all(|byte| byte.is_ascii_digit())
         && path.split('/').all(is_path_part)

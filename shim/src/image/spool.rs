@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn zeros_take_no_room() {
         let mut spool = Spool::new(tempfile::tempfile().unwrap());
-        let length = 8 << 20;
+        let length = 2 << 20;
         let whole = [Extent { offset: 0, length }];
         spool.store(&mut io::repeat(0), length, &whole).unwrap();
         spool.store(&mut io::empty(), 1 << 42, &[]).unwrap();

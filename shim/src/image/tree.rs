@@ -8,16 +8,18 @@
 //!
 //! What a tree may cost in memory is bounded: each inode, name and attribute is paid from [`BUDGET`].
 
+mod path;
+
 use std::collections::BTreeMap;
+
+use path::is_link_target;
+pub use path::{components, lossy};
 
 /// Bytes of memory a tree may take, about 3 million files with usual names.
 const BUDGET: u64 = 1 << 30;
 /// What an inode and a name cost besides their variable parts; measured generously.
 const INODE_COST: u64 = 160;
 const NAME_COST: u64 = 80;
-/// Linux: NAME_MAX, and PATH_MAX without its NUL.
-const MAX_NAME: usize = 255;
-const MAX_PATH: usize = 4095;
 
 /// The root is always the first inode.
 pub const ROOT: Inode = Inode(0);
@@ -83,15 +85,13 @@ struct Name {
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TreeError {
-    #[error("its path is absolute")]
-    Absolute,
     #[error("its path has a `..` in it")]
     ParentPath,
     #[error("its path contains a NUL byte")]
     NulPath,
-    #[error("a component of its path is longer than {MAX_NAME} bytes")]
+    #[error("a component of its path is longer than 255 bytes")]
     LongName,
-    #[error("its path is longer than {MAX_PATH} bytes")]
+    #[error("its path is longer than 4095 bytes")]
     LongPath,
     #[error("`{0}` on its path is not a directory")]
     ParentNotDirectory(String),
@@ -109,23 +109,6 @@ pub enum TreeError {
     TooLarge,
 }
 
-/// The components of a path inside an image; `.` and doubled slashes vanish, the root is empty.
-pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
-    match path {
-        [b'/', ..] => return Err(TreeError::Absolute),
-        path if path.len() > MAX_PATH => return Err(TreeError::LongPath),
-        path if path.contains(&0) => return Err(TreeError::NulPath),
-        _ => {}
-    }
-    let parts = path.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".");
-    let parts: Vec<&[u8]> = parts.collect();
-    match parts.iter().find(|part| **part == b".." || part.len() > MAX_NAME) {
-        Some(&b"..") => Err(TreeError::ParentPath),
-        Some(_) => Err(TreeError::LongName),
-        None => Ok(parts),
-    }
-}
-
 impl Tree {
     /// An empty root directory, ready for the first layer.
     pub fn new() -> Self {
@@ -140,7 +123,11 @@ impl Tree {
 
     /// Gives `path` this metadata and content; missing directories above it are implied.
     pub fn put(&mut self, path: &[u8], meta: Metadata, node: Node) -> Result<Inode, TreeError> {
-        check_node(&node)?;
+        if let Node::Symlink(target) = &node
+            && !is_link_target(target)
+        {
+            return Err(TreeError::BadLinkTarget);
+        }
         let attributes: usize = meta.xattrs.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
         self.charge(attributes as u64)?;
         let parts = components(path)?;
@@ -318,15 +305,5 @@ fn implied() -> Metadata {
     Metadata { mode: 0o755, ..Metadata::default() }
 }
 
-fn check_node(node: &Node) -> Result<(), TreeError> {
-    match node {
-        Node::Symlink(target) if target.is_empty() => Err(TreeError::BadLinkTarget),
-        Node::Symlink(target) if target.len() > MAX_PATH => Err(TreeError::BadLinkTarget),
-        Node::Symlink(target) if target.contains(&0) => Err(TreeError::BadLinkTarget),
-        _ => Ok(()),
-    }
-}
-
-pub fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_PATH)]).into_owned()
-}
+#[cfg(test)]
+mod tests;

@@ -7,40 +7,37 @@ use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 use super::pax::{Pax, decimal};
 use super::{Archive, ArchiveError, BLOCK, Extent, early};
 
-/// A run of the file that the body holds: where in the file, and how long.
-pub type Segment = Extent;
-
 /// The most parts a map may have.
 const MAX_PARTS: usize = 1 << 18;
 /// The most bytes a map in the body may have: two numbers of 20 digits for each part.
 const MAX_MAP: usize = 2 * 21 * MAX_PARTS;
 
-/// Where a file's map is to be found.
+/// Which parts of a file its body holds is told in one of these places.
 pub enum Map {
     /// Not sparse: the body is the file.
     Dense,
     /// GNU's own format: the first parts in the header, more in blocks before the body.
-    Gnu { size: Option<u64>, parts: Option<Vec<Segment>>, more: bool },
+    Gnu { size: Option<u64>, parts: Option<Vec<Extent>>, more: bool },
     /// Pax 0.1: in the header, as `offset,length,…`.
     Listed { size: Option<u64>, list: Vec<u8> },
     /// Pax 1.0: in front of the body, one number a line.
     InBody { size: Option<u64> },
 }
 
-/// The map of a pax member. Version 0.0, which no archiver has written since 2006, is refused.
-pub fn of_pax(pax: &mut Pax) -> Result<Map, ArchiveError> {
-    let size = pax.number("GNU.sparse.size")?;
-    let size = pax.number("GNU.sparse.realsize")?.or(size);
-    let version = pax.number("GNU.sparse.major")?.zip(pax.number("GNU.sparse.minor")?);
-    match (pax.take("GNU.sparse.map"), version) {
-        (Some(list), _) => Ok(Map::Listed { size, list }),
-        (None, Some((1, 0))) => Ok(Map::InBody { size }),
-        (None, None) if size.is_none() => Ok(Map::Dense),
-        _ => Err(ArchiveError::Pax),
-    }
-}
-
 impl Map {
+    /// The map of a pax member. Version 0.0, which no archiver has written since 2006, is refused.
+    pub fn of_pax(pax: &mut Pax) -> Result<Self, ArchiveError> {
+        let size = pax.number("GNU.sparse.size")?;
+        let size = pax.number("GNU.sparse.realsize")?.or(size);
+        let version = pax.number("GNU.sparse.major")?.zip(pax.number("GNU.sparse.minor")?);
+        match (pax.take("GNU.sparse.map"), version) {
+            (Some(list), _) => Ok(Self::Listed { size, list }),
+            (None, Some((1, 0))) => Ok(Self::InBody { size }),
+            (None, None) if size.is_none() => Ok(Self::Dense),
+            _ => Err(ArchiveError::Pax),
+        }
+    }
+
     pub fn of_gnu(header: &Header) -> Self {
         let gnu = header.as_gnu();
         Self::Gnu {
@@ -54,10 +51,10 @@ impl Map {
     pub fn read<R: Read>(
         self,
         archive: &mut Archive<R>,
-    ) -> Result<Option<(u64, Vec<Segment>)>, ArchiveError> {
+    ) -> Result<Option<(u64, Vec<Extent>)>, ArchiveError> {
         let (size, parts) = match self {
             Self::Dense => {
-                (Some(archive.body), Some(vec![Segment { offset: 0, length: archive.body }]))
+                (Some(archive.body), Some(vec![Extent { offset: 0, length: archive.body }]))
             }
             Self::Gnu { size, parts: Some(parts), more } => (size, archive.gnu_parts(parts, more)?),
             Self::Gnu { size, parts: None, .. } => (size, None),
@@ -69,7 +66,7 @@ impl Map {
 }
 
 /// Parts in order, apart, inside the file, and together as long as the body.
-pub fn is_valid(parts: &[Segment], size: u64, body: u64) -> bool {
+pub fn is_valid(parts: &[Extent], size: u64, body: u64) -> bool {
     let mut end = 0;
     let mut total: u64 = 0;
     for part in parts {
@@ -87,9 +84,9 @@ impl<R: Read> Archive<R> {
     /// Reads the blocks that continue the map of a GNU header; they are not part of the body.
     fn gnu_parts(
         &mut self,
-        mut parts: Vec<Segment>,
+        mut parts: Vec<Extent>,
         mut more: bool,
-    ) -> Result<Option<Vec<Segment>>, ArchiveError> {
+    ) -> Result<Option<Vec<Extent>>, ArchiveError> {
         while more {
             let mut block = GnuExtSparseHeader::new();
             self.source.read_exact(block.as_mut_bytes()).map_err(early)?;
@@ -106,7 +103,7 @@ impl<R: Read> Archive<R> {
 
     /// Reads the map at the start of the body: a count, then offset and length of each part, in whole
     /// blocks.
-    fn parts_in_body(&mut self) -> Result<Option<Vec<Segment>>, ArchiveError> {
+    fn parts_in_body(&mut self) -> Result<Option<Vec<Extent>>, ArchiveError> {
         let mut text = Vec::new();
         let mut lines = 0;
         let mut wanted = 1;
@@ -128,18 +125,18 @@ impl<R: Read> Archive<R> {
     }
 }
 
-fn segments(headers: &[GnuSparseHeader]) -> Option<Vec<Segment>> {
+fn segments(headers: &[GnuSparseHeader]) -> Option<Vec<Extent>> {
     let used = headers.iter().filter(|header| !header.is_empty());
     let segment = |header: &GnuSparseHeader| {
-        Some(Segment { offset: header.offset().ok()?, length: header.length().ok()? })
+        Some(Extent { offset: header.offset().ok()?, length: header.length().ok()? })
     };
     used.map(segment).collect()
 }
 
-fn pairs(mut numbers: impl Iterator<Item = Option<u64>>) -> Option<Vec<Segment>> {
+fn pairs(mut numbers: impl Iterator<Item = Option<u64>>) -> Option<Vec<Extent>> {
     let mut parts = Vec::new();
     while let Some(offset) = numbers.next() {
-        parts.push(Segment { offset: offset?, length: numbers.next()?? });
+        parts.push(Extent { offset: offset?, length: numbers.next()?? });
     }
     (parts.len() <= MAX_PARTS).then_some(parts)
 }

@@ -3,9 +3,11 @@
 //! The last part of a content (its tail) is kept behind its inode if there is room in that block, so
 //! that small files, directories and links come with their inode and half-filled blocks are rare.
 
-use super::format::{BLOCK, FormatError, INODE_SIZE, SLOT, attributes_size, directory_size};
+use super::{BLOCK, FormatError, dirent, inode, xattr};
 use crate::image::tree::{Inode, Node, ROOT, Tree};
 
+/// An inode's address is counted in slots of this size.
+const SLOT: u64 = 32;
 /// Moving to the next block for the sake of a tail leaves a gap: not for tails longer than this.
 const MAX_MOVED_TAIL: u64 = 1024;
 
@@ -102,14 +104,14 @@ impl Plan {
     fn place_inodes(&mut self, tree: &Tree) -> Result<u64, FormatError> {
         let mut at = BLOCK;
         for &inode in &self.order {
-            let attributes = attributes_size(&tree.metadata(inode).xattrs);
+            let attributes = xattr::size(&tree.metadata(inode).xattrs);
             let attributes =
                 attributes.ok_or_else(|| FormatError::Attributes(tree.path_of(inode)))?;
             let size = self.content_size(tree, inode);
-            let (offset, tail) = place_inode(at, INODE_SIZE + attributes, size);
+            let (offset, tail) = place_inode(at, inode::SIZE + attributes, size);
             let place = &mut self.places[inode.0 as usize];
             (place.offset, place.size, place.tail) = (offset, size, tail as u32);
-            at = (offset + INODE_SIZE + attributes + tail).next_multiple_of(SLOT);
+            at = (offset + inode::SIZE + attributes + tail).next_multiple_of(SLOT);
         }
         Ok(at)
     }
@@ -131,7 +133,7 @@ impl Plan {
             Node::File(extent) => extent.length,
             Node::Symlink(target) => target.len() as u64,
             Node::Directory => {
-                directory_size(self.names(tree, inode).into_iter().map(|(name, _)| name))
+                dirent::size(self.names(tree, inode).into_iter().map(|(name, _)| name))
             }
             _ => 0,
         }

@@ -1,0 +1,112 @@
+//! From a source to a root file system in the store, once for each content.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::{Converted, KEEP, Store};
+use crate::image::digest::{Digest, Hashing};
+use crate::image::directory::Directory;
+use crate::image::erofs::{self, FormatError};
+use crate::image::layer::{self, Layer, LayerKind};
+use crate::image::oci::{self, Layout};
+use crate::image::spool::Spool;
+use crate::image::tree::Tree;
+use crate::image::{ImageConfig, ImageError, Reference};
+
+impl Store {
+    /// The root file system of any source; a name's is there already.
+    pub(super) fn convert(&self, source: &Reference) -> Result<Converted, ImageError> {
+        match source {
+            Reference::Name(name) => self.record(name).map(Converted::from),
+            Reference::Oci { layout, tag } => self.convert_oci(source, layout, tag.as_deref()),
+            Reference::Directory(path) => self.convert_directory(source, path),
+            Reference::Tar(path) => self.convert_tar(source, path),
+        }
+    }
+
+    fn convert_oci(
+        &self,
+        source: &Reference,
+        path: &Path,
+        tag: Option<&str>,
+    ) -> Result<Converted, ImageError> {
+        let layout = Layout::open(path)?;
+        let manifest = layout.manifest(tag)?;
+        let rootfs = key("oci", manifest.diff_ids());
+        self.build(rootfs, source, |tree, spool| {
+            layout.layers(&manifest).try_for_each(|layer| layer::merge(&layer?, tree, spool))
+        })?;
+        Ok(Converted { digest: manifest.digest, rootfs, config: manifest.config })
+    }
+
+    fn convert_directory(&self, source: &Reference, path: &Path) -> Result<Converted, ImageError> {
+        let directory = Directory::open(path)?;
+        let rootfs = key("dir", [&directory.digest]);
+        self.build(rootfs, source, |tree, spool| directory.merge(tree, spool))?;
+        Ok(Converted { digest: directory.digest, rootfs, config: ImageConfig::of_rootfs() })
+    }
+
+    fn convert_tar(&self, source: &Reference, path: &Path) -> Result<Converted, ImageError> {
+        let unreadable = |source| ImageError::Source { path: path.into(), source };
+        let hashed = oci::open_regular(path).and_then(|file| Hashing::new(file).finish());
+        let (digest, size) = hashed.map_err(unreadable)?;
+        let rootfs = key("tar", [&digest]);
+        self.build(rootfs, source, |tree, spool| {
+            let blob = oci::open_regular(path).map_err(unreadable)?;
+            layer::merge(&Layer { blob, size, digest, kind: LayerKind::Rootfs }, tree, spool)
+        })?;
+        Ok(Converted { digest, rootfs, config: ImageConfig::of_rootfs() })
+    }
+
+    /// Makes sure that the root file system `key` is there and whole; `merge` says what is in it.
+    fn build(
+        &self,
+        key: Digest,
+        source: &Reference,
+        merge: impl FnOnce(&mut Tree, &mut Spool) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        if self.claim(key).is_ok() {
+            return Ok(());
+        }
+        let _lock = self.lock(&key.hex(), &source.to_string())?;
+        if self.claim(key).is_ok() {
+            return Ok(());
+        }
+        (self.progress)(&format!("converting {source}"));
+        let mut tree = Tree::new();
+        let mut spool = Spool::new(self.unnamed(key)?);
+        merge(&mut tree, &mut spool)?;
+        let id = key.as_bytes().first_chunk().copied().unwrap_or_default();
+        self.publish(&format!("{}.erofs", key.hex()), &self.rootfs_path(key), |file, path| {
+            let written = erofs::write(&tree, &spool, id, file);
+            written.map_err(|source| ImageError::Write { path: path.into(), source })
+        })?;
+        self.prune(KEEP)
+    }
+
+    /// Whether a root file system is there and whole; if so, it counts as used now.
+    pub(super) fn claim(&self, key: Digest) -> Result<(), FormatError> {
+        let file = File::open(self.rootfs_path(key))?;
+        erofs::check(&file)?;
+        // Only its age depends on this: a store that cannot be written to is still good to run from.
+        let _ = file.set_modified(SystemTime::now());
+        Ok(())
+    }
+
+    /// A file in `tmp` without a name; its key's lock is held.
+    fn unnamed(&self, key: Digest) -> Result<File, ImageError> {
+        let path = self.root.join("tmp").join(format!("{}.spool", key.hex()));
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(true).open(&path);
+        let unnamed = file.and_then(|file| fs::remove_file(&path).map(|()| file));
+        unnamed.map_err(|source| ImageError::Store { path, source })
+    }
+}
+
+/// The key of a root file system: all that its bytes depend on.
+fn key<'a>(kind: &str, contents: impl IntoIterator<Item = &'a Digest>) -> Digest {
+    let version = erofs::VERSION.to_le_bytes();
+    let contents = contents.into_iter().map(|digest| &digest.as_bytes()[..]);
+    Digest::of_parts([kind.as_bytes(), &version].into_iter().chain(contents))
+}
