@@ -1,7 +1,7 @@
 //! From a boot request to a VM about to run: [`build`] is the recipe, every line of it a step.
 
 use std::{
-    io,
+    io, iter,
     sync::{Arc, Mutex},
 };
 
@@ -122,7 +122,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
 
     let cmdline = boot_params::cmdline(&config.cmdline, machine.devices)?;
     boot_params::write(&memory, &cmdline)?;
-    mptable::write(&memory, config.vcpus)?;
+    mptable::write(&memory, config.vcpus, &machine.irqs())?;
     regs::write_tables(&memory)?;
 
     let Machine { pio, mmio, mut event_loop, .. } = machine;
@@ -169,6 +169,12 @@ impl<'a> Machine<'a> {
             event_loop: EventLoop::new()?,
             devices: 0,
         })
+    }
+
+    /// The interrupts of all devices.
+    fn irqs(&self) -> Vec<u8> {
+        let virtio = (0..self.devices).map(|number| boot_params::device_slot(number).1);
+        iter::once(serial::IRQ).chain(virtio).map(|irq| irq as u8).collect()
     }
 
     /// COM1, stage marks, power-off, reset.

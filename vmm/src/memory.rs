@@ -14,7 +14,8 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollectionError,
-    GuestRegionMmap, MmapRegion, mmap::MmapRegionError,
+    GuestRegionMmap,
+    mmap::{MmapRegionBuilder, MmapRegionError},
 };
 
 /// The guest's RAM as every device and loader sees it.
@@ -48,6 +49,10 @@ pub const MP_TABLE: GuestAddress = GuestAddress(0x9_fc00);
 /// Where RAM begins that the kernel may be loaded to.
 pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
 
+const HUGE_PAGE: usize = 2 << 20;
+const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
 /// What can go wrong while guest RAM is made.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -78,16 +83,36 @@ pub fn map(mib: u32) -> Result<GuestMemory, MemoryError> {
     Ok(GuestMemory::from_regions(regions)?)
 }
 
+/// Aligned to [`HUGE_PAGE`], as guest addresses are, so that KVM can map 2 MiB at a time: without it a boot
+/// takes thousands of nested page faults. The mapping lives as long as the process.
 fn map_region(start: GuestAddress, size: u64) -> Result<GuestRegionMmap<()>, MemoryError> {
-    let mapping = MmapRegion::build(
-        None,
-        size as usize,
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-    )
-    .map_err(|source| MemoryError::Map { mib: size >> 20, source })?;
+    let mib = size >> 20;
+    let refused = |source| MemoryError::Map { mib, source };
+    let address = map_aligned(size as usize).map_err(|e| refused(MmapRegionError::Mmap(e)))?;
+    // SAFETY: `map_aligned` made a mapping of this size at this address, for this region alone.
+    let builder = unsafe { MmapRegionBuilder::new(size as usize).with_raw_mmap_pointer(address) };
+    let mapping = builder.with_mmap_prot(PROT).with_mmap_flags(FLAGS).build().map_err(refused)?;
     GuestRegionMmap::new(mapping, start)
         .ok_or(MemoryError::Regions(GuestRegionCollectionError::MemoryRegionOverlap))
+}
+
+/// An anonymous mapping whose address is a multiple of [`HUGE_PAGE`], backed by huge pages if there are any.
+fn map_aligned(size: usize) -> io::Result<*mut u8> {
+    let slack = size.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+    // SAFETY: a new mapping at an address of the kernel's choice; what is unmapped is the unused part of it.
+    unsafe {
+        let mapped = libc::mmap(std::ptr::null_mut(), slack, PROT, FLAGS, -1, 0);
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let before = mapped.align_offset(HUGE_PAGE);
+        let aligned = mapped.add(before);
+        libc::munmap(mapped, before);
+        libc::munmap(aligned.add(size), HUGE_PAGE - before);
+        // A kernel without transparent huge pages refuses: then it is small pages.
+        libc::madvise(aligned, size, libc::MADV_HUGEPAGE);
+        Ok(aligned.cast())
+    }
 }
 
 /// Gives every region to KVM. To be done before the irqchip exists: a slot costs 0.1 ms then and 7 ms after.
@@ -129,6 +154,7 @@ mod tests {
         assert_eq!(memory.iter().map(|r| r.len()).sum::<u64>(), 4 << 30);
         assert!(!memory.address_in_range(GuestAddress(MMIO_HOLE_START)));
         assert!(memory.address_in_range(GuestAddress(MMIO_HOLE_END)));
+        assert!(memory.iter().all(|r| (r.as_ptr() as usize).is_multiple_of(HUGE_PAGE)));
     }
 
     #[test]

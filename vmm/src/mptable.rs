@@ -9,8 +9,6 @@ const SPECIFICATION: u8 = 4;
 const APIC_VERSION: u8 = 0x14;
 const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 const LAPIC_ADDRESS: u32 = 0xfee0_0000;
-/// Pins of KVM's IOAPIC.
-const IOAPIC_PINS: u8 = 24;
 
 const ENTRY_PROCESSOR: u8 = 0;
 const ENTRY_BUS: u8 = 1;
@@ -26,10 +24,11 @@ const INTERRUPT_NMI: u8 = 1;
 const INTERRUPT_EXTINT: u8 = 3;
 const ALL_LAPICS: u8 = 0xff;
 
-/// Writes the table for `vcpus` processors, whose APIC ids are 0, 1, 2, …
-pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), GuestMemoryError> {
+/// Writes the table for `vcpus` processors, whose APIC ids are 0, 1, 2, …, and for `irqs`, the interrupts in
+/// use: the kernel sets up each one that is named, so only those are.
+pub fn write(memory: &GuestMemory, vcpus: u8, irqs: &[u8]) -> Result<(), GuestMemoryError> {
     let mut bytes = floating_pointer();
-    bytes.extend(configuration(vcpus));
+    bytes.extend(configuration(vcpus, irqs));
     memory.write_slice(&bytes, MP_TABLE)
 }
 
@@ -41,7 +40,7 @@ fn floating_pointer() -> Vec<u8> {
     with_checksum(bytes, 10)
 }
 
-fn configuration(vcpus: u8) -> Vec<u8> {
+fn configuration(vcpus: u8, irqs: &[u8]) -> Vec<u8> {
     let ioapic = vcpus;
     let mut entries: Vec<Vec<u8>> = (0..vcpus).map(processor).collect();
     entries.push([&[ENTRY_BUS, 0][..], b"ISA   "].concat());
@@ -50,7 +49,7 @@ fn configuration(vcpus: u8) -> Vec<u8> {
             .concat(),
     );
     entries.extend(
-        (0..IOAPIC_PINS).map(|pin| vec![ENTRY_INTERRUPT, INTERRUPT_INT, 0, 0, 0, pin, ioapic, pin]),
+        irqs.iter().map(|&irq| vec![ENTRY_INTERRUPT, INTERRUPT_INT, 0, 0, 0, irq, ioapic, irq]),
     );
     entries.push(vec![ENTRY_LOCAL_INTERRUPT, INTERRUPT_EXTINT, 0, 0, 0, 0, 0, 0]);
     entries.push(vec![ENTRY_LOCAL_INTERRUPT, INTERRUPT_NMI, 0, 0, 0, 0, ALL_LAPICS, 1]);
@@ -91,9 +90,13 @@ mod tests {
     use super::*;
     use crate::memory::{self, HIGH_RAM};
 
+    /// All pins of KVM's IOAPIC.
+    const IRQS: [u8; 24] =
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+
     fn table(vcpus: u8) -> Vec<u8> {
         let memory = memory::map(2).unwrap();
-        write(&memory, vcpus).unwrap();
+        write(&memory, vcpus, &IRQS).unwrap();
         let mut bytes = vec![0; (HIGH_RAM.0 - MP_TABLE.0) as usize];
         memory.read_slice(&mut bytes, GuestAddress(MP_TABLE.0)).unwrap();
         bytes
@@ -113,11 +116,15 @@ mod tests {
             let length = usize::from(u16::from_le_bytes([table[4], table[5]]));
             assert_eq!((&table[..4], sum(&table[..length])), (&b"PCMP"[..], 0));
             assert!(16 + length <= 0x400, "base memory's last KiB");
-            let (mut at, mut count, mut processors) = (44, 0, vec![]);
+            let (mut at, mut count, mut processors, mut irqs) = (44, 0, vec![], vec![]);
             while at < length {
                 let size = if table[at] == ENTRY_PROCESSOR { 20 } else { 8 };
                 if table[at] == ENTRY_PROCESSOR {
                     processors.push((table[at + 1], table[at + 3]));
+                }
+                if table[at] == ENTRY_INTERRUPT {
+                    assert_eq!(table[at + 5], table[at + 7], "interrupt n is wired to pin n");
+                    irqs.push(table[at + 5]);
                 }
                 (at, count) = (at + size, count + 1);
             }
@@ -125,6 +132,7 @@ mod tests {
             assert_eq!(count, u16::from_le_bytes([table[34], table[35]]));
             let expected: Vec<_> = (0..vcpus).map(|id| (id, if id == 0 { 3 } else { 1 })).collect();
             assert_eq!(processors, expected);
+            assert_eq!(irqs, IRQS);
         }
     }
 }

@@ -66,12 +66,14 @@ fn assert_loaded(memory: &GuestMemory, s: &Elf64_Phdr) {
 }
 
 #[test]
-fn segments_arrive_whether_mapped_or_read() {
-    let congruent = segment(0x1000, 0x20_0000, 0x2345, 0x5000);
-    let ragged = segment(0x4123, 0x30_0123, 0x2fff, 0x3000);
-    let incongruent = segment(0x1200, 0x40_0000, 0x1800, 0x1801);
-    let segments = [congruent, ragged, incongruent];
-    let memory = load_image(&header(3), &segments).unwrap();
+fn segments_arrive_with_zeroes_behind_them() {
+    let segments = [
+        segment(0x1000, 0x20_0000, 0x2345, 0x5000),
+        segment(0x4123, 0x30_0123, 0x2fff, 0x3000),
+        segment(0x1200, 0x40_0000, 0x1800, 0x1801),
+        segment(0x1200, 0x50_0000, 0, 0x1000),
+    ];
+    let memory = load_image(&header(4), &segments).unwrap();
     for s in &segments {
         assert_loaded(&memory, s);
     }
@@ -85,18 +87,6 @@ fn neighbours_in_one_page_do_not_clobber_each_other() {
     for s in &segments {
         assert_loaded(&memory, s);
     }
-}
-
-#[test]
-fn writes_of_the_guest_stay_out_of_the_file() {
-    let s = segment(0x1000, 0x20_0000, 0x1000, 0x1000);
-    let file = image(&header(1), &[s], 0x8000);
-    let memory = memory::map(RAM_MIB).unwrap();
-    load(&memory, &file).unwrap();
-    memory.write_slice(&[0xaa; 0x1000], GuestAddress(0x20_0000)).unwrap();
-    let mut bytes = [0; 0x1000];
-    file.read_exact_at(&mut bytes, 0x1000).unwrap();
-    assert!(bytes.iter().enumerate().all(|(i, &b)| b == pattern(0x1000 + i)));
 }
 
 /// Row P6: each damage is named by its own error.
@@ -167,8 +157,6 @@ proptest! {
             for s in &plan.segments {
                 prop_assert!(s.start >= HIGH_RAM.0 && s.end <= ram && s.start < s.end);
                 prop_assert!(s.offset + s.filesz <= len);
-                let pages = s.whole_pages();
-                prop_assert!(s.start <= pages.start && pages.end <= s.start + s.filesz);
             }
         }
     }
