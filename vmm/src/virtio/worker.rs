@@ -1,7 +1,10 @@
 //! A device's seat in the event loop: turns readable descriptors into calls of the device, and an error
 //! of the device into `DEVICE_NEEDS_RESET`. Owns nothing but its share of the device.
 
-use std::{os::fd::RawFd, sync::Arc};
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    sync::Arc,
+};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
@@ -75,7 +78,7 @@ impl MutEventSubscriber for Worker {
 
     fn init(&mut self, ops: &mut EventOps) {
         for (index, kick) in (0..).zip(self.kicks.iter()) {
-            self.watch(ops, std::os::fd::AsRawFd::as_raw_fd(kick), index);
+            self.watch(ops, kick.as_raw_fd(), index);
         }
         let backend = lock(&self.device).backend();
         if let Some(fd) = backend {
