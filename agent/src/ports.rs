@@ -14,10 +14,10 @@ pub fn mark(mark: Mark) {
 /// Ends the VM. File systems have been synced and unmounted before.
 pub fn power_off() -> ! {
     let _ = write(POWER_PORT, 0);
-    // Not reached in a VM of ours. Elsewhere, and should the port be gone, the kernel is asked.
+    // Not reached in a VM of ours. Where there is no such port, a reset is what every machine has.
     loop {
         // SAFETY: reboot(2) with a plain command takes no pointer.
-        unsafe { libc::reboot(libc::RB_POWER_OFF) };
+        unsafe { libc::reboot(libc::RB_AUTOBOOT) };
         // SAFETY: pause(2) has no arguments.
         unsafe { libc::pause() };
     }

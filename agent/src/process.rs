@@ -118,21 +118,24 @@ impl Process {
             Err(ChannelError::Closed) => return Err(Error::Ended),
             Err(e) => return Err(at("start", "runner")(io::Error::other(e)).into()),
         }
-        let (failure, message) = match timeout(RUNNER, receive(&channel)).await {
+        let failed = match timeout(RUNNER, receive(&channel)).await {
             // The exec closed it. (Or a signal did: that is an exit like any other.)
-            Ok(Err(ChannelError::Closed)) => (Failure::NONE, String::new()),
-            Ok(Ok((Report::Failed { fault, message }, _))) => match fault {
-                Fault::NotFound => (Failure::NOT_FOUND, message),
-                Fault::NotExecutable => (Failure::NOT_EXECUTABLE, message),
-                fault => return Err(StepError::relayed(fault, message).into()),
-            },
-            Ok(Ok((Report::Prepared, _))) => return Err(out_of_turn().into()),
-            Ok(Err(e)) => return Err(at("start", "runner")(io::Error::other(e)).into()),
-            Err(_) => {
-                let _ = self.signal(libc::SIGKILL);
-                return Err(at("start", "runner")(io::Error::from(io::ErrorKind::TimedOut)).into());
+            Ok(Err(ChannelError::Closed)) => return Ok(StartResponse::default()),
+            Ok(Ok((Report::Failed { fault, message }, _))) => StepError::relayed(fault, message),
+            Ok(Ok((Report::Prepared, _))) => {
+                StepError::new(Fault::Internal, "start", "runner", "prepared twice")
             }
+            Ok(Err(e)) => at("start", "runner")(io::Error::other(e)),
+            Err(_) => at("start", "runner")(io::Error::from(io::ErrorKind::TimedOut)),
         };
+        // Whoever hears of the failure can delete the process at once.
+        self.kill().await?;
+        let failure = match failed.fault {
+            Fault::NotFound => Failure::NOT_FOUND,
+            Fault::NotExecutable => Failure::NOT_EXECUTABLE,
+            Fault::Spec | Fault::Internal => return Err(failed.into()),
+        };
+        let message = failed.to_string();
         Ok(StartResponse { failure: failure.into(), message, ..Default::default() })
     }
 
@@ -193,10 +196,6 @@ impl Process {
     fn lock_parked(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn out_of_turn() -> StepError {
-    StepError::new(Fault::Internal, "runner", "report", "out of turn")
 }
 
 /// What the runner gets as standard streams, the streams still to be joined to its terminal, and the
