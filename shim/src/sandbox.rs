@@ -269,13 +269,17 @@ impl Sandbox {
     /// # Errors
     /// `Boot` for what the host lacks, `Died` with the guest's console for everything later.
     pub async fn create(config: SandboxConfig) -> Result<(Self, mpsc::UnboundedReceiver<Event>)> {
-        let booted = boot::boot(config).await?;
+        Ok(Self::owned(boot::boot(config).await?))
+    }
+
+    /// Hands everything to an owner task.
+    fn owned(booted: boot::Booted) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let agent = booted.agent.clone();
         let (inputs, queue) = mpsc::channel(32);
         let (events, listener) = mpsc::unbounded_channel();
         let (died, end) = watch::channel(None);
         tokio::spawn(owner::Owner::new(booted, queue, events, died).run());
-        Ok((Self { inputs, agent, end }, listener))
+        (Self { inputs, agent, end }, listener)
     }
 
     /// Prepares a container up to just before its workload.
@@ -386,3 +390,6 @@ impl Sandbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,7 +125,8 @@ impl Vm {
         Ok((vm, ours))
     }
 
-    fn spawn(exe: &Path, name: &str, console: ConsoleReader) -> Result<Self, VmError> {
+    /// Starts the VMM, which then waits to be told to boot.
+    pub(crate) fn spawn(exe: &Path, name: &str, console: ConsoleReader) -> Result<Self, VmError> {
         let (ours, theirs) =
             Channel::pair().map_err(|e| VmError::Prepare("make the control socket", e))?;
         let process = VmmProcess::spawn(exe, name, theirs)?;

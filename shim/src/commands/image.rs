@@ -3,16 +3,19 @@
 use std::path::Path;
 
 use crate::{
-    cli::{ImagesArgs, ImportArgs},
+    cli::{DEFAULT_SCRATCH, ImagesArgs, ImportArgs},
     image::{ImageError, Name, Reference, Store},
     paths::Paths,
+    rootfs,
 };
 
-/// Puts an image into the store and prints its digest.
+/// Puts an image into the store and prints its digest. The first scratch disk of the usual size is made here
+/// too, so that the first run need not.
 pub fn import(args: &ImportArgs, paths: &Paths) -> Result<(), ImageError> {
     let store = Store::open(&paths.store)?.with_progress(|line| eprintln!("ampoule: {line}"));
     let names = args.names.iter().map(|n| n.parse()).collect::<Result<Vec<Name>, _>>()?;
     let image = store.import(&source(&args.source)?, &names)?;
+    rootfs::scratch_disk(&paths.store, DEFAULT_SCRATCH)?;
     println!("{}", image.digest);
     Ok(())
 }

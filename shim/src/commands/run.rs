@@ -131,8 +131,7 @@ async fn prepare(
 ) -> Result<(Sandbox, ProcessId, Created), RunError> {
     let spec = run_spec(&image.config, &options(args, name))?;
     let scratch = (!args.read_only).then_some(args.scratch_size.0);
-    let Prepared { disks, rootfs } =
-        rootfs::prepare(&image.rootfs, &paths.store.join("scratch"), scratch, 1)?;
+    let Prepared { disks, rootfs } = rootfs::prepare(&image.rootfs, &paths.store, scratch, 1)?;
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: name.clone(),
         hostname: hostname(name.as_str()).to_string(),
@@ -192,4 +191,46 @@ fn finish(args: &RunArgs, exit: &Exit) -> u8 {
         eprintln!("ampoule: run: killed by the memory limit of {} (see --memory)", args.memory);
     }
     exit.status
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::vm::Death;
+
+    #[test]
+    fn exit_codes_are_dockers() {
+        let process = ProcessId::init("c".parse().unwrap());
+        let start =
+            |source| RunError::Sandbox(SandboxError::Start { process: process.clone(), source });
+        for (error, code) in [
+            (start(StartFailure::NotFound(String::new())), 127),
+            (start(StartFailure::NotExecutable(String::new())), 126),
+            (RunError::Sandbox(SandboxError::Died(Arc::new(Death::lost()))), 125),
+            (RunError::NotATerminal, 125),
+            (RunError::Spec(RunSpecError::NoCommand), 125),
+            (RunError::Interrupted(libc::SIGINT), 130),
+            (RunError::Interrupted(libc::SIGTERM), 143),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_vm_has_more_memory_than_its_container() {
+        for (limit, mib) in [(1, 65), (64 << 20, 132), (512 << 20, 608), (1 << 40, 1_114_176)] {
+            assert_eq!(vm_memory_mib(limit), mib);
+        }
+        assert_eq!(vm_memory_mib(u64::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn a_variable_without_a_value_is_taken_from_here() {
+        assert_eq!(variable("A=b=c").as_deref(), Some("A=b=c"));
+        assert_eq!(variable("A=").as_deref(), Some("A="));
+        assert_eq!(variable("CARGO_PKG_NAME").as_deref(), Some("CARGO_PKG_NAME=ampoule-shim"));
+        assert_eq!(variable("NO_SUCH_VARIABLE_HERE"), None);
+    }
 }

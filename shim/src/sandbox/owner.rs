@@ -155,7 +155,7 @@ impl Owner {
                         if on { Event::Paused { container } } else { Event::Resumed { container } };
                     self.publish(vec![event]);
                 }
-                answer(reply, self.judge(result));
+                self.pass_on(reply, result.map_err(SandboxError::from));
             }
             Done::Deleted(process, result, reply) => self.deleted(&process, result, reply),
             Done::ExecsOverdue(container) => {
@@ -233,7 +233,7 @@ impl Owner {
         streams: Streams,
         reply: Reply<Created>,
     ) {
-        match self.judge(result) {
+        match result {
             Ok(pid) => {
                 let events = self.table.created(&process, pid);
                 if events.is_empty() {
@@ -251,7 +251,7 @@ impl Owner {
             Err(error) => {
                 let events = self.table.create_failed(&process);
                 self.publish(events);
-                answer(reply, Err(error));
+                self.pass_on(reply, Err(error.into()));
             }
         }
     }
@@ -276,16 +276,18 @@ impl Owner {
         result: Result<StartResponse, AgentError>,
         reply: Reply<()>,
     ) {
-        let (events, result) = match self.judge(result).map(|response| failure(&response)) {
+        let (events, result) = match result.map(|response| failure(&response)) {
             Ok(None) => (self.table.started(&process), Ok(())),
             Ok(Some((status, source))) => {
                 let events = self.table.start_failed(&process, exit(status));
                 (events, Err(SandboxError::Start { process, source }))
             }
-            Err(error) => (self.table.start_failed(&process, exit(UNKNOWN)), Err(error)),
+            Err(error) => {
+                (self.table.start_failed(&process, exit(UNKNOWN)), Err(SandboxError::from(error)))
+            }
         };
         self.publish(events);
-        answer(reply, result);
+        self.pass_on(reply, result);
     }
 
     fn exited(&mut self, process: &ProcessId, result: Result<WaitResponse, AgentError>) {
@@ -361,7 +363,7 @@ impl Owner {
             }
             Err(error) => {
                 self.table.delete_failed(process);
-                answer(reply, self.judge(Err(error)));
+                self.pass_on(reply, Err(error.into()));
             }
         }
     }
@@ -455,12 +457,14 @@ impl Owner {
         })
     }
 
-    /// Passes a call's result on, and dooms a VM whose agent is gone.
-    fn judge<T>(&mut self, result: Result<T, AgentError>) -> Result<T, SandboxError> {
-        if let Err(error @ AgentError::Disconnected { .. }) = &result {
-            self.agent_lost(error);
+    /// Answers a call's caller; if the agent is gone, with the reason that its VM's death will give.
+    fn pass_on<T>(&mut self, reply: Reply<T>, result: Result<T, SandboxError>) {
+        match result {
+            Err(SandboxError::Agent(error @ AgentError::Disconnected { .. })) => {
+                self.agent_lost(&error);
+            }
+            result => answer(reply, result),
         }
-        Ok(result?)
     }
 
     fn agent_lost(&mut self, error: &AgentError) {
