@@ -20,7 +20,7 @@ const LOADER_UNDEFINED: u8 = 0xff;
 const KERNEL_ALIGNMENT: u32 = 0x100_0000;
 
 /// The words every guest gets, with why.
-const BASE_CMDLINE: [&str; 13] = [
+const BASE_CMDLINE: [&str; 14] = [
     // The console ring; only emergencies: each character is a VM exit.
     "console=ttyS0",
     "quiet",
@@ -39,6 +39,8 @@ const BASE_CMDLINE: [&str; 13] = [
     "no_timer_check",
     // Shorter grace periods while booting.
     "rcupdate.rcu_expedited=1",
+    // The processor's random numbers count: nothing waits for entropy.
+    "random.trust_cpu=on",
 ];
 
 /// Why the kernel's parameters cannot be written.
@@ -158,7 +160,7 @@ mod tests {
         let (pointer, size) = (params.hdr.cmd_line_ptr, params.hdr.cmdline_size);
         let mut text = vec![0; size as usize];
         memory.read_slice(&mut text, GuestAddress(pointer.into())).unwrap();
-        assert!(text.starts_with(b"console=ttyS0") && text.ends_with(b"rcu_expedited=1"));
+        assert!(text.starts_with(b"console=ttyS0") && text.ends_with(b"trust_cpu=on"));
     }
 
     #[test]

@@ -121,3 +121,99 @@ fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd, String> {
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+
+    use ampoule_vmm_api::DiskConfig;
+
+    use super::*;
+
+    fn control() -> (Channel, Control) {
+        let (shim, vmm) = Channel::pair().unwrap();
+        let channel = Arc::new(vmm);
+        let spare = Block::new(&DiskConfig { id: String::new(), read_only: false }, None).unwrap();
+        let control = Control {
+            events: Events::new(channel.clone()),
+            channel,
+            latch: StopLatch::new().unwrap(),
+            disks: vec![Arc::new(Mutex::new(spare))],
+            vsock: Arc::new(Mutex::new(Vsock::new(3).unwrap())),
+        };
+        (shim, control)
+    }
+
+    /// The answer to one request.
+    fn ask(request: Request, fds: &[BorrowedFd<'_>]) -> (Option<Event>, Control) {
+        let (shim, control) = control();
+        shim.send(&request, fds).unwrap();
+        assert!(control.serve_one());
+        assert!(!control.serve_one());
+        (shim.recv().ok().map(|(event, _)| event), control)
+    }
+
+    fn attach(slot: u8) -> Request {
+        Request::AttachDisk { slot, disk: DiskConfig { id: "scratch".into(), read_only: false } }
+    }
+
+    #[test]
+    fn disks_come_and_go() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let (shim, control) = control();
+        for (request, answer) in [
+            (attach(0), Event::DiskAttached { slot: 0 }),
+            (Request::DetachDisk { slot: 0 }, Event::DiskDetached { slot: 0 }),
+            (attach(0), Event::DiskAttached { slot: 0 }),
+        ] {
+            let fds = [file.as_fd()];
+            let fds = if matches!(request, Request::AttachDisk { .. }) { &fds[..] } else { &[] };
+            shim.send(&request, fds).unwrap();
+            assert!(control.serve_one());
+            assert_eq!(shim.recv::<Event>().unwrap().0, answer);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_answered_and_ends_nothing() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let fd = file.as_fd();
+        for (request, fds, reason) in [
+            (attach(1), &[fd][..], "there is no slot 1"),
+            (attach(0), &[], "0 descriptors instead of 1"),
+            (attach(0), &[fd, fd], "2 descriptors instead of 1"),
+            (Request::DetachDisk { slot: 0 }, &[], "the slot has no disk"),
+            (Request::DetachDisk { slot: 255 }, &[], "there is no slot 255"),
+            (Request::ListenVsock { port: 1 }, &[], "0 descriptors instead of 1"),
+            (Request::ConnectVsock { port: 1 }, &[], "0 descriptors instead of 1"),
+        ] {
+            let (answer, control) = ask(request.clone(), fds);
+            let Some(Event::RequestFailed { error, .. }) = answer else {
+                panic!("{request:?} was answered by {answer:?}")
+            };
+            assert_eq!(error, reason, "{request:?}");
+            assert_eq!(control.latch.raised(), None);
+        }
+    }
+
+    #[test]
+    fn a_stop_and_the_end_of_the_shim_end_the_vm() {
+        let (answer, control) = ask(Request::Stop, &[]);
+        assert_eq!(answer, None);
+        assert_eq!(control.latch.raised().unwrap().cause, StopCause::Requested);
+        let (shim, control) = self::control();
+        drop(shim);
+        assert!(!control.serve_one());
+        assert_eq!(control.latch.raised().unwrap().cause, StopCause::ShimGone);
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_read_ends_the_vm() {
+        let (shim, control) = control();
+        shim.send(&[0xffu8; 32], &[]).unwrap();
+        assert!(!control.serve_one());
+        assert_eq!(control.latch.raised().unwrap().cause, StopCause::Internal);
+    }
+}
