@@ -106,7 +106,7 @@ if [ ! -f "$vmlinux" ]; then
     step "unpacking the kernel source" unpack_source
     apply_patches
     step "configuring" configure
-    step "compiling the kernel (about 5 minutes on 2 cores)" compile
+    step "compiling the kernel (minutes)" compile
     step "collecting" collect
     keep "$work/out" "${vmlinux%/*}"
 fi

@@ -12,17 +12,19 @@ step() {
     local text=$1 log began=$EPOCHREALTIME status=0
     shift
     log=$(mktemp)
+    printf '%-58s ' "$text" >&2
     set +e
     (set -e; "$@") >"$log" 2>&1 </dev/null
     status=$?
     set -e
     if [ $status -ne 0 ]; then
+        say "failed"
         tail -n 30 "$log" >&2
         rm -f "$log"
         die "$text: failed (status $status)"
     fi
     rm -f "$log"
-    printf '%-58s %6.1f s\n' "$text" "$(seconds_since "$began")" >&2
+    printf '%6.1f s\n' "$(seconds_since "$began")" >&2
 }
 
 # seconds_since EPOCHREALTIME
