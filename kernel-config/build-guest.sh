@@ -10,6 +10,7 @@ case ${1:-} in
 --agent) agent=$(realpath "$2") ;;
 esac
 [ -f "$agent" ] || die "usage: build-guest.sh --agent PATH"
+need binutils erofs-utils
 readelf -h "$agent" | grep -q X86-64 || die "$agent: not a program for x86-64"
 ! readelf -l "$agent" | grep -q INTERP || die "$agent: not statically linked; the guest has no library it could load"
 
@@ -36,7 +37,6 @@ alpine=$("$here/alpine-root.sh")
 lock guest
 guest=$cache/guest/$(hash_of "$here/build-guest.sh" "$alpine" "$agent")/guest.erofs
 if [ ! -f "$guest" ]; then
-    need erofs-utils binutils
     scratch
     step "assembling the guest root" assemble
     step "making the guest image" make_image
