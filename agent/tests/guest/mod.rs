@@ -80,6 +80,9 @@ impl Guest {
         spec: Value,
         upper: root_fs::Upper,
     ) -> ttrpc::Result<Run> {
+        if upper == root_fs::Upper::DISK {
+            sh_on_host("mkfs.ext4 -q -F -O ^has_journal /dev/vdc");
+        }
         let (stdio, streams) = listen(spec["process"]["terminal"] == true);
         let request = CreateContainerRequest {
             container_id: id.into(),
@@ -277,7 +280,7 @@ pub fn spec(args: &[&str]) -> Value {
             "seccomp": {
                 "defaultAction": "SCMP_ACT_ALLOW",
                 "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
-                "syscalls": [{"names": ["swapon"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99}]
+                "syscalls": [{"names": ["chroot"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99}]
             }
         }
     })
@@ -313,8 +316,7 @@ fn prepare_machine() {
     let tar = tar.expect("AMPOULE_ALPINE names the tar of an Alpine root");
     sh_on_host(&format!(
         "d=$(mktemp -d) && mkdir $d/root && tar -xf {} -C $d/root &&
-         mkfs.erofs --quiet $d/alpine.erofs $d/root && truncate -s 256M $d/scratch &&
-         mkfs.ext4 -q -O ^has_journal $d/scratch && rm -r $d/root &&
+         mkfs.erofs --quiet $d/alpine.erofs $d/root && truncate -s 256M $d/scratch && rm -r $d/root &&
          disk() {{ mknod /dev/$2 b 7 $(losetup --show -f $1 | tr -dc 0-9); }} &&
          disk $d/alpine.erofs vdb && disk $d/scratch vdc",
         tar.display()
