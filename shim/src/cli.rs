@@ -95,10 +95,6 @@ The exit code is the command's, 128 + N if signal N killed it, and
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1 and SIGUSR2 are passed on to the command. If it ignores three
 SIGINT or SIGTERM, the third ends the sandbox.";
 
-/// Room for what a container writes to its root file system, if `--scratch-size` says nothing. Disks are sparse.
-pub const DEFAULT_SCRATCH: u64 = 8 << 30;
-const DEFAULT_SCRATCH_TEXT: &str = "8g";
-
 /// `ampoule run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -133,7 +129,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub read_only: bool,
     /// Room for what the container writes to its root file system
-    #[arg(long, value_name = "SIZE", default_value = DEFAULT_SCRATCH_TEXT)]
+    #[arg(long, value_name = "SIZE", default_value = "8g")]
     pub scratch_size: Memory,
     /// Longest time in seconds the VM may take to boot
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]

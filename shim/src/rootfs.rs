@@ -3,7 +3,7 @@
 //! ends nothing is left to remove.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io,
     path::{Path, PathBuf},
 };
@@ -42,15 +42,11 @@ pub fn prepare(
     let mut disks = vec![Disk { id: "rootfs".into(), read_only: true, file: lower.into() }];
     let mut upper = Upper::Tmpfs;
     if let Some(bytes) = scratch_bytes {
-        let scratch = scratch_disk(store, bytes).map_err(RootFsError::Scratch)?;
+        let scratch =
+            image::scratch(&store.join("scratch"), bytes).map_err(RootFsError::Scratch)?;
         disks.push(Disk { id: "scratch".into(), read_only: false, file: scratch.into() });
         upper = Upper::Disk(first_slot + 1);
     }
     let rootfs = RootFs { lower_slot: first_slot, lower_type: "erofs".into(), upper };
     Ok(Prepared { disks, rootfs })
-}
-
-/// An empty disk of this size; its template is made in the store the first time.
-pub fn scratch_disk(store: &Path, bytes: u64) -> Result<File, ImageError> {
-    image::scratch(&store.join("scratch"), bytes)
 }

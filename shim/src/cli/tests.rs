@@ -42,7 +42,7 @@ fn everything_after_the_image_is_the_command() {
 fn options_are_read_and_have_defaults() {
     let plain = run(&["alpine"]).unwrap();
     assert_eq!((plain.memory, plain.cpus, plain.pids_limit), (Memory(512 << 20), Cpus(1000), 4096));
-    assert_eq!(plain.scratch_size, Memory(DEFAULT_SCRATCH));
+    assert_eq!(plain.scratch_size, Memory(8 << 30));
     assert!(!plain.interactive && !plain.tty && !plain.read_only && plain.timings.is_none());
     let full = run(&[
         "-i",

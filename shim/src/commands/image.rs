@@ -3,19 +3,16 @@
 use std::path::Path;
 
 use crate::{
-    cli::{DEFAULT_SCRATCH, ImagesArgs, ImportArgs},
+    cli::{ImagesArgs, ImportArgs},
     image::{ImageError, Name, Reference, Store},
     paths::Paths,
-    rootfs,
 };
 
-/// Puts an image into the store and prints its digest. The first scratch disk of the usual size is made here
-/// too, so that the first run need not.
+/// Puts an image into the store and prints its digest.
 pub fn import(args: &ImportArgs, paths: &Paths) -> Result<(), ImageError> {
     let store = Store::open(&paths.store)?.with_progress(|line| eprintln!("ampoule: {line}"));
     let names = args.names.iter().map(|n| n.parse()).collect::<Result<Vec<Name>, _>>()?;
     let image = store.import(&source(&args.source)?, &names)?;
-    rootfs::scratch_disk(&paths.store, DEFAULT_SCRATCH)?;
     println!("{}", image.digest);
     Ok(())
 }
