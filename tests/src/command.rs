@@ -72,7 +72,9 @@ pub fn ampoule<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
 pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let mut all: Vec<OsString> = ["run", "--name", &name].map(OsString::from).into();
+    // The bed is slow, and slower still when the machine under it has other work.
+    let mut all: Vec<OsString> =
+        ["run", "--boot-timeout", "100", "--name", &name].map(OsString::from).into();
     all.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
     Ampoule { name: Some(name), ..ampoule(all) }
 }
