@@ -62,11 +62,9 @@ pub type ChildEnds = [OwnedFd; 3];
 impl Streams {
     /// Connects to the ports the host named.
     pub async fn connect(ports: &Stdio) -> Result<Self, StepError> {
-        Ok(Self {
-            stdin: dial(ports.stdin).await?,
-            stdout: dial(ports.stdout).await?,
-            stderr: dial(ports.stderr).await?,
-        })
+        let (stdin, stdout, stderr) =
+            tokio::try_join!(dial(ports.stdin), dial(ports.stdout), dial(ports.stderr))?;
+        Ok(Self { stdin, stdout, stderr })
     }
 
     /// Pipes for a process without a terminal, and the pumps behind them.

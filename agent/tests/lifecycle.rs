@@ -415,6 +415,68 @@ async fn pausing_and_counting() {
 
 #[tokio::test]
 #[ignore = "needs the bed"]
+async fn containers_of_a_pod_share_namespaces() {
+    let guest = Guest::boot().await;
+    let (request, run) = {
+        let run = guest.create("a", spec(&["sleep", "1000"])).await.unwrap();
+        guest.start(&run).await.unwrap();
+        (ContainerRequest { container_id: "a".into(), ..Default::default() }, run)
+    };
+    let pids = guest.agent.pids(context(), &request).await.unwrap();
+    let pid = pids.processes[0].pid;
+    let mut second =
+        sh("cat /proc/1/comm; hostname; echo $$ | grep -c ^1$; ip -o link | grep -c 'LOOPBACK,UP'");
+    second["hostname"] = json!("");
+    let joined = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")]
+        .map(|(kind, file)| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")}));
+    let own = ["mount", "cgroup"].map(|kind| json!({"type": kind}));
+    second["linux"]["namespaces"] = joined.iter().chain(&own).cloned().collect();
+    let b = guest.create("b", second.clone()).await.unwrap();
+    assert_eq!(guest.finish(b).await.text(), "sleep\ninside\n0\n1\n");
+
+    // Without a PID namespace of its own, what its init leaves behind still ends with it.
+    second["process"]["args"] = json!(["sh", "-c", "sleep 1000 & echo gone"]);
+    let b = guest.create("b", second).await.unwrap();
+    assert_eq!(guest.finish(b).await.text(), "gone\n");
+
+    // In the guest's own.
+    let mut third = sh("hostname; cat /proc/1/comm");
+    third["hostname"] = json!("");
+    third["linux"]["namespaces"] = json!([{"type": "mount"}]);
+    let hello = HelloRequest { hostname: "sandbox".into(), ..Default::default() };
+    guest.agent.hello(context(), &hello).await.unwrap();
+    let c = guest.create("c", third).await.unwrap();
+    assert_eq!(guest.finish(c).await.text(), "sandbox\nampoule-agent\n");
+    drop(run);
+    guest.shutdown().await;
+}
+
+#[tokio::test]
+#[ignore = "needs the bed"]
+async fn a_user_namespace() {
+    let guest = Guest::boot().await;
+    let mut spec = sh("id -u; cat /proc/self/uid_map | tr -s ' '; echo x >/dev/null; \
+                       grep CapEff /proc/self/status; ls -l /dev/null | cut -c1; exec sleep 1000");
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    let mut run = guest.create("c", spec).await.unwrap();
+    guest.start(&run).await.unwrap();
+    let mut exec = process(&["sh", "-c", "id -u; tr -s ' ' </proc/self/uid_map"]);
+    exec["user"] = json!({"uid": 7});
+    let exec = guest.exec("c", "e", exec).await.unwrap();
+    assert_eq!(guest.finish(exec).await.text(), "7\n 0 100000 65536\n");
+    guest.signal(&run, libc::SIGKILL, false).await.unwrap();
+    let output = guest.wait(&mut run).await;
+    let caps = format!("{:016x}", 1u64 | 1 << 5 | 1 << 7 | 1 << 27);
+    assert_eq!(output.text(), format!("0\n 0 100000 65536\nCapEff:\t{caps}\nc\n"));
+    guest.shutdown().await;
+}
+
+#[tokio::test]
+#[ignore = "needs the bed"]
 async fn what_cannot_be_is_refused_and_leaves_nothing() {
     let guest = Guest::boot().await;
     let refused = async |pointer: &str, value: serde_json::Value| {

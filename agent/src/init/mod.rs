@@ -108,11 +108,13 @@ fn further_process(exec: plan::Exec) -> Result<Workload, StepError> {
 /// What both begin with, while /proc is still the guest's.
 fn begin(process: &Process) -> Result<(), StepError> {
     identity::reset_signals();
+    // First: the files of a process that is not dumpable are not its own.
+    identity::set_oom_score(process.oom_score_adj.unwrap_or(0))?;
     // What shares our PID namespace must not reach into us while we have our privileges.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("runner", "dumpable"))?;
     setsid().map_err(at("runner", "session"))?;
     identity::join_new_keyring();
-    identity::set_oom_score(process.oom_score_adj.unwrap_or(0))
+    Ok(())
 }
 
 /// The rest, inside the container's root: everything but the exec, the filter and what must wait for it.
