@@ -13,12 +13,10 @@ use seccompiler::{
 const KVM_RUN: u32 = 0xae80;
 /// KVM_GET_REGS, `_IOR(0xae, 0x81, struct kvm_regs)`.
 const KVM_GET_REGS: u32 = 0x8090_ae81;
-/// `_IO(0x12, 119)`.
-const BLKDISCARD: u32 = 0x1277;
-/// `_IO(0x12, 127)`.
-const BLKZEROOUT: u32 = 0x127f;
-/// `_IOR(0x12, 114, size_t)`.
-const BLKGETSIZE64: u32 = 0x8008_1272;
+
+/// The two modes of fallocate that a disk uses; neither changes the size of the file.
+const PUNCH_HOLE: u32 = (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) as u32;
+const ZERO_RANGE: u32 = (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE) as u32;
 
 /// A compiled filter.
 #[derive(Debug)]
@@ -61,11 +59,11 @@ const COMMON: &[Rule] = &[
     (SYS_read, Any),
     (SYS_write, Any),
     (SYS_close, Any),
-    // The standard library's check, in debug builds, that what it closes is open; a new disk's access mode.
-    (SYS_fcntl, OneOf(1, &[F_GETFD as u32, F_GETFL as u32])),
+    // The standard library's check, in debug builds, that what it closes is open.
+    (SYS_fcntl, OneOf(1, &[F_GETFD as u32])),
     // Events to the shim.
     (SYS_sendmsg, Any),
-    // Watching a device's descriptors changes with its activation and reset.
+    // vsock stops watching its streams when the guest resets it.
     (SYS_epoll_ctl, Any),
     // Time stamps, where the vDSO cannot answer.
     (SYS_clock_gettime, Any),
@@ -99,17 +97,13 @@ const MAIN: &[Rule] = &[
     // Requests with their descriptors; vsock streams.
     (SYS_recvmsg, Any),
     (SYS_shutdown, Any),
-    // Disks.
-    (SYS_pread64, Any),
+    // Disks: read, write, flush, discard, write zeroes.
     (SYS_preadv, Any),
-    (SYS_pwrite64, Any),
     (SYS_pwritev, Any),
     (SYS_fdatasync, Any),
-    (SYS_fallocate, Any),
-    (SYS_ioctl, OneOf(1, &[BLKDISCARD, BLKZEROOUT, BLKGETSIZE64])),
-    // A disk being attached: its kind, size and access mode.
+    (SYS_fallocate, OneOf(1, &[PUNCH_HOLE, ZERO_RANGE])),
+    // A disk being attached: its kind and size.
     (SYS_fstat, Any),
-    (SYS_newfstatat, Any),
     (SYS_lseek, Any),
     // virtio-rng, and the seeds of hash maps.
     (SYS_getrandom, Any),
