@@ -3,7 +3,7 @@
 //!
 //! Mapping the file copy-on-write instead looks cheaper and is not: while it boots, the kernel patches every
 //! page of its text (retpolines, alternatives), so that nothing stays shared, and each page costs three
-//! nested page faults (read, write-protected, written): 7,500 of them, where 2 MiB pages cost 8.
+//! nested page faults (read, write-protected, written): some 6,000 in all, where 2 MiB pages cost 8.
 
 use std::{
     fs::File,
