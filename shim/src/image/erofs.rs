@@ -5,7 +5,8 @@
 //! hostile tree would have to be unpacked on the host, as root, for its owners, devices and attributes.
 //!
 //! Not compressed: sandboxes of one image share the host's page cache whichever way it is stored, so
-//! compression would save disk alone, and cost every guest the decompression of every cold read.
+//! compression would save disk alone. Measured with `mkfs.erofs` on 745 MB of libraries: lz4hc halves
+//! the file (362 MB), takes 28 s instead of 2.3 to write, and 0 to 40 % longer to read.
 //!
 //! - [`plan`]: which inode and which block goes where
 //! - [`superblock`], [`inode`], [`xattr`], [`dirent`]: the records on disk, as pure functions

@@ -1,13 +1,15 @@
 //! The disk a container writes to: an empty ext4 of the wished size, made in a moment.
 //!
-//! `mkfs.ext4` runs once for each size; its result is kept in the cache and copied without its holes,
-//! into a file that has no name and so is gone with its last user. The file system has no journal
+//! `mkfs.ext4` runs once for each size; the few blocks it wrote are kept in the cache, as a list that no
+//! file system can make larger (over 9p, holes are zeros to be read). A disk is a file of that size with
+//! those blocks, without a name and so gone with its last user. Its file system has no journal
 //! (nothing outlives the container), no reserved blocks, and inode tables that count as zeroed, so that
 //! no guest spends its first seconds zeroing them.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -19,12 +21,13 @@ use rustix::io::Errno;
 use super::error::ImageError;
 use super::lock::Lock;
 use super::sparse;
-use super::tree::Extent;
 
 /// Bytes; less leaves no room beside ext4's own tables, more is beyond any ext4.
 const LEAST: u64 = 16 << 20;
 const MOST: u64 = 16 << 40;
 const BLOCK: u64 = 4096;
+/// A block of a template with its number.
+const RECORD: usize = 8 + BLOCK as usize;
 /// Part of a template's name: raise it when the options of `mkfs.ext4` change.
 const VERSION: u32 = 1;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,23 +50,47 @@ pub fn scratch(cache: &Path, size: u64) -> Result<File, ImageError> {
         return Err(ImageError::ScratchSize { size, least, most });
     }
     let size = size.next_multiple_of(BLOCK);
-    let path = cache.join(format!("scratch-v{VERSION}-{size}.ext4"));
-    let failed = |source| ImageError::Store { path: path.clone(), source };
-    let template = match File::open(&path) {
-        Ok(template) => template,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            make_template(cache, &path, size)?;
-            File::open(&path).map_err(failed)?
-        }
-        Err(error) => return Err(failed(error)),
+    let path = cache.join(format!("scratch-v{VERSION}-{size}.blocks"));
+    let template = match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => make_template(cache, &path, size)?,
+        template => template.map_err(|source| ImageError::Store { path: path.clone(), source })?,
     };
-    copy(&template, cache, size).map_err(failed)
+    unpack(&template, cache, size).map_err(|source| ImageError::Store { path, source })
 }
 
-fn copy(template: &File, cache: &Path, size: u64) -> io::Result<File> {
+/// All blocks of a disk that are not zero: the number of each, then its bytes.
+fn pack(disk: &File, size: u64) -> io::Result<Vec<u8>> {
+    let mut template = Vec::new();
+    let mut at = 0;
+    while let Some(run) = sparse::next_data(disk, at, size)? {
+        at = run.offset + run.length;
+        for number in run.offset / BLOCK..at.div_ceil(BLOCK) {
+            let mut block = [0; BLOCK as usize];
+            disk.read_exact_at(&mut block, number * BLOCK)?;
+            if !sparse::is_zero(&block) {
+                template.extend(number.to_le_bytes());
+                template.extend(block);
+            }
+        }
+    }
+    Ok(template)
+}
+
+fn unpack(template: &[u8], cache: &Path, size: u64) -> io::Result<File> {
     let disk = unnamed(cache)?;
     disk.set_len(size)?;
-    sparse::copy(template, Extent { offset: 0, length: size }, &disk, 0)?;
+    let (records, rest) = template.as_chunks::<RECORD>();
+    for record in records {
+        let (number, block) = record.split_first_chunk().ok_or(ErrorKind::InvalidData)?;
+        let number = u64::from_le_bytes(*number);
+        if number >= size / BLOCK {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        disk.write_all_at(block, number * BLOCK)?;
+    }
+    if records.is_empty() || !rest.is_empty() {
+        return Err(ErrorKind::InvalidData.into());
+    }
     Ok(disk)
 }
 
@@ -77,8 +104,8 @@ fn unnamed(directory: &Path) -> io::Result<File> {
     }
 }
 
-/// Makes the template under a lock and gives it its name when it is complete.
-fn make_template(cache: &Path, path: &Path, size: u64) -> Result<(), ImageError> {
+/// Makes the template, unless another has while this waited for the lock.
+fn make_template(cache: &Path, path: &Path, size: u64) -> Result<Vec<u8>, ImageError> {
     let failed = |source| ImageError::Store { path: cache.into(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(failed)?;
     let lock = Lock::take(&cache.join("scratch.lock"), PATIENCE, || {});
@@ -86,26 +113,34 @@ fn make_template(cache: &Path, path: &Path, size: u64) -> Result<(), ImageError>
         ErrorKind::TimedOut => {
             ImageError::Busy { what: "a scratch disk".into(), minutes: PATIENCE.as_secs() / 60 }
         }
-        _ => ImageError::Store { path: cache.into(), source },
+        _ => failed(source),
     })?;
-    if path.exists() {
-        return Ok(());
+    if let Ok(template) = fs::read(path) {
+        return Ok(template);
     }
-    let temporary = cache.join("scratch.tmp");
-    let blank = File::create(&temporary).and_then(|file| {
-        file.set_len(0)?;
-        file.set_len(size)
-    });
-    blank.map_err(failed)?;
-    mkfs(&temporary)?;
-    let finish = File::open(&temporary).and_then(|file| file.sync_all());
-    finish.and_then(|()| fs::rename(&temporary, path)).map_err(failed)
+    let disk = unnamed(cache).map_err(failed)?;
+    disk.set_len(size).map_err(failed)?;
+    mkfs(&disk, path)?;
+    let template = pack(&disk, size).map_err(failed)?;
+    publish(&template, cache, path).map_err(failed)?;
+    Ok(template)
 }
 
-fn mkfs(path: &Path) -> Result<(), ImageError> {
+/// The file gets its name when all of it is on disk.
+fn publish(template: &[u8], cache: &Path, path: &Path) -> io::Result<()> {
+    let temporary = cache.join("scratch.tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(template)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+/// Makes a file system on `disk`; `path` is for messages.
+fn mkfs(disk: &File, path: &Path) -> Result<(), ImageError> {
+    let device = format!("/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
     let mut command = Command::new(program());
     command.env_clear().args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0"]);
-    command.args(["-O", FEATURES, "-E", EXTENDED, "-U", UUID]).arg(path);
+    command.args(["-O", FEATURES, "-E", EXTENDED, "-U", UUID]).arg(device);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let failed = |source: io::Error| match source.kind() {
         ErrorKind::NotFound => ImageError::NoMkfs { source },
@@ -142,7 +177,6 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn fsck(disk: &File) -> bool {
-        use std::os::fd::AsRawFd;
         let path = format!("/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
         let output = Command::new("/sbin/e2fsck").args(["-f", "-n", &path]).output().unwrap();
         println!("{}", String::from_utf8_lossy(&output.stdout));
@@ -179,7 +213,6 @@ mod tests {
 
     #[test]
     fn many_at_once_share_one_template_and_no_data() {
-        use std::os::unix::fs::FileExt;
         let cache = tempfile::tempdir().unwrap();
         let make = || scratch(cache.path(), 64 << 20).unwrap();
         let disks: Vec<File> = std::thread::scope(|scope| {
@@ -198,6 +231,17 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         fs::write(cache.path().join("scratch.tmp"), vec![1; 1 << 20]).unwrap();
         assert!(fsck(&scratch(cache.path(), LEAST).unwrap()));
+    }
+
+    #[test]
+    fn a_template_is_small_and_a_damaged_one_is_named() {
+        let cache = tempfile::tempdir().unwrap();
+        scratch(cache.path(), 64 << 20).unwrap();
+        let template = cache.path().join("scratch-v1-67108864.blocks");
+        assert!(fs::metadata(&template).unwrap().len() < 256 << 10);
+        fs::write(&template, &fs::read(&template).unwrap()[..5000]).unwrap();
+        let error = scratch(cache.path(), 64 << 20).unwrap_err();
+        assert!(error.to_string().contains("scratch-v1-67108864.blocks"), "{error}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use super::sparse;
+use super::sparse::{self, is_zero};
 use super::tree::Extent;
 
 /// Files start at a multiple of this, so that file systems that share blocks can share them.
@@ -88,11 +88,6 @@ fn write_blocks(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
         end += block.len();
     }
     file.write_all_at(&bytes[written..end], at + written as u64)
-}
-
-/// In chunks, which the compiler turns into vector instructions.
-fn is_zero(block: &[u8]) -> bool {
-    block.chunks(64).all(|chunk| chunk.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
 #[cfg(test)]

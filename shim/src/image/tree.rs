@@ -15,11 +15,13 @@ use std::collections::BTreeMap;
 use path::is_link_target;
 pub use path::{components, lossy};
 
-/// Bytes of memory a tree may take, about 3 million files with usual names.
+/// Bytes of memory a tree may take: about 2 million files with usual names.
 const BUDGET: u64 = 1 << 30;
-/// What an inode and a name cost besides their variable parts; measured generously.
-const INODE_COST: u64 = 160;
+/// What things cost besides their variable parts: an inode (120 bytes in a vector that doubles, and its
+/// place in the image), a name in a well-filled map, and the first node of a map of names or attributes.
+const INODE_COST: u64 = 320;
 const NAME_COST: u64 = 80;
+const MAP_COST: u64 = 600;
 
 /// The root is always the first inode.
 pub const ROOT: Inode = Inode(0);
@@ -128,8 +130,7 @@ impl Tree {
         {
             return Err(TreeError::BadLinkTarget);
         }
-        let attributes: usize = meta.xattrs.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
-        self.charge(attributes as u64)?;
+        self.charge(meta.xattrs.iter().map(|(k, v)| MAP_COST + (k.len() + v.len()) as u64).sum())?;
         let parts = components(path)?;
         let Some((name, parents)) = parts.split_last() else { return self.put_root(meta, node) };
         let parent = self.parent(parents)?;
@@ -272,8 +273,11 @@ impl Tree {
     }
 
     fn add(&mut self, meta: Metadata, node: Node) -> Result<Inode, TreeError> {
-        let target = if let Node::Symlink(target) = &node { target.len() as u64 } else { 0 };
-        self.charge(INODE_COST + target)?;
+        self.charge(match &node {
+            Node::Directory => INODE_COST + MAP_COST,
+            Node::Symlink(target) => INODE_COST + target.len() as u64,
+            _ => INODE_COST,
+        })?;
         let inode = Inode(self.inodes.len() as u32);
         self.inodes.push(Entry { meta, node, children: Children::new() });
         Ok(inode)

@@ -139,6 +139,13 @@ fn a_directory_is_converted_again_when_anything_in_it_changes() {
     changed(&|| {
         fs::set_permissions(root.join("sub/f"), fs::Permissions::from_mode(0o600)).unwrap()
     });
+    changed(&|| {
+        // Nothing but the change time tells.
+        let before = fs::metadata(root.join("sub/f")).unwrap().modified().unwrap();
+        fs::write(root.join("sub/f"), "owt").unwrap();
+        let file = fs::File::options().write(true).open(root.join("sub/f")).unwrap();
+        file.set_modified(before).unwrap();
+    });
     changed(&|| symlink("f", root.join("sub/link")).unwrap());
     changed(&|| fs::rename(root.join("sub/f"), root.join("sub/g")).unwrap());
     changed(&|| fs::remove_file(root.join("sub/g")).unwrap());
@@ -376,7 +383,7 @@ fn an_archive_by_gnu_tar_arrives_as_gnu_tar_unpacks_it() {
     let flags = rustix::fs::XattrFlags::empty();
     let capability = b"\x01\0\0\x02\0\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     rustix::fs::setxattr(root.join("caps"), "security.capability", capability, flags).unwrap();
-    rustix::fs::setxattr(root.join("deep"), "user.note", b"a\nb", flags).unwrap();
+    rustix::fs::setxattr(root.join("deep"), "trusted.note", b"a\nb", flags).unwrap();
     for (kind, name) in [
         (rustix::fs::FileType::CharacterDevice, "tty"),
         (rustix::fs::FileType::BlockDevice, "disk"),
