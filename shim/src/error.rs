@@ -111,10 +111,14 @@ mod tests {
         let mut death = Death::lost();
         death.cause = Cause::Stopped(StopCause::KvmError);
         death.console = vec!["one".into(), "two".into()];
-        let text = report("run", &SandboxError::Died(Arc::new(death)));
+        let error = SandboxError::Died {
+            kernel: "/k".into(),
+            guest_image: "/g".into(),
+            source: Arc::new(death),
+        };
         assert_eq!(
-            text,
-            "ampoule: run: boot: KVM could not run the guest\n  guest console | one\n  \
+            report("run", &error),
+            "ampoule: run: boot of /k with /g: KVM could not run the guest\n  guest console | one\n  \
              guest console | two\n  hint: this /dev/kvm may be emulated: see `ampoule check`\n"
         );
     }

@@ -1,16 +1,16 @@
-//! Names of running sandboxes, each held by one: a locked file in the state folder.
+//! Names of running sandboxes, each held by one.
 //!
-//! The lock, not the file, is what holds a name: it goes with the process, however that ends. A file left by a
-//! process that was killed is removed by the next one that takes any name.
+//! A name is a lock on one byte, at an offset that is the name's hash, of one file in the state folder. The
+//! kernel drops the lock with the process that holds it, however that ends: nothing is ever left to clean up.
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::{fd::AsRawFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest, Sha256};
 
 use crate::id::Id;
 
@@ -24,56 +24,44 @@ pub enum NameError {
 
 /// A name, held until dropped.
 #[derive(Debug)]
-pub struct HeldName {
-    path: PathBuf,
-    _lock: File,
-}
+pub struct HeldName(#[expect(dead_code, reason = "the lock goes with the open file")] File);
 
 impl HeldName {
     /// Takes `name` among the sandboxes of the state folder.
     pub fn take(state: &Path, name: &Id) -> Result<Self, NameError> {
-        let folder = state.join("names");
-        let path = folder.join(format!("{name}.lock"));
+        let path = state.join("names");
         let failed = |source| NameError::Io { path: path.clone(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
-        sweep(&folder);
-        loop {
-            let mut options = OpenOptions::new();
-            let file =
-                options.create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // Its former holder may have removed the file between our opening and locking it.
-                Ok(()) if is_at(&file, &path) => return Ok(Self { path, _lock: file }),
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Err(NameError::InUse(name.clone())),
-                Err(e) => return Err(failed(e.into())),
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        match lock_byte(&file, offset(name)) {
+            Ok(()) => Ok(Self(file)),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                Err(NameError::InUse(name.clone()))
             }
+            Err(e) => Err(failed(e)),
         }
     }
 }
 
-impl Drop for HeldName {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
+/// 63 bits of the name's SHA-256: two names of one host do not meet.
+fn offset(name: &Id) -> i64 {
+    let hash = Sha256::digest(name.as_str());
+    hash.iter().take(8).fold(0, |sum: i64, byte| sum << 8 | i64::from(*byte)) & i64::MAX
 }
 
-/// Removes the files nobody holds any more.
-fn sweep(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let Ok(file) = OpenOptions::new().write(true).open(&path) else { continue };
-        let free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if free && is_at(&file, &path) {
-            let _ = fs::remove_file(&path);
-        }
-    }
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
+/// A lock of the open file, not of the process (fcntl(2), F_OFD_SETLK).
+fn lock_byte(file: &File, offset: i64) -> io::Result<()> {
+    // SAFETY: all zero is a valid flock.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = offset;
+    lock.l_len = 1;
+    // SAFETY: the descriptor is open and the argument is what this command takes.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -84,22 +72,12 @@ mod tests {
     #[test]
     fn a_name_is_held_once_and_free_after() {
         let state = tempfile::tempdir().unwrap();
-        let name: Id = "web".parse().unwrap();
-        let held = HeldName::take(state.path(), &name).unwrap();
-        let again = HeldName::take(state.path(), &name);
-        assert!(matches!(again, Err(NameError::InUse(_))));
+        let (web, other): (Id, Id) = ("web".parse().unwrap(), "web2".parse().unwrap());
+        let held = HeldName::take(state.path(), &web).unwrap();
+        let again = HeldName::take(state.path(), &web);
+        assert!(matches!(again, Err(NameError::InUse(_))), "{again:?}");
+        HeldName::take(state.path(), &other).unwrap();
         drop(held);
-        assert!(!state.path().join("names/web.lock").exists());
-        HeldName::take(state.path(), &name).unwrap();
-    }
-
-    #[test]
-    fn what_a_killed_one_left_is_swept() {
-        let state = tempfile::tempdir().unwrap();
-        let stale = state.path().join("names/stale.lock");
-        fs::create_dir(state.path().join("names")).unwrap();
-        fs::write(&stale, "").unwrap();
-        let _held = HeldName::take(state.path(), &"web".parse().unwrap()).unwrap();
-        assert!(!stale.exists());
+        HeldName::take(state.path(), &web).unwrap();
     }
 }

@@ -207,10 +207,10 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartFailure {
     /// Exit code 127.
-    #[error("{0}")]
+    #[error("command not found: {0}")]
     NotFound(String),
     /// Exit code 126.
-    #[error("{0}")]
+    #[error("command cannot be executed: {0}")]
     NotExecutable(String),
 }
 
@@ -231,8 +231,9 @@ pub struct BootRecord {
 pub enum SandboxError {
     #[error("boot")]
     Boot(#[source] VmError),
-    #[error("boot")]
-    Died(#[source] Arc<Death>),
+    /// Before it was up.
+    #[error("boot of {} with {}", kernel.display(), guest_image.display())]
+    Died { kernel: PathBuf, guest_image: PathBuf, source: Arc<Death> },
     /// After it was up.
     #[error("sandbox")]
     Gone(#[source] Arc<Death>),

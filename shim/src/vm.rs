@@ -52,8 +52,8 @@ pub struct VmSetup {
     pub memory_mib: u32,
     /// Further words of the kernel's command line.
     pub cmdline: String,
-    /// Host ports the guest may dial from the start.
-    pub listen: Vec<u32>,
+    /// Host port on which the guest's agent calls.
+    pub agent_port: u32,
 }
 
 /// A disk and what lies under it.
@@ -106,23 +106,21 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts the VMM and tells it to boot. Returns our end of a stream for each port of `listen`.
-    pub fn boot(setup: VmSetup) -> Result<(Self, Vec<UnixStream>), VmError> {
+    /// Starts the VMM and tells it to boot. The agent will call at the stream returned.
+    pub fn boot(setup: VmSetup) -> Result<(Self, UnixStream), VmError> {
         let kvm = kvm::open()?;
         let kernel = open(KERNEL, &setup.kernel)?;
         let guest_image = open("guest image", &setup.guest_image)?;
         let (console, console_memory) =
             ConsoleReader::new().map_err(|e| VmError::Prepare("make the console memory", e))?;
         let vm = Self::spawn(&setup.vmm, &setup.name, console)?;
-        let streams: Vec<_> =
-            setup.listen.iter().map(|_| stream_pair()).collect::<Result<_, _>>()?;
-        let (ours, theirs): (Vec<_>, Vec<_>) = streams.into_iter().unzip();
+        let (agent, agents_end) = stream_pair()?;
         let mut fds =
             vec![kvm.as_fd(), kernel.as_fd(), console_memory.as_fd(), guest_image.as_fd()];
         fds.extend(setup.disks.iter().map(|d| d.file.as_fd()));
-        fds.extend(theirs.iter().map(AsFd::as_fd));
+        fds.push(agents_end.as_fd());
         vm.send(&Request::Boot(config(&setup)), &fds)?;
-        Ok((vm, ours))
+        Ok((vm, agent))
     }
 
     /// Starts the VMM, which then waits to be told to boot.
@@ -269,7 +267,7 @@ fn config(setup: &VmSetup) -> VmConfig {
         disks: std::iter::once(guest).chain(others).collect(),
         spare_disks: setup.spare_disks,
         guest_cid: 3,
-        listen: setup.listen.clone(),
+        listen: vec![setup.agent_port],
     }
 }
 

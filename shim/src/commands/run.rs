@@ -208,7 +208,7 @@ mod tests {
         for (error, code) in [
             (start(StartFailure::NotFound(String::new())), 127),
             (start(StartFailure::NotExecutable(String::new())), 126),
-            (RunError::Sandbox(SandboxError::Died(Arc::new(Death::lost()))), 125),
+            (RunError::Sandbox(SandboxError::Gone(Arc::new(Death::lost()))), 125),
             (RunError::NotATerminal, 125),
             (RunError::Spec(RunSpecError::NoCommand), 125),
             (RunError::Interrupted(libc::SIGINT), 130),

@@ -1,6 +1,6 @@
 //! The phase `Creating`: from nothing to an agent that has answered.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use ampoule_agent_api::{AGENT_PORT, agent::HelloResponse};
 use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
@@ -28,11 +28,13 @@ pub(super) async fn boot(config: SandboxConfig) -> Result<Booted, SandboxError> 
     let last = (first_spare + usize::from(config.spare_disks)).min(MAX_DISKS);
     let spare_slots = (first_spare..last).filter_map(|slot| slot.try_into().ok()).collect();
     let (hostname, limit) = (config.hostname.clone(), config.boot_timeout);
-    let (mut vm, streams) = Vm::boot(setup(config)).map_err(SandboxError::Boot)?;
-    let stream = streams.into_iter().next().ok_or(SandboxError::Died(Arc::new(Death::lost())))?;
-    let agent = Agent::new(stream);
-    let record = hello(&mut vm, &agent, &hostname, limit).await?;
-    Ok(Booted { vm, agent, record, spare_slots })
+    let (kernel, guest_image) = (config.kernel.clone(), config.guest_image.clone());
+    let (mut vm, agent_stream) = Vm::boot(setup(config)).map_err(SandboxError::Boot)?;
+    let agent = Agent::new(agent_stream);
+    match hello(&mut vm, &agent, &hostname, limit).await {
+        Ok(record) => Ok(Booted { vm, agent, record, spare_slots }),
+        Err(source) => Err(SandboxError::Died { kernel, guest_image, source: source.into() }),
+    }
 }
 
 async fn hello(
@@ -40,7 +42,7 @@ async fn hello(
     agent: &Agent,
     hostname: &str,
     limit: Duration,
-) -> Result<BootRecord, SandboxError> {
+) -> Result<BootRecord, Death> {
     let mut record = BootRecord::default();
     let hello = agent.hello(hostname, limit);
     tokio::pin!(hello);
@@ -50,7 +52,7 @@ async fn hello(
             biased;
             report = vm.next() => match report {
                 Report::Event(event) => record.note(&event),
-                Report::Died(death) => return Err(SandboxError::Died(death.into())),
+                Report::Died(death) => return Err(*death),
             },
             answer = &mut hello, if !answered => {
                 answered = true;
@@ -85,7 +87,7 @@ fn setup(config: SandboxConfig) -> VmSetup {
         vcpus: config.vcpus,
         memory_mib: config.memory_mib,
         cmdline: config.cmdline,
-        listen: vec![AGENT_PORT],
+        agent_port: AGENT_PORT,
     }
 }
 
