@@ -105,9 +105,16 @@ fn descend(
             path.push(b'/');
         }
         path.extend(name.to_bytes());
-        let stat = statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let mut stat = statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let is_elsewhere = is_directory && stat.st_dev != device;
+        if is_elsewhere {
+            // What happens in there is no change here.
+            (stat.st_size, stat.st_mtime, stat.st_mtime_nsec) = (0, 0, 0);
+            (stat.st_ctime, stat.st_ctime_nsec) = (0, 0);
+        }
         step(&Found { parent: directory, name: &name, path, stat })?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_dev == device {
+        if is_directory && !is_elsewhere {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let child = openat(directory, &name, flags, Mode::empty())?;
             descend(&child, device, path, step)?;

@@ -190,6 +190,27 @@ fn a_directory_arrives_as_it_is() {
 }
 
 #[test]
+fn a_mount_in_a_directory_is_an_empty_directory() {
+    let bench = Bench::new();
+    let (root, mount) = (bench.path("root"), bench.path("root/proc"));
+    fs::create_dir_all(&mount).unwrap();
+    let tmpfs = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&mount).output().unwrap();
+    if !tmpfs.status.success() {
+        return eprintln!("SKIPPED: mounting a tmpfs needs root");
+    }
+    let source = Reference::Directory(root);
+    fs::write(mount.join("one"), "").unwrap();
+    let before = bench.store.resolve(&source);
+    fs::write(mount.join("two"), "").unwrap();
+    let after = bench.store.resolve(&source);
+    assert!(Command::new("umount").arg("-l").arg(&mount).status().unwrap().success());
+    let (before, after) = (before.unwrap(), after.unwrap());
+    assert_eq!(before.rootfs, after.rootfs);
+    let Some(mounted) = Mounted::new(&after.rootfs) else { return };
+    assert_eq!(look(mounted.path()).len(), 2);
+}
+
+#[test]
 fn bad_sources_leave_nothing_behind() {
     let bench = Bench::new();
     let cut = Tar::default().file("f", vec![1; 5000]).cut();
