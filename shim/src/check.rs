@@ -95,6 +95,15 @@ pub fn kvm() -> Vec<Finding> {
     findings
 }
 
+/// Why this KVM cannot run guest kernels at all, if so. Takes milliseconds where it can.
+pub fn emulation() -> Option<String> {
+    let kvm = probe::kvm(kvm::open().ok()?);
+    match probe::steps(&kvm) {
+        Err(error @ ProbeError::Stuck(..)) => Some(error.to_string()),
+        _ => None,
+    }
+}
+
 fn capabilities(kvm: &Kvm) -> Finding {
     let missing: Vec<&str> = CAPABILITIES
         .iter()

@@ -36,10 +36,10 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// Guest kernel, an ELF64 vmlinux [default: PREFIX/share/ampoule/vmlinux]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Guest")]
     pub kernel: Option<PathBuf>,
     /// Guest image with the agent [default: PREFIX/share/ampoule/guest.erofs]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Guest")]
     pub guest_image: Option<PathBuf>,
 }
 

@@ -78,6 +78,13 @@ pub(super) fn run(kvm: &Kvm) -> Result<Speed, ProbeError> {
     Ok(speed)
 }
 
+/// Runs every step once, with one turn of the loop.
+pub(super) fn steps(kvm: &Kvm) -> Result<(), ProbeError> {
+    let mut guest = Guest::new(kvm)?;
+    guest.count(1)?;
+    guest.finish()
+}
+
 struct Guest {
     vcpu: VcpuFd,
     _vm: VmFd,

@@ -8,10 +8,13 @@ use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
 use super::{BootRecord, SandboxConfig, SandboxError};
 use crate::{
     agent::{Agent, AgentError},
-    clock,
+    check, clock,
     text::one_line,
     vm::{Cause, Death, Report, Vm, VmSetup},
 };
+
+/// Hardware boots in hundredths of this.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
 
 /// A VM whose agent is ready.
 pub(super) struct Booted {
@@ -46,7 +49,9 @@ async fn hello(
     let mut record = BootRecord::default();
     let hello = agent.hello(hostname, limit);
     tokio::pin!(hello);
-    let mut answered = false;
+    let suspicion = kvm_is_emulated();
+    tokio::pin!(suspicion);
+    let (mut answered, mut suspected) = (false, false);
     loop {
         tokio::select! {
             biased;
@@ -61,18 +66,31 @@ async fn hello(
                     Err(error) => give_up(vm, error, limit),
                 }
             }
+            why = &mut suspicion, if !suspected => {
+                suspected = true;
+                if let Some(why) = why {
+                    vm.kill(Cause::Emulated(why));
+                }
+            }
         }
     }
+}
+
+/// A boot that takes its time is reason to look at the host's KVM. One that emulates guest kernels takes many
+/// seconds to fail by itself; asking before every boot would make every boot slower.
+async fn kvm_is_emulated() -> Option<String> {
+    tokio::time::sleep(SUSPICIOUS).await;
+    tokio::task::spawn_blocking(check::emulation).await.ok().flatten()
 }
 
 /// The agent failed its hello. A broken connection is most likely the VM's death, whose reason comes next.
 fn give_up(vm: &mut Vm, error: AgentError, limit: Duration) {
     match error {
-        AgentError::Timeout { .. } => vm.kill(Cause::Agent(format!(
+        AgentError::Timeout { .. } => vm.kill(Cause::GivenUp(format!(
             "the guest's agent was not ready within {} s",
             limit.as_secs_f32()
         ))),
-        other => vm.doom(Cause::Agent(other.to_string())),
+        other => vm.doom(Cause::GivenUp(other.to_string())),
     }
 }
 

@@ -469,7 +469,7 @@ impl Owner {
 
     fn agent_lost(&mut self, error: &AgentError) {
         if let Some(vm) = &mut self.vm {
-            vm.doom(Cause::Agent(error.to_string()));
+            vm.doom(Cause::GivenUp(error.to_string()));
         }
     }
 

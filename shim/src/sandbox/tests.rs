@@ -193,7 +193,7 @@ async fn a_lost_agent_ends_the_vm() {
     drop(bed.server);
     let exit = bed.sandbox.wait(&init("c")).await.unwrap();
     let death = exit.death.unwrap();
-    assert!(matches!(&death.cause, Cause::Agent(why) if why.contains("broke")), "{death}");
+    assert!(matches!(&death.cause, Cause::GivenUp(why) if why.contains("broke")), "{death}");
 }
 
 #[tokio::test]

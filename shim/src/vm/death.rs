@@ -32,7 +32,9 @@ pub enum Cause {
     /// The VMM said something that makes no sense; we killed it.
     Protocol(String),
     /// The agent did not do its part; we killed the VM.
-    Agent(String),
+    GivenUp(String),
+    /// The host's KVM cannot run guest kernels; we killed the VM.
+    Emulated(String),
     /// Nobody knows.
     Lost,
 }
@@ -85,8 +87,9 @@ impl Death {
     /// Whether it looks like a KVM that cannot run a guest kernel.
     pub fn blames_kvm(&self) -> bool {
         match self.cause {
+            Cause::Emulated(_) => true,
             Cause::Stopped(StopCause::KvmError | StopCause::TripleFault) => true,
-            Cause::Agent(_) => self.console.is_empty(),
+            Cause::GivenUp(_) => self.console.is_empty(),
             _ => false,
         }
     }
@@ -101,7 +104,8 @@ impl fmt::Display for Death {
                 write!(f, "ampoule-vmm was killed by {}", signal_name(*signal))?;
             }
             Cause::Protocol(error) => write!(f, "ampoule-vmm broke the protocol: {error}")?,
-            Cause::Agent(error) => f.write_str(error)?,
+            Cause::GivenUp(why) => f.write_str(why)?,
+            Cause::Emulated(why) => write!(f, "/dev/kvm: {why}")?,
             Cause::Lost => f.write_str("the sandbox is gone")?,
         }
         if self.detail.is_empty() { Ok(()) } else { write!(f, ": {}", self.detail) }
@@ -141,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_nearest_reason_wins() {
-        let verdict = || Some(Cause::Agent("the agent did not answer".into()));
+        let verdict = || Some(Cause::GivenUp("the agent did not answer".into()));
         let stderr = Said { stderr: b"a\nthread panicked\n".to_vec(), ..Said::default() };
         for (verdict, ended, said, text) in [
             (
@@ -180,7 +184,7 @@ mod tests {
     #[test]
     fn a_silent_guest_or_a_kvm_error_blames_kvm() {
         let kvm = Death::new(None, Cause::Exited(14), said(StopCause::KvmError, ""));
-        let slow = || Some(Cause::Agent("slow".into()));
+        let slow = || Some(Cause::GivenUp("slow".into()));
         let silent = Death::new(slow(), Cause::Killed(9), Said::default());
         let console = b"Linux version 6.12".to_vec();
         let talking = Death::new(slow(), Cause::Killed(9), Said { console, ..Said::default() });
