@@ -9,6 +9,7 @@ use crate::{
     cli::{Cli, Command, ImageCommand},
     error::report,
     paths::{Environment, Paths},
+    text::complain,
     timings::Timings,
 };
 
@@ -33,7 +34,7 @@ fn done(phase: &str, result: Result<(), impl std::error::Error + 'static>) -> u8
     match result {
         Ok(()) => 0,
         Err(error) => {
-            eprint!("{}", report(phase, &error));
+            complain(&report(phase, &error));
             FAILURE
         }
     }

@@ -224,6 +224,8 @@ pub struct BootRecord {
     pub hello_ns: u64,
     pub agent_version: String,
     pub kernel_release: String,
+    /// Device faults that were logged; a guest makes as many as it likes.
+    pub device_faults: u32,
 }
 
 /// What can go wrong with a sandbox.

@@ -28,9 +28,9 @@ pub enum Wish {
 }
 
 impl Wish {
-    /// Whether it asks for the end.
-    pub fn is_to_end(self) -> bool {
-        matches!(self, Self::Forward(libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM))
+    /// Whether it is one of the two by which a user asks for the end, and asks again.
+    pub fn asks_to_end(self) -> bool {
+        matches!(self, Self::Forward(libc::SIGINT | libc::SIGTERM))
     }
 }
 
@@ -59,12 +59,12 @@ impl Signals {
         }
     }
 
-    /// The next one that asks for the end; its number.
+    /// The next one by which a program that catches nothing would end; its number.
     pub async fn end(&mut self) -> i32 {
         loop {
             match self.next().await {
-                wish @ Wish::Forward(number) if wish.is_to_end() => return number,
-                _ => {}
+                Wish::Forward(libc::SIGUSR1 | libc::SIGUSR2) | Wish::Resize => {}
+                Wish::Forward(number) => return number,
             }
         }
     }

@@ -1,4 +1,16 @@
-//! Text that came from a guest: made safe for a terminal, and short.
+//! Text that came from a guest, made safe for a terminal, and short; and text for the user.
+
+use std::io::Write;
+
+/// Prints to standard output. A reader that has gone is no error of ours.
+pub fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Prints to standard error, likewise.
+pub fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
 
 /// Makes bytes of a guest printable: control characters (but for tab) and characters that reorder text become
 /// `\x1b`-like escapes, bytes that are no UTF-8 become U+FFFD. Line ends stay.

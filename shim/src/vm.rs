@@ -185,7 +185,10 @@ impl Vm {
         loop {
             let overdue = self.gone_by;
             tokio::select! {
+                // A VMM that talks without end neither outlives its time nor, a message at a time, keeps
+                // our caller from its other business.
                 biased;
+                () = sleep_until(overdue) => break,
                 message = receive(&self.channel) => match message {
                     Ok(Event::Stopped { cause, detail, exits }) => {
                         self.last_words = Some((cause, detail, exits));
@@ -199,7 +202,6 @@ impl Vm {
                     }
                 },
                 _ = self.pidfd.readable() => break,
-                () = sleep_until(overdue) => break,
             }
         }
         Report::Died(Box::new(self.bury().await))

@@ -4,17 +4,23 @@ use std::path::Path;
 
 use crate::{
     cli::{ImagesArgs, ImportArgs},
-    image::{ImageError, Name, Reference, Store},
+    image::{Image, ImageError, Name, Reference, Store},
     paths::Paths,
+    text::{complain, print},
 };
 
 /// Puts an image into the store and prints its digest.
 pub fn import(args: &ImportArgs, paths: &Paths) -> Result<(), ImageError> {
-    let store = Store::open(&paths.store)?.with_progress(|line| eprintln!("ampoule: {line}"));
+    let store = Store::open(&paths.store)?.with_progress(progress);
     let names = args.names.iter().map(|n| n.parse()).collect::<Result<Vec<Name>, _>>()?;
     let image = store.import(&source(&args.source)?, &names)?;
-    println!("{}", image.digest);
+    print(&format!("{}\n", image.digest));
     Ok(())
+}
+
+/// Says what takes long.
+pub(super) fn progress(line: &str) {
+    complain(&format!("ampoule: {line}\n"));
 }
 
 /// A path is taken for what lies there; anything else is a reference as `run` takes it.
@@ -33,17 +39,20 @@ fn source(text: &str) -> Result<Reference, ImageError> {
 /// Prints the store's images, one a line.
 pub fn list(args: &ImagesArgs, paths: &Paths) -> Result<(), ImageError> {
     let images = Store::open(&paths.store)?.list()?;
-    if args.quiet {
-        images.iter().for_each(|image| println!("{}", image.reference));
-        return Ok(());
-    }
     let width = images.iter().map(|i| i.reference.len()).max().unwrap_or(0).max("NAME".len());
-    println!("{:width$}  {:14}  {:>10}", "NAME", "DIGEST", "SIZE");
-    for image in images {
-        let size = image.rootfs.metadata().map_or(0, |meta| meta.len());
-        let digest = image.digest.strip_prefix("sha256:").unwrap_or(&image.digest);
-        let megabytes = size as f64 / 1e6;
-        println!("{:width$}  {:14.12}  {megabytes:>7.1} MB", image.reference, digest);
+    let mut out = String::new();
+    if !args.quiet {
+        out += &format!("{:width$}  {:14}  {:>10}\n", "NAME", "DIGEST", "SIZE");
     }
+    for image in &images {
+        out += &if args.quiet { format!("{}\n", image.reference) } else { line(image, width) };
+    }
+    print(&out);
     Ok(())
+}
+
+fn line(image: &Image, width: usize) -> String {
+    let digest = image.digest.strip_prefix("sha256:").unwrap_or(&image.digest);
+    let megabytes = image.rootfs.metadata().map_or(0, |meta| meta.len()) as f64 / 1e6;
+    format!("{:width$}  {digest:14.12}  {megabytes:>7.1} MB\n", image.reference)
 }

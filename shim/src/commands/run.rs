@@ -4,7 +4,7 @@ mod supervise;
 
 use std::time::Duration;
 
-use super::FAILURE;
+use super::{FAILURE, image::progress};
 use crate::{
     cli::RunArgs,
     error::report,
@@ -20,6 +20,7 @@ use crate::{
     },
     signals::Signals,
     terminal,
+    text::complain,
     timings::Timings,
 };
 use supervise::Supervised;
@@ -73,13 +74,13 @@ pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
         Ok(exit) => finish(args, &exit),
         Err(error) => {
             if !matches!(error, RunError::Interrupted(_)) {
-                eprint!("{}", report("run", &error));
+                complain(&report("run", &error));
             }
             error.exit_code()
         }
     };
     if let Some(format) = args.timings {
-        eprint!("{}", timings.print(format));
+        complain(&timings.print(format));
     }
     code
 }
@@ -106,7 +107,7 @@ async fn run_async(args: &RunArgs, paths: &Paths, timings: &mut Timings) -> Resu
 
 fn resolve(args: &RunArgs, paths: &Paths) -> Result<Image, RunError> {
     let reference: Reference = args.image().parse().map_err(ImageError::from)?;
-    let store = Store::open(&paths.store)?.with_progress(|line| eprintln!("ampoule: {line}"));
+    let store = Store::open(&paths.store)?.with_progress(progress);
     Ok(store.resolve(&reference)?)
 }
 
@@ -186,9 +187,10 @@ fn vm_memory_mib(limit: u64) -> u32 {
 /// Says how it ended, where the exit code alone does not.
 fn finish(args: &RunArgs, exit: &Exit) -> u8 {
     if let Some(death) = exit.death.as_deref().filter(|death| !death.is_orderly()) {
-        eprint!("{}", report("run: sandbox", death));
+        complain(&report("run: sandbox", death));
     } else if exit.oom && exit.status == 137 {
-        eprintln!("ampoule: run: killed by the memory limit of {} (see --memory)", args.memory);
+        let limit = args.memory;
+        complain(&format!("ampoule: run: killed by the memory limit of {limit} (see --memory)\n"));
     }
     exit.status
 }

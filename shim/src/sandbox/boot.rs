@@ -16,6 +16,9 @@ use crate::{
 /// Hardware boots in hundredths of this.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
 
+/// Device faults that are logged: a guest makes as many as it likes.
+const MAX_FAULTS: u32 = 16;
+
 /// A VM whose agent is ready.
 pub(super) struct Booted {
     pub vm: Vm,
@@ -55,10 +58,6 @@ async fn hello(
     loop {
         tokio::select! {
             biased;
-            report = vm.next() => match report {
-                Report::Event(event) => record.note(&event),
-                Report::Died(death) => return Err(*death),
-            },
             answer = &mut hello, if !answered => {
                 answered = true;
                 match answer {
@@ -72,6 +71,11 @@ async fn hello(
                     vm.kill(Cause::Emulated(why));
                 }
             }
+            // Last, because a hostile VMM may report without end.
+            report = vm.next() => match report {
+                Report::Event(event) => record.note(&event),
+                Report::Died(death) => return Err(*death),
+            },
         }
     }
 }
@@ -126,11 +130,11 @@ impl BootRecord {
             Event::Stage { mark, at_ns } if self.marks.len() < MAX_MARKS as usize => {
                 self.marks.push((*mark, *at_ns));
             }
-            Event::DeviceFault { device, error } => tracing::warn!(
-                device = one_line(device, 100),
-                error = one_line(error, 500),
-                "the guest broke a device"
-            ),
+            Event::DeviceFault { device, error } if self.device_faults < MAX_FAULTS => {
+                self.device_faults += 1;
+                let (device, error) = (one_line(device, 100), one_line(error, 500));
+                tracing::warn!(device, error, "the guest broke a device");
+            }
             _ => {}
         }
     }

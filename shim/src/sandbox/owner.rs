@@ -95,7 +95,8 @@ impl Owner {
             agent: booted.agent,
             record: booted.record,
             table: Table::default(),
-            spare_slots: booted.spare_slots,
+            // Taken from the end: the lowest first.
+            spare_slots: booted.spare_slots.into_iter().rev().collect(),
             moving: HashMap::new(),
             calls: JoinSet::new(),
             waiters: HashMap::new(),
@@ -111,13 +112,14 @@ impl Owner {
             tokio::select! {
                 biased;
                 Some(done) = self.calls.join_next() => if let Ok(done) = done { self.done(done) },
-                report = next(&mut self.vm) => match report {
-                    Report::Event(event) => self.event(&event),
-                    Report::Died(death) => self.died(death.into()),
-                },
                 input = self.queue.recv() => match input {
                     Some(input) => self.input(input),
                     None => return,
+                },
+                // Last, because a hostile VMM may report without end.
+                report = next(&mut self.vm) => match report {
+                    Report::Event(event) => self.event(&event),
+                    Report::Died(death) => self.died(death.into()),
                 },
             }
         }

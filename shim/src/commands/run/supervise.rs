@@ -11,9 +11,10 @@ use crate::{
     signals::{Signals, Wish},
     stdio::{self, FirstByte, Output},
     terminal::{self, RawTerminal},
+    text::complain,
 };
 
-/// SIGINTs and SIGTERMs after which a workload that ignores them is ended, as docker does.
+/// SIGINTs and SIGTERMs after which a workload that ignores them is ended, as docker does. The text says 3.
 const ENOUGH: u32 = 3;
 /// How long what a dead VM left in the streams may take to be written out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -48,31 +49,36 @@ impl Supervised<'_> {
         loop {
             tokio::select! {
                 exit = &mut end => return exit,
-                wish = self.signals.next() => match wish {
-                    Wish::Resize => self.resize().await,
-                    Wish::Forward(signal) => {
-                        asked_to_end += u32::from(matches!(signal, libc::SIGINT | libc::SIGTERM));
-                        self.forward(signal, asked_to_end).await;
+                wish = self.signals.next() => {
+                    asked_to_end += u32::from(wish.asks_to_end());
+                    if asked_to_end == ENOUGH {
+                        let text = "ampoule: run: got 3 SIGTERM/SIGINTs, ending the sandbox\n";
+                        complain(text);
+                        self.sandbox.shutdown().await;
+                    } else {
+                        self.pass_on(wish);
                     }
-                },
+                }
             }
         }
     }
 
-    async fn forward(&self, signal: i32, asked_to_end: u32) {
-        if asked_to_end == ENOUGH {
-            eprintln!("ampoule: run: got {ENOUGH} SIGTERM/SIGINTs, ending the sandbox");
-            self.sandbox.shutdown().await;
-            return;
-        }
-        // Failing, the process has just ended, or the VM is ending: either is seen by the wait.
-        let _ = self.sandbox.signal(self.process, signal.unsigned_abs(), false).await;
-    }
-
-    async fn resize(&self) {
-        if let Some((width, height)) = terminal::size() {
-            let _ = self.sandbox.resize(self.process, width, height).await;
-        }
+    /// Passes a wish on without waiting: an agent that hangs must not keep the user from insisting. One that
+    /// fails does so because the process or its VM has just ended, which the wait sees.
+    fn pass_on(&self, wish: Wish) {
+        let (sandbox, process) = (self.sandbox.clone(), self.process.clone());
+        tokio::spawn(async move {
+            match wish {
+                Wish::Forward(signal) => {
+                    let _ = sandbox.signal(&process, signal.unsigned_abs(), false).await;
+                }
+                Wish::Resize => {
+                    if let Some((width, height)) = terminal::size() {
+                        let _ = sandbox.resize(&process, width, height).await;
+                    }
+                }
+            }
+        });
     }
 
     /// Waits until both outputs have met the end of their streams. A slow reader of ours may take its time
