@@ -14,8 +14,10 @@
 //! place and leaves as one [`Event::Exited`].
 
 mod boot;
+mod disks;
 mod owner;
 mod table;
+mod wire;
 
 use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 
@@ -257,6 +259,11 @@ pub enum SandboxError {
 
 type Result<T> = std::result::Result<T, SandboxError>;
 type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// Who asked may have gone in the meantime.
+fn answer<T>(reply: Reply<T>, value: Result<T>) {
+    let _ = reply.send(value);
+}
 
 /// A handle; clones speak to the same sandbox. When the last one is dropped, the VM ends.
 #[derive(Clone)]

@@ -8,26 +8,27 @@ use std::{
 };
 
 use ampoule_agent_api::agent::{
-    self, CreateContainerRequest, CreateExecRequest, StartResponse, WaitResponse, root_fs,
-    start_response::Failure,
+    self, CreateContainerRequest, CreateExecRequest, StartResponse, WaitResponse,
 };
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::{
-    net::UnixStream,
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 
 use super::{
     BootRecord, ContainerConfig, Created, Event, ExecConfig, Exit, ProcessId, Refused, Reply,
-    RootFs, SandboxError, StartFailure, Stdio, Streams, Upper, boot::Booted, table::Table,
+    SandboxError, Stdio, Streams, answer,
+    boot::Booted,
+    disks::{Disks, Turn},
+    table::Table,
+    wire::{UNKNOWN, exit, exit_of, failure, rootfs, streams},
 };
 use crate::{
-    agent::{Agent, AgentError},
+    agent::{Agent, AgentError, Code},
     id::Id,
     spec::{guest_process, guest_spec},
     text::one_line,
-    vm::{Cause, Death, Disk, Report, Vm, VmError},
+    vm::{Cause, Death, Disk, Report, Vm},
 };
 
 /// How long execs may outlive their init, which takes them along, before they are given up.
@@ -57,13 +58,7 @@ enum Done {
     Frozen(Id, bool, Result<(), AgentError>, Reply<()>),
     Deleted(ProcessId, Result<(), AgentError>, Reply<()>),
     ExecsOverdue(Id),
-    DiskOverdue(u8),
-}
-
-/// A disk on its way in or out.
-enum Moving {
-    In(Reply<u8>),
-    Out(Reply<()>),
+    DiskOverdue(u8, Turn),
 }
 
 /// The state of a sandbox. `vm` is there until the VM has died, `death` from then on.
@@ -73,8 +68,7 @@ pub(super) struct Owner {
     agent: Agent,
     record: BootRecord,
     table: Table,
-    spare_slots: Vec<u8>,
-    moving: HashMap<u8, Moving>,
+    disks: Disks,
     calls: JoinSet<Done>,
     waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
     queue: mpsc::Receiver<Input>,
@@ -95,9 +89,7 @@ impl Owner {
             agent: booted.agent,
             record: booted.record,
             table: Table::default(),
-            // Taken from the end: the lowest first.
-            spare_slots: booted.spare_slots.into_iter().rev().collect(),
-            moving: HashMap::new(),
+            disks: Disks::new(booted.spare_slots),
             calls: JoinSet::new(),
             waiters: HashMap::new(),
             queue,
@@ -164,7 +156,7 @@ impl Owner {
                 let events = self.table.give_up_execs(&container, SystemTime::now());
                 self.publish(events);
             }
-            Done::DiskOverdue(slot) => self.disk_failed(slot),
+            Done::DiskOverdue(slot, turn) => self.disks.overdue(slot, turn),
         }
     }
 
@@ -358,7 +350,7 @@ impl Owner {
 
     fn deleted(&mut self, process: &ProcessId, result: Result<(), AgentError>, reply: Reply<()>) {
         match result {
-            Ok(()) | Err(AgentError::Refused { code: crate::agent::Code::NOT_FOUND, .. }) => {
+            Ok(()) | Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => {
                 let events = self.table.deleted(process);
                 self.publish(events);
                 answer(reply, Ok(()));
@@ -373,51 +365,23 @@ impl Owner {
     // Disks.
 
     fn attach(&mut self, disk: &Disk, reply: Reply<u8>) {
-        let Some(slot) = self.spare_slots.pop() else {
-            return answer(reply, Err(Refused::NoSlot.into()));
-        };
-        match self.alive().and_then(|vm| vm.attach(slot, disk).map_err(SandboxError::Vm)) {
-            Ok(()) => self.disk_moves(slot, Moving::In(reply)),
-            Err(error) => {
-                self.spare_slots.push(slot);
-                answer(reply, Err(error));
-            }
-        }
+        let Some(vm) = &self.vm else { return answer(reply, Err(self.gone())) };
+        let moving = self.disks.attach(vm, disk, reply);
+        self.watch_disk(moving);
     }
 
     fn detach(&mut self, slot: u8, reply: Reply<()>) {
-        match self.alive().and_then(|vm| vm.detach(slot).map_err(SandboxError::Vm)) {
-            Ok(()) => self.disk_moves(slot, Moving::Out(reply)),
-            Err(error) => answer(reply, Err(error)),
-        }
+        let Some(vm) = &self.vm else { return answer(reply, Err(self.gone())) };
+        let moving = self.disks.detach(vm, slot, reply);
+        self.watch_disk(moving);
     }
 
-    fn disk_moves(&mut self, slot: u8, moving: Moving) {
-        self.moving.insert(slot, moving);
-        self.calls.spawn(async move {
-            tokio::time::sleep(DISK_LIMIT).await;
-            Done::DiskOverdue(slot)
-        });
-    }
-
-    fn disk_moved(&mut self, slot: u8, inwards: bool) {
-        match (self.moving.remove(&slot), inwards) {
-            (Some(Moving::In(reply)), true) => answer(reply, Ok(slot)),
-            (Some(Moving::Out(reply)), false) => {
-                self.spare_slots.push(slot);
-                answer(reply, Ok(()));
-            }
-            (Some(other), _) => drop(self.moving.insert(slot, other)),
-            (None, _) => {}
-        }
-    }
-
-    /// Too late, or refused. The slot is not used again: nobody knows what is under it.
-    fn disk_failed(&mut self, slot: u8) {
-        match self.moving.remove(&slot) {
-            Some(Moving::In(reply)) => answer(reply, Err(SandboxError::Disk(slot))),
-            Some(Moving::Out(reply)) => answer(reply, Err(SandboxError::Disk(slot))),
-            None => {}
+    fn watch_disk(&mut self, moving: Option<(u8, Turn)>) {
+        if let Some((slot, turn)) = moving {
+            self.calls.spawn(async move {
+                tokio::time::sleep(DISK_LIMIT).await;
+                Done::DiskOverdue(slot, turn)
+            });
         }
     }
 
@@ -427,13 +391,12 @@ impl Owner {
         use ampoule_vmm_api::Event as Vmm;
         self.record.note(event);
         match event {
-            Vmm::DiskAttached { slot } => self.disk_moved(*slot, true),
-            Vmm::DiskDetached { slot } => self.disk_moved(*slot, false),
+            Vmm::DiskAttached { slot } => self.disks.attached(*slot),
+            Vmm::DiskDetached { slot } => self.disks.detached(*slot),
             Vmm::RequestFailed { request, error } => {
                 let (request, error) = (one_line(request, 100), one_line(error, 500));
                 tracing::warn!(request, error, "the VMM refused a request");
-                let slots: Vec<u8> = self.moving.keys().copied().collect();
-                slots.into_iter().for_each(|slot| self.disk_failed(slot));
+                self.disks.refused();
             }
             _ => {}
         }
@@ -445,7 +408,7 @@ impl Owner {
         self.vm = None;
         self.death = Some(death.clone());
         self.calls.abort_all();
-        self.moving.clear();
+        self.disks.forget();
         let events = self.table.ended(&death, SystemTime::now());
         self.publish(events);
         self.publish(vec![Event::Stopped { death: death.clone() }]);
@@ -453,10 +416,11 @@ impl Owner {
     }
 
     fn alive(&self) -> Result<&Vm, SandboxError> {
-        self.vm.as_ref().ok_or_else(|| {
-            let death = self.death.clone().unwrap_or_else(|| Arc::new(Death::lost()));
-            SandboxError::Gone(death)
-        })
+        self.vm.as_ref().ok_or_else(|| self.gone())
+    }
+
+    fn gone(&self) -> SandboxError {
+        SandboxError::Gone(self.death.clone().unwrap_or_else(|| Arc::new(Death::lost())))
     }
 
     /// Answers a call's caller; if the agent is gone, with the reason that its VM's death will give.
@@ -489,79 +453,9 @@ impl Owner {
     }
 }
 
-/// Exit status of an end nobody knows.
-const UNKNOWN: u8 = 255;
-
 async fn next(vm: &mut Option<Vm>) -> Report {
     match vm {
         Some(vm) => vm.next().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Who asked may have gone in the meantime.
-fn answer<T>(reply: oneshot::Sender<T>, value: T) {
-    let _ = reply.send(value);
-}
-
-fn exit(status: u8) -> Exit {
-    Exit { status, oom: false, at: SystemTime::now(), death: None }
-}
-
-/// The time is the host's: a guest's clock says what the guest wants.
-fn exit_of(end: &WaitResponse) -> Exit {
-    let status = u8::try_from(end.status).unwrap_or(UNKNOWN);
-    Exit { oom: end.oom, ..exit(status) }
-}
-
-fn failure(response: &StartResponse) -> Option<(u8, StartFailure)> {
-    let message = one_line(&response.message, 500);
-    match response.failure.enum_value() {
-        Ok(Failure::NONE) => None,
-        Ok(Failure::NOT_FOUND) => Some((127, StartFailure::NotFound(message))),
-        Ok(Failure::NOT_EXECUTABLE) | Err(_) => Some((126, StartFailure::NotExecutable(message))),
-    }
-}
-
-fn rootfs(rootfs: &RootFs) -> agent::RootFs {
-    let (upper, slot) = match rootfs.upper {
-        Upper::None => (root_fs::Upper::NONE, 0),
-        Upper::Disk(slot) => (root_fs::Upper::DISK, slot),
-        Upper::Tmpfs => (root_fs::Upper::TMPFS, 0),
-    };
-    agent::RootFs {
-        lower_slot: rootfs.lower_slot.into(),
-        lower_type: rootfs.lower_type.clone(),
-        upper: upper.into(),
-        upper_slot: slot.into(),
-        ..Default::default()
-    }
-}
-
-/// Asks for the streams of a process, each on a port that nobody can guess.
-fn streams(vm: &Vm, wanted: Stdio) -> Result<(agent::Stdio, Streams), VmError> {
-    let stream = |wanted: bool| -> Result<(u32, Option<UnixStream>), VmError> {
-        if !wanted {
-            return Ok((0, None));
-        }
-        let port = random_port().map_err(|e| VmError::Prepare("draw a random port", e))?;
-        Ok((port, Some(vm.listen(port)?)))
-    };
-    let (stdin, stdout, stderr) =
-        (stream(wanted.stdin)?, stream(wanted.stdout)?, stream(wanted.stderr)?);
-    let ports =
-        agent::Stdio { stdin: stdin.0, stdout: stdout.0, stderr: stderr.0, ..Default::default() };
-    Ok((ports, Streams { stdin: stdin.1, stdout: stdout.1, stderr: stderr.1 }))
-}
-
-/// Above the ports that mean something, below VMADDR_PORT_ANY.
-fn random_port() -> std::io::Result<u32> {
-    loop {
-        let mut bytes = [0; 4];
-        getrandom(&mut bytes, GetRandomFlags::empty())?;
-        match u32::from_ne_bytes(bytes) {
-            ..=0xffff | u32::MAX => {}
-            port => return Ok(port),
-        }
     }
 }

@@ -1,0 +1,80 @@
+//! Between the sandbox's words and the agent's messages.
+
+use std::time::SystemTime;
+
+use ampoule_agent_api::agent::{
+    self, StartResponse, WaitResponse, root_fs, start_response::Failure,
+};
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::net::UnixStream;
+
+use super::{Exit, RootFs, StartFailure, Stdio, Streams, Upper};
+use crate::{
+    text::one_line,
+    vm::{Vm, VmError},
+};
+
+/// Exit status of an end nobody knows.
+pub(super) const UNKNOWN: u8 = 255;
+
+pub(super) fn exit(status: u8) -> Exit {
+    Exit { status, oom: false, at: SystemTime::now(), death: None }
+}
+
+/// The time is the host's: a guest's clock says what the guest wants.
+pub(super) fn exit_of(end: &WaitResponse) -> Exit {
+    let status = u8::try_from(end.status).unwrap_or(UNKNOWN);
+    Exit { oom: end.oom, ..exit(status) }
+}
+
+pub(super) fn failure(response: &StartResponse) -> Option<(u8, StartFailure)> {
+    let message = one_line(&response.message, 500);
+    match response.failure.enum_value() {
+        Ok(Failure::NONE) => None,
+        Ok(Failure::NOT_FOUND) => Some((127, StartFailure::NotFound(message))),
+        Ok(Failure::NOT_EXECUTABLE) | Err(_) => Some((126, StartFailure::NotExecutable(message))),
+    }
+}
+
+pub(super) fn rootfs(rootfs: &RootFs) -> agent::RootFs {
+    let (upper, slot) = match rootfs.upper {
+        Upper::None => (root_fs::Upper::NONE, 0),
+        Upper::Disk(slot) => (root_fs::Upper::DISK, slot),
+        Upper::Tmpfs => (root_fs::Upper::TMPFS, 0),
+    };
+    agent::RootFs {
+        lower_slot: rootfs.lower_slot.into(),
+        lower_type: rootfs.lower_type.clone(),
+        upper: upper.into(),
+        upper_slot: slot.into(),
+        ..Default::default()
+    }
+}
+
+/// Asks for the streams of a process, each on a port that nobody can guess.
+pub(super) fn streams(vm: &Vm, wanted: Stdio) -> Result<(agent::Stdio, Streams), VmError> {
+    let stream = |wanted: bool| -> Result<(u32, Option<UnixStream>), VmError> {
+        if !wanted {
+            return Ok((0, None));
+        }
+        let port = random_port().map_err(|e| VmError::Prepare("draw a random port", e))?;
+        Ok((port, Some(vm.listen(port)?)))
+    };
+    let (stdin, stdout, stderr) =
+        (stream(wanted.stdin)?, stream(wanted.stdout)?, stream(wanted.stderr)?);
+    let ports =
+        agent::Stdio { stdin: stdin.0, stdout: stdout.0, stderr: stderr.0, ..Default::default() };
+    Ok((ports, Streams { stdin: stdin.1, stdout: stdout.1, stderr: stderr.1 }))
+}
+
+/// Above the ports that mean something, below VMADDR_PORT_ANY.
+fn random_port() -> std::io::Result<u32> {
+    loop {
+        let mut bytes = [0; 4];
+        getrandom(&mut bytes, GetRandomFlags::empty())?;
+        match u32::from_ne_bytes(bytes) {
+            ..=0xffff | u32::MAX => {}
+            port => return Ok(port),
+        }
+    }
+}
