@@ -415,6 +415,16 @@ async fn pausing_and_counting() {
 
 #[tokio::test]
 #[ignore = "needs the bed"]
+async fn without_its_host_the_guest_ends() {
+    let guest = Guest::boot().await;
+    let run = guest.create("c", spec(&["sleep", "1000"])).await.unwrap();
+    guest.start(&run).await.unwrap();
+    guest.create("d", sh("true")).await.unwrap();
+    guest.abandon().await;
+}
+
+#[tokio::test]
+#[ignore = "needs the bed"]
 async fn containers_of_a_pod_share_namespaces() {
     let guest = Guest::boot().await;
     let (request, run) = {
@@ -456,7 +466,7 @@ async fn containers_of_a_pod_share_namespaces() {
 async fn a_user_namespace() {
     let guest = Guest::boot().await;
     let mut spec = sh("id -u; cat /proc/self/uid_map | tr -s ' '; echo x >/dev/null; \
-                       grep CapEff /proc/self/status; ls -l /dev/null | cut -c1; exec sleep 1000");
+                       grep CapEff /proc/self/status; ls -l /dev/null | cut -c1; touch /dev/shm/done; exec sleep 1000");
     let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.push(json!({"type": "user"}));
     let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
@@ -464,7 +474,11 @@ async fn a_user_namespace() {
     spec["linux"]["gidMappings"] = map;
     let mut run = guest.create("c", spec).await.unwrap();
     guest.start(&run).await.unwrap();
-    let mut exec = process(&["sh", "-c", "id -u; tr -s ' ' </proc/self/uid_map"]);
+    let mut exec = process(&[
+        "sh",
+        "-c",
+        "until [ -e /dev/shm/done ]; do sleep 0.1; done; id -u; tr -s ' ' </proc/self/uid_map",
+    ]);
     exec["user"] = json!({"uid": 7});
     let exec = guest.exec("c", "e", exec).await.unwrap();
     assert_eq!(guest.finish(exec).await.text(), "7\n 0 100000 65536\n");

@@ -66,7 +66,15 @@ impl Root {
 
     /// A directory that is made, with its parents, where it is missing.
     pub fn make_directory(&self, path: &str) -> std::result::Result<OwnedFd, StepError> {
-        self.make_directories(path).map_err(at("make directory", path))
+        let made = match self.find(path) {
+            Err(Errno::NOENT) => self.make_directories(path),
+            found => found,
+        };
+        let is_directory = |fd: OwnedFd| match kind(&fd)? {
+            FileType::Directory => Ok(fd),
+            _ => Err(Errno::NOTDIR),
+        };
+        made.and_then(is_directory).map_err(at("make directory", path))
     }
 
     fn make_directories(&self, path: &str) -> Result<OwnedFd> {
@@ -89,10 +97,7 @@ impl Root {
                 found => found?,
             };
         }
-        match kind(&parent)? {
-            FileType::Directory => Ok(parent),
-            _ => Err(Errno::NOTDIR),
-        }
+        Ok(parent)
     }
 
     /// The directory in which the last component of a path lies, made where missing, and that component.

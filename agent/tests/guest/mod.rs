@@ -158,8 +158,14 @@ impl Guest {
     }
 
     /// Switches off, and checks that nothing is left.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
         let _ = self.agent.shutdown(context(), &Empty::new()).await;
+        self.abandon().await;
+    }
+
+    /// Closes the connection, waits for the end, and checks that nothing is left.
+    pub async fn abandon(mut self) {
+        drop(self.agent);
         let ended = tokio::task::spawn_blocking(move || self.process.wait().unwrap());
         timeout(BOUND, ended).await.unwrap().unwrap();
         let left = fs::read_dir("/sys/fs/cgroup/containers").unwrap();
