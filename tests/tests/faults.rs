@@ -158,7 +158,9 @@ fn a_guest_without_an_agent_panics_and_the_run_shows_the_console() {
     let image = folder.path().join("empty.erofs");
     fs::create_dir(folder.path().join("root")).unwrap();
     let mut mkfs = Command::new("mkfs.erofs");
-    assert!(mkfs.arg("--quiet").arg(&image).arg(folder.path().join("root")).status().unwrap().success());
+    assert!(
+        mkfs.arg("--quiet").arg(&image).arg(folder.path().join("root")).status().unwrap().success()
+    );
     let out = run(["alpine", "true"]).env("AMPOULE_GUEST", &image).output().ended_with(125);
     out.says(&["the guest kernel panicked", "Kernel panic - not syncing"]);
 }

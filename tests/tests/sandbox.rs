@@ -162,7 +162,8 @@ async fn what_does_not_exist_or_is_not_ready_is_refused() {
 async fn disks_come_and_go_at_run_time() {
     let mut pod = Pod::boot("disks", 1).await;
     let _streams = pod.start("a", "sleep 600").await;
-    let sizes = || async { pod.exec("a", "size", "cat /sys/block/vd[cd]/size | xargs").await.text() };
+    let sizes =
+        || async { pod.exec("a", "size", "cat /sys/block/vd[cd]/size | xargs").await.text() };
     assert_eq!(sizes().await, "0 0");
     let file = tempfile::tempfile().unwrap();
     file.set_len(8 << 20).unwrap();

@@ -422,10 +422,9 @@ fn an_archive_by_gnu_tar_arrives_as_gnu_tar_unpacks_it() {
 
 #[test]
 fn a_real_alpine_arrives_as_gnu_tar_unpacks_it() {
-    let archive = std::env::var("AMPOULE_ALPINE_TAR").unwrap_or("/tmp/ampoule-alpine.tar".into());
-    if !Path::new(&archive).exists() {
-        return eprintln!("SKIPPED: no Alpine root file system at {archive}");
-    }
+    let Some(archive) = std::env::var_os("AMPOULE_ALPINE_TAR") else {
+        return eprintln!("SKIPPED: AMPOULE_ALPINE_TAR names no Alpine root file system");
+    };
     if !rustix::process::geteuid().is_root() {
         return eprintln!("SKIPPED: comparing owners needs root");
     }
