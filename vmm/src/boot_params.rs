@@ -20,7 +20,7 @@ const LOADER_UNDEFINED: u8 = 0xff;
 const KERNEL_ALIGNMENT: u32 = 0x100_0000;
 
 /// The words every guest gets, with why.
-const BASE_CMDLINE: [&str; 14] = [
+const BASE_CMDLINE: [&str; 16] = [
     // The console ring; only emergencies: each character is a VM exit.
     "console=ttyS0",
     "quiet",
@@ -41,6 +41,10 @@ const BASE_CMDLINE: [&str; 14] = [
     "rcupdate.rcu_expedited=1",
     // The processor's random numbers count: nothing waits for entropy.
     "random.trust_cpu=on",
+    // On one vCPU: leave 8,000 lock prefixes as they are rather than patch them away.
+    "noreplace-smp",
+    // No network interface that nobody asked for.
+    "dummy.numdummies=0",
 ];
 
 /// Why the kernel's parameters cannot be written.
