@@ -19,6 +19,11 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// Device faults that are logged: a guest makes as many as it likes.
 const MAX_FAULTS: u32 = 16;
 
+/// A VM is hardly larger than what its containers may use. By its usual rule the kernel would refuse a single
+/// allocation of more than that, which a host with memory to spare grants; here it is for the containers' limits
+/// to say what is too much, when it is used.
+const OVERCOMMIT: &str = "sysctl.vm.overcommit_memory=1";
+
 /// A VM whose agent is ready.
 pub(super) struct Booted {
     pub vm: Vm,
@@ -108,7 +113,7 @@ fn setup(config: SandboxConfig) -> VmSetup {
         spare_disks: config.spare_disks,
         vcpus: config.vcpus,
         memory_mib: config.memory_mib,
-        cmdline: config.cmdline,
+        cmdline: format!("{OVERCOMMIT} {}", config.cmdline),
         agent_port: AGENT_PORT,
     }
 }
