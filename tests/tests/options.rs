@@ -70,3 +70,18 @@ fn seccomp_and_no_new_privileges() {
     let out = run(["--security-opt", &option, "alpine", "true"]).output().ended_with(125);
     out.says(&["profile.json", "EOF"]);
 }
+
+#[test]
+fn an_init_reaps_and_passes_signals_on() {
+    let script = "(true &); sleep 1; echo $$; ps -o stat | grep -c Z; cat /proc/1/comm; exit 7";
+    let out = run(["--init", "alpine", "sh", "-c", script]).output().ended_with(7).text();
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0] != "1" && lines[1] == "0", "{out}");
+    // Alone, it would be PID 1 and deaf to SIGTERM.
+    let script = "echo ready; exec sleep 60";
+    let mut running = run(["--init", "alpine", "sh", "-c", script]).spawn();
+    running.wait_for("ready");
+    running.signal(rustix::process::Signal::TERM);
+    running.finish().ended_with(143);
+    run(["--init", "alpine", "/no/such"]).output().ended_with(127);
+}

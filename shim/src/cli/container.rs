@@ -10,6 +10,9 @@ use super::{Memory, values::ValueError};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Container")]
 pub struct ContainerArgs {
+    /// Put a PID 1 before the command, which reaps processes and passes signals on
+    #[arg(long)]
+    pub init: bool,
     /// Read variables from a file: NAME=VALUE in a line, or NAME alone for its value here
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,

@@ -157,7 +157,8 @@ async fn prepare(
     .await?;
     timings.booted(&sandbox.boot_record().await?);
     let stdio = Stdio { stdin: args.interactive, stdout: true, stderr: !args.tty };
-    let config = ContainerConfig { id: name.clone(), spec, rootfs, stdio };
+    let config =
+        ContainerConfig { id: name.clone(), spec, rootfs, stdio, init: args.container.init };
     let created = sandbox.create_container(config).await?;
     Ok((sandbox, ProcessId::init(name.clone()), created))
 }
