@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{id::Id, paths::Paths, timings::Format};
+use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
 pub use values::{Cpus, Memory};
 
 const ABOUT: &str = "Runs every container in a virtual machine of its own";
@@ -98,6 +98,21 @@ SIGINT or SIGTERM, the third ends the sandbox.";
 /// `ampoule run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// Go to the background once the command runs, and print the sandbox's name
+    #[arg(short, long, conflicts_with = "timings")]
+    pub detach: bool,
+    /// Forget the sandbox when it ends; without -d that is always so
+    #[arg(long)]
+    pub rm: bool,
+    /// Label of the sandbox, for `ampoule ps --filter` and `inspect`
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub label: Vec<String>,
+    /// Signal by which `ampoule stop` asks the command to end [default: the image's, else TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<Signal>,
+    /// Seconds `ampoule stop` then leaves it before it is killed
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub stop_timeout: u32,
     /// Connect stdin to the command [default: it reads an empty file]
     #[arg(short, long)]
     pub interactive: bool,

@@ -1,10 +1,13 @@
 //! What `ampoule run` runs: an image's configuration and the user's options as one OCI runtime spec, with
 //! docker's defaults. Pure.
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 
-use crate::{capabilities::default_capabilities, image::ImageConfig, seccomp::default_profile};
+use crate::{
+    capabilities::default_capabilities, control::ExecRequest, image::ImageConfig,
+    seccomp::default_profile,
+};
 
 /// Search path of a workload whose image names none.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -76,10 +79,7 @@ pub fn hostname(name: &str) -> &str {
 
 fn process(image: &ImageConfig, options: &RunOptions) -> Result<Value, RunSpecError> {
     let cwd = options.workdir.as_deref().unwrap_or(&image.working_dir);
-    let cwd = if cwd.is_empty() { "/" } else { cwd };
-    if !cwd.starts_with('/') {
-        return Err(RunSpecError::Workdir(cwd.into()));
-    }
+    let cwd = if cwd.is_empty() { "/" } else { absolute(cwd)? };
     let mut process = json!({
         "terminal": options.terminal.is_some(),
         // The agent looks names and numbers up in the container's own files.
@@ -93,6 +93,34 @@ fn process(image: &ImageConfig, options: &RunOptions) -> Result<Value, RunSpecEr
         process["consoleSize"] = json!({ "width": width, "height": height });
     }
     Ok(process)
+}
+
+/// A further process: the first one's settings, and what the user says of this one.
+pub fn exec_process(first: &Process, exec: ExecRequest) -> Result<Process, RunSpecError> {
+    let mut json = serde_json::to_value(first)?;
+    let mut env = first.env().clone().unwrap_or_default();
+    if exec.terminal.is_some() && !env.iter().any(|e| e.starts_with("TERM=")) {
+        env.push("TERM=xterm".into());
+    }
+    exec.env.iter().for_each(|entry| set(&mut env, entry));
+    json["args"] = exec.args.into();
+    json["env"] = env.into();
+    json["terminal"] = exec.terminal.is_some().into();
+    json["consoleSize"] = match exec.terminal {
+        Some((width, height)) => json!({ "width": width, "height": height }),
+        None => Value::Null,
+    };
+    if let Some(cwd) = exec.workdir {
+        json["cwd"] = absolute(&cwd)?.into();
+    }
+    if let Some(user) = exec.user {
+        json["user"] = json!({ "uid": 0, "gid": 0, "username": user });
+    }
+    Ok(serde_json::from_value(json)?)
+}
+
+fn absolute(cwd: &str) -> Result<&str, RunSpecError> {
+    if cwd.starts_with('/') { Ok(cwd) } else { Err(RunSpecError::Workdir(cwd.into())) }
 }
 
 fn args(image: &ImageConfig, command: &[String]) -> Result<Vec<String>, RunSpecError> {
@@ -109,15 +137,18 @@ fn env(image: &ImageConfig, options: &RunOptions) -> Vec<String> {
     if options.terminal.is_some() {
         defaults.push("TERM=xterm".into());
     }
-    let mut env: Vec<String> = Vec::new();
-    for entry in defaults.iter().chain(&image.env).chain(&options.env) {
-        let name = entry.split('=').next().unwrap_or_default();
-        match env.iter_mut().find(|e| e.split('=').next() == Some(name)) {
-            Some(earlier) => earlier.clone_from(entry),
-            None => env.push(entry.clone()),
-        }
-    }
+    let mut env = Vec::new();
+    defaults.iter().chain(&image.env).chain(&options.env).for_each(|entry| set(&mut env, entry));
     env
+}
+
+/// Sets a variable, in its place if it is there already.
+fn set(env: &mut Vec<String>, entry: &str) {
+    let name = entry.split('=').next();
+    match env.iter_mut().find(|e| e.split('=').next() == name) {
+        Some(earlier) => *earlier = entry.to_string(),
+        None => env.push(entry.to_string()),
+    }
 }
 
 fn mounts() -> Value {
@@ -262,6 +293,35 @@ mod tests {
         assert!(matches!(none, Err(RunSpecError::NoCommand)));
         let relative = RunOptions { workdir: Some("tmp".into()), ..Default::default() };
         assert!(matches!(run_spec(&image(), &relative), Err(RunSpecError::Workdir(_))));
+    }
+
+    #[test]
+    fn an_exec_is_as_the_first_process_but_for_what_is_said() {
+        let options = RunOptions { user: Some("www".into()), ..Default::default() };
+        let spec = run_spec(&image(), &options).unwrap();
+        let first = spec.process().as_ref().unwrap();
+        let args = vec!["ls".to_string()];
+        let plain = exec_process(first, ExecRequest { args: args.clone(), ..Default::default() });
+        let plain = plain.unwrap();
+        assert_eq!(
+            (plain.args(), plain.cwd(), plain.user()),
+            (&Some(args.clone()), first.cwd(), first.user())
+        );
+        let full = ExecRequest {
+            args,
+            env: vec!["LANG=de".into(), "A=1".into()],
+            workdir: Some("/tmp".into()),
+            user: Some("7".into()),
+            terminal: Some((80, 24)),
+            stdin: true,
+            output: true,
+        };
+        let full = serde_json::to_value(exec_process(first, full).unwrap()).unwrap();
+        assert_eq!(full["env"], json!(["PATH=/bin", "HOSTNAME=", "LANG=de", "TERM=xterm", "A=1"]));
+        assert_eq!((&full["cwd"], &full["user"]["username"]), (&json!("/tmp"), &json!("7")));
+        assert_eq!(full["consoleSize"], json!({ "width": 80, "height": 24 }));
+        let relative = ExecRequest { workdir: Some("tmp".into()), ..Default::default() };
+        assert!(matches!(exec_process(first, relative), Err(RunSpecError::Workdir(_))));
     }
 
     #[test]

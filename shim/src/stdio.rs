@@ -24,14 +24,14 @@ use rustix::{
 };
 use tokio::sync::oneshot;
 
-use crate::clock;
+use crate::{clock, sandbox::Streams};
 
 const BUFFER: usize = 64 * 1024;
 const STACK: usize = 128 * 1024;
 
 /// Which of our own streams an output goes to.
 #[derive(Clone, Copy, Debug)]
-pub enum Output {
+enum Output {
     Stdout,
     Stderr,
 }
@@ -39,9 +39,19 @@ pub enum Output {
 /// When the first byte of standard output arrived: CLOCK_MONOTONIC in nanoseconds, 0 if none yet.
 pub type FirstByte = Arc<AtomicU64>;
 
+/// Connects a process's streams to ours; each receiver resolves at the end of an output.
+pub fn connect(streams: Streams, first: &FirstByte) -> io::Result<Vec<oneshot::Receiver<()>>> {
+    if let Some(stdin) = streams.stdin {
+        feed(stdin)?;
+    }
+    let outputs = [(streams.stdout, Output::Stdout), (streams.stderr, Output::Stderr)];
+    let outputs = outputs.into_iter().filter_map(|(stream, output)| Some((stream?, output)));
+    outputs.map(|(stream, output)| drain(stream, output, first.clone())).collect()
+}
+
 /// Feeds our standard input to `stream` until either ends. The thread is left to itself: a read of a terminal
 /// cannot be taken back, and ends with the process.
-pub fn feed(stream: tokio::net::UnixStream) -> io::Result<()> {
+fn feed(stream: tokio::net::UnixStream) -> io::Result<()> {
     let stream = blocking(stream)?;
     spawn("stdin", move || {
         let _ = copy(rustix::stdio::stdin(), stream.as_fd(), |_| {});
@@ -51,7 +61,7 @@ pub fn feed(stream: tokio::net::UnixStream) -> io::Result<()> {
 
 /// Copies `stream` to one of our outputs. The receiver resolves at the end of the stream, or when our output
 /// is closed: the stream is closed then too, so that the workload meets a broken pipe as it would here.
-pub fn drain(
+fn drain(
     stream: tokio::net::UnixStream,
     output: Output,
     first: FirstByte,
@@ -76,7 +86,8 @@ fn note(first: &FirstByte, output: Output) {
     }
 }
 
-fn blocking(stream: tokio::net::UnixStream) -> io::Result<UnixStream> {
+/// Out of the event loop, for a thread.
+pub fn blocking(stream: tokio::net::UnixStream) -> io::Result<UnixStream> {
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     Ok(stream)
