@@ -1,6 +1,7 @@
 //! The command line.
 
 mod values;
+mod verbs;
 
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
 pub use values::{Cpus, Memory};
+pub use verbs::*;
 
 const ABOUT: &str = "Runs every container in a virtual machine of its own";
 
@@ -61,6 +63,30 @@ pub enum Command {
     /// Run a command in a new container in its own VM
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
+    /// List sandboxes
+    #[command(after_help = PS_HELP)]
+    Ps(PsArgs),
+    /// Run a further command in a running container
+    #[command(after_help = EXEC_HELP)]
+    Exec(ExecArgs),
+    /// Print what a detached container has written
+    Logs(LogsArgs),
+    /// Connect to the streams of a detached container
+    #[command(after_help = ATTACH_HELP)]
+    Attach(AttachArgs),
+    /// Ask containers to end by their stop signal, and kill those that do not in time
+    Stop(StopArgs),
+    /// Send a signal to containers
+    Kill(KillArgs),
+    /// Wait until sandboxes have ended and print their exit codes
+    Wait(NamesArgs),
+    /// Forget ended sandboxes
+    Rm(RmArgs),
+    /// Print all that is known of sandboxes, as JSON
+    Inspect(NamesArgs),
+    /// Print what sandboxes use, in the guest and on the host
+    #[command(after_help = STATS_HELP)]
+    Stats(StatsArgs),
     /// Put images into the store
     Image(ImageArgs),
     /// List the images in the store
@@ -83,8 +109,11 @@ Examples:
   ampoule run -it alpine
   echo hello | ampoule run -i alpine -- tr a-z A-Z
   ampoule run --memory 1g --cpus 2 -e LANG=C -w /tmp dir:/srv/rootfs -- make
+  ampoule run -d --name web alpine -- httpd -f && ampoule logs -f web
 
-The network is not there yet: a sandbox has loopback only. What a container writes is thrown away with it.
+The network is not there yet: a sandbox has loopback only. What a container writes to its files is thrown away when
+it ends. With -d its record, exit code and log stay until `ampoule rm`, unless --rm is given; in the foreground nothing
+stays, since its output and its exit code have gone to whoever ran it.
 
 The exit code is the command's, 128 + N if signal N killed it, and
   125  ampoule itself failed: bad options, unknown image, no KVM, the guest did not boot

@@ -115,7 +115,7 @@ impl Reader {
     }
 
     /// The next entry; `None` if there is no more now.
-    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub fn read(&mut self) -> io::Result<Option<Entry>> {
         loop {
             if self.file.is_none() && !self.open()? {
                 return Ok(None);
@@ -173,7 +173,7 @@ mod tests {
 
     fn rest(reader: &mut Reader) -> Vec<u8> {
         let mut all = Vec::new();
-        while let Some(entry) = reader.next().unwrap() {
+        while let Some(entry) = reader.read().unwrap() {
             all.extend(entry.bytes);
         }
         all
@@ -191,14 +191,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut log = Log::create(folder.path()).unwrap();
         let mut reader = Reader::new(folder.path());
-        assert_eq!(reader.next().unwrap(), None);
+        assert_eq!(reader.read().unwrap(), None);
         let bytes = b"a\n\n\xff\x00 b\r\nwithout end";
         log.write(Source::Stdout, AT, bytes).unwrap();
         assert_eq!(rest(&mut reader), bytes);
         log.write(Source::Stderr, AT, b"more").unwrap();
-        let entry = reader.next().unwrap().unwrap();
+        let entry = reader.read().unwrap().unwrap();
         assert_eq!((entry.source, &entry.bytes[..]), (Source::Stderr, &b"more"[..]));
-        assert_eq!(reader.next().unwrap(), None);
+        assert_eq!(reader.read().unwrap(), None);
     }
 
     #[test]
