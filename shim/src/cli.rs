@@ -96,6 +96,9 @@ pub enum Command {
     Check(CheckArgs),
     /// Print the versions of ampoule and its parts
     Version,
+    /// Print a script that completes ampoule's command line in a shell
+    #[command(after_help = COMPLETION_HELP)]
+    Completion(CompletionArgs),
 }
 
 const RUN_HELP: &str = "\

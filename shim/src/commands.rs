@@ -1,6 +1,7 @@
 //! The verbs of the command line: each a small file that calls the library.
 
 pub mod check;
+pub mod completion;
 pub mod end;
 pub mod exec;
 pub mod image;
@@ -43,6 +44,7 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
         },
         Command::Images(args) => done("images", image::list(&args, &paths)),
         Command::Check(args) => check::check(&args, &paths),
+        Command::Completion(args) => completion::completion(&args),
         Command::Version => version::version(&paths),
     }
 }

@@ -14,6 +14,8 @@
 //!                 └─────────────────┴── killed -9: the lock is free ─▶ dead ── rm, or the next of the name
 //!                 └─────────────────┴── ended, in the foreground or with --rm ──▶ (gone)
 //! ```
+//!
+//! A dead one that was to leave nothing goes with the next list (`ampoule ps`).
 
 mod record;
 
@@ -116,7 +118,7 @@ impl Registry {
         Ok(Claim { folder, record, _held: held })
     }
 
-    /// All of them, the newest first.
+    /// All of them, the newest first. Dead ones that were to leave nothing are cleared away.
     pub fn list(&self) -> Result<Vec<Found>> {
         let path = self.sandboxes();
         let entries = match fs::read_dir(&path) {
@@ -126,6 +128,10 @@ impl Registry {
         };
         let names = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
         let mut all: Vec<Found> = names.filter_map(|name| self.look(name)).collect();
+        all.retain(|found| {
+            let forgotten = found.status == Status::Dead && found.record.remove;
+            !(forgotten && self.remove(&found.name).is_ok())
+        });
         all.sort_by_key(|found| std::cmp::Reverse(found.record.created));
         Ok(all)
     }

@@ -1,6 +1,7 @@
 //! The options of the verbs for sandboxes that are there already.
 
 use clap::Args;
+use clap_complete::Shell;
 
 use crate::signal_name::Signal;
 
@@ -151,4 +152,16 @@ pub struct StatsArgs {
     /// Sandboxes, by their names or the beginnings of them [default: all that run]
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
+}
+
+pub(super) const COMPLETION_HELP: &str = "\
+Examples:
+  source <(ampoule completion bash)
+  ampoule completion zsh > ~/.zfunc/_ampoule
+  ampoule completion fish > ~/.config/fish/completions/ampoule.fish";
+
+/// `ampoule completion`
+#[derive(Debug, Args)]
+pub struct CompletionArgs {
+    pub shell: Shell,
 }

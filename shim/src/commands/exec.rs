@@ -11,9 +11,10 @@ use crate::{
     control::{Connection, ControlError, ExecRequest, Request},
     paths::Paths,
     registry::{Ended, Found, Registry},
+    sandbox::Streams,
     signal_name::Signal,
     signals::{Signals, Wish},
-    stdio::{self, FirstByte},
+    stdio::{self, FirstByte, Leave},
     terminal::{self, RawTerminal},
 };
 
@@ -36,7 +37,7 @@ pub fn exec(args: &ExecArgs, paths: &Paths) -> u8 {
             return Ok(0);
         }
         let terminal = raw(args.tty && args.interactive)?;
-        let outputs = attach(streams)?;
+        let outputs = connect_streams(streams, None)?;
         connection.ask(&Request::Start).await.map_err(failed)?;
         let ended = attend(&connection, &mut signals).await.map_err(failed)?;
         drained(outputs, &mut signals).await;
@@ -70,8 +71,13 @@ pub fn attach_to(args: &AttachArgs, paths: &Paths) -> u8 {
         }
         let terminal = raw(found.record.terminal && with_stdin && terminal::is_terminal())?;
         resize(&connection, &found).await;
-        let outputs = attach(streams)?;
-        let ended = attend(&connection, &mut signals).await.map_err(failed)?;
+        let (leave, left) = oneshot::channel();
+        let outputs = connect_streams(streams, terminal.is_some().then_some(leave))?;
+        let ended = tokio::select! {
+            ended = attend(&connection, &mut signals) => ended.map_err(failed)?,
+            // Without the keys, its input may end before it does.
+            Ok(()) = left => return Ok(0),
+        };
         drained(outputs, &mut signals).await;
         drop(terminal);
         Ok(ended.code)
@@ -94,8 +100,8 @@ fn raw(wanted: bool) -> Result<Option<RawTerminal>> {
     terminal.map_err(|e| VerbError::Host("make the terminal raw", e))
 }
 
-fn attach(streams: crate::sandbox::Streams) -> Result<Vec<oneshot::Receiver<()>>> {
-    let connected = stdio::connect(streams, &FirstByte::default());
+fn connect_streams(streams: Streams, leave: Option<Leave>) -> Result<Vec<oneshot::Receiver<()>>> {
+    let connected = stdio::connect(streams, &FirstByte::default(), leave);
     connected.map_err(|e| VerbError::Host("attach the standard streams", e))
 }
 

@@ -189,7 +189,7 @@ fn connect(args: &RunArgs, claim: &Claim, streams: Streams) -> Result<Connected,
     }
     let terminal = (args.tty && args.interactive).then(RawTerminal::enter).transpose();
     let terminal = terminal.map_err(|e| RunError::Host("make the terminal raw", e))?;
-    let outputs = stdio::connect(streams, &first_byte)
+    let outputs = stdio::connect(streams, &first_byte, None)
         .map_err(|e| RunError::Host("attach the standard streams", e))?;
     Ok(Connected { outputs, first_byte, terminal, journal: None })
 }

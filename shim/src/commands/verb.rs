@@ -97,12 +97,10 @@ pub(super) fn connect(found: &Found) -> Result<Connection> {
 /// Waits for the end of a sandbox, however long that takes. When it returns, the sandbox's record tells of
 /// the end, or is gone.
 pub(super) async fn end_of(registry: &Registry, found: &Found) -> Result<Ended> {
-    if found.is_alive() {
-        if let Ok(connection) = connect(found) {
-            let asked = connection.send(&Request::Wait);
-            if let (Ok(()), Ok(ended)) = (asked, connection.ended().await) {
-                return Ok(ended);
-            }
+    if let (true, Ok(connection)) = (found.is_alive(), connect(found)) {
+        let asked = connection.send(&Request::Wait);
+        if let (Ok(()), Ok(ended)) = (asked, connection.ended().await) {
+            return Ok(ended);
         }
     }
     // It ended before, or while it was asked.

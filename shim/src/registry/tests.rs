@@ -66,6 +66,11 @@ fn what_is_dropped_leaves_nothing_and_what_was_killed_is_replaced() {
     assert_eq!(registry.find("a").unwrap().status, Status::Dead);
     let _claim = registry.claim(&id("a"), record("a")).unwrap();
     assert_eq!(registry.find("a").unwrap().status, Status::Created);
+    let folder = folder.with_file_name("b");
+    fs::create_dir_all(&folder).unwrap();
+    Record { remove: true, ..record("b") }.write(&folder).unwrap();
+    assert_eq!(registry.list().unwrap().len(), 1);
+    assert!(!folder.exists());
 }
 
 #[test]
