@@ -112,7 +112,7 @@ Examples:
   ampoule run -it alpine
   echo hello | ampoule run -i alpine -- tr a-z A-Z
   ampoule run --memory 1g --cpus 2 -e LANG=C -w /tmp dir:/srv/rootfs -- make
-  ampoule run -d --name web alpine -- httpd -f && ampoule logs -f web
+  ampoule run -d --name clock alpine -- sh -c 'while date; do sleep 1; done'
 
 The network is not there yet: a sandbox has loopback only. What a container writes to its files is thrown away when
 it ends. With -d its record, exit code and log stay until `ampoule rm`, unless --rm is given; in the foreground nothing

@@ -213,3 +213,17 @@ fn names_are_found_by_their_beginning() {
     assert!(out.text() == "hi" || out.error().contains("write more"), "{out:?}");
     ampoule(["exec", "no-such-sandbox", "true"]).output().ended_with(125).says(&["ampoule ps"]);
 }
+
+#[test]
+fn a_list_can_be_watched_and_the_command_line_completed() {
+    let sandbox = detached(["alpine", "sleep", "600"]);
+    let mut watching = ampoule(["ps", "--watch"]).spawn();
+    watching.wait_for(&sandbox.0);
+    watching.wait_for(&sandbox.0);
+    watching.signal(Signal::INT);
+    watching.finish().ended_with(130);
+    for shell in ["bash", "zsh", "fish"] {
+        let out = ampoule(["completion", shell]).output().ended_with(0);
+        assert!(out.text().contains("stop-timeout"), "{shell}");
+    }
+}
