@@ -74,6 +74,9 @@ pub enum Command {
     /// Connect to the streams of a detached container
     #[command(after_help = ATTACH_HELP)]
     Attach(AttachArgs),
+    /// Copy a file or a folder into a running container, or out of it
+    #[command(after_help = CP_HELP)]
+    Cp(CpArgs),
     /// Ask containers to end by their stop signal, and kill those that do not in time
     Stop(StopArgs),
     /// Send a signal to containers

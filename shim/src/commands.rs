@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod completion;
+pub mod cp;
 pub mod end;
 pub mod exec;
 pub mod image;
@@ -33,6 +34,7 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
         Command::Exec(args) => exec::exec(&args, &paths),
         Command::Logs(args) => logs::logs(&args, &paths),
         Command::Attach(args) => exec::attach_to(&args, &paths),
+        Command::Cp(args) => cp::cp(&args, &paths),
         Command::Stop(args) => end::stop(&args, &paths),
         Command::Kill(args) => end::kill(&args, &paths),
         Command::Wait(args) => end::wait(&args, &paths),

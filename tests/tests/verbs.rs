@@ -227,3 +227,35 @@ fn a_list_can_be_watched_and_the_command_line_completed() {
         assert!(out.text().contains("stop-timeout"), "{shell}");
     }
 }
+
+#[test]
+fn files_are_copied_in_and_out_and_a_hostile_container_stays_inside() {
+    let sandbox = detached(["alpine", "sleep", "600"]);
+    let here = tempfile::tempdir().unwrap();
+    let path = |name: &str| here.path().join(name).display().to_string();
+    let there = |name: &str| format!("{}:{name}", sandbox.0);
+    let cp = |from: &str, to: &str| ampoule(["cp", from, to]).output();
+    fs::create_dir_all(path("folder/deep")).unwrap();
+    fs::write(path("folder/deep/file"), b"\0bytes\xff").unwrap();
+    cp(&path("folder"), &there("/tmp")).ended_with(0);
+    cp(&path("folder/deep/file"), &there("/tmp/renamed")).ended_with(0);
+    sandbox.sh("cmp /tmp/folder/deep/file /tmp/renamed").ended_with(0);
+    cp(&there("/tmp/folder"), &path("back")).ended_with(0);
+    assert_eq!(fs::read(path("back/deep/file")).unwrap(), b"\0bytes\xff");
+    cp(&there("/tmp/renamed"), &path("")).ended_with(0);
+    assert_eq!(fs::read(path("renamed")).unwrap(), b"\0bytes\xff");
+    cp(&there("/no-such"), &path("")).ended_with(125).says(&["no-such"]);
+    cp(&path("no-such"), &there("/tmp")).ended_with(125).says(&["source"]);
+    cp("a", "b").ended_with(125).says(&["NAME:PATH"]);
+
+    // A tar whose stream is a link that leads out of where it is unpacked, and a file behind that link.
+    let script = "mkdir -p /e /usr/local/sbin; cd /e; ln -s .. x; tar -cf /link x; rm x; mkdir x; \
+        echo evil > x/evil; tar -cf /file x/evil; (head -c 512 /link; cat /file) > /stream; \
+        printf '#!/bin/sh\\ncat /stream\\n' > /usr/local/sbin/tar; chmod +x /usr/local/sbin/tar";
+    sandbox.sh(script).ended_with(0);
+    cp(&there("/e/x"), &path("taken")).ended_with(125);
+    let names: Vec<_> =
+        fs::read_dir(here.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(names.iter().all(|name| name != "evil"), "{names:?}");
+    assert!(names.iter().all(|name| !name.to_string_lossy().starts_with(".ampoule")), "{names:?}");
+}

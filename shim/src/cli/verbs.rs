@@ -95,6 +95,23 @@ pub struct AttachArgs {
     pub name: String,
 }
 
+pub(super) const CP_HELP: &str = "\
+One of the two is NAME:PATH, in a sandbox, the other a path here. As with cp(1), what is copied goes into a folder that is
+there, and else gets the target's name. A folder is not merged into one of the same name here. The image needs a `tar`.
+
+Examples:
+  ampoule cp ./config.json web:/etc/app/
+  ampoule cp web:/var/log ./web-log";
+
+/// `ampoule cp`
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    #[arg(value_name = "SOURCE")]
+    pub source: String,
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+}
+
 /// `ampoule stop`
 #[derive(Debug, Args)]
 pub struct StopArgs {
