@@ -21,7 +21,7 @@ mod record;
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -43,6 +43,8 @@ pub enum RegistryError {
     NotFound(String),
     #[error("sandbox {0:?}: that begins the names {1}: write more of it")]
     Ambiguous(String, String),
+    #[error("state folder {}: belongs to user {owner}: set XDG_RUNTIME_DIR to a folder of yours", path.display())]
+    Foreign { path: PathBuf, owner: u32 },
     #[error("{}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -97,19 +99,28 @@ impl Registry {
         Self(std::path::absolute(state).unwrap_or_else(|_| state.into()))
     }
 
-    fn sandboxes(&self) -> PathBuf {
-        self.0.join("sandboxes")
+    /// The folder of all sandboxes. In a state folder of somebody else, nothing is what it seems; root looks at
+    /// others' on purpose only.
+    fn sandboxes(&self) -> Result<PathBuf> {
+        let us = rustix::process::geteuid().as_raw();
+        match fs::metadata(&self.0).map(|meta| meta.uid()) {
+            Ok(owner) if us != 0 && owner != us => {
+                Err(RegistryError::Foreign { path: self.0.clone(), owner })
+            }
+            _ => Ok(self.0.join("sandboxes")),
+        }
     }
 
     /// Takes a name and makes its folder, in place of one whose sandbox was killed.
     pub fn claim(&self, name: &Id, record: Record) -> Result<Claim> {
         let held = HeldName::take(&self.0, name)?;
-        let folder = self.sandboxes().join(name.as_str());
+        let sandboxes = self.sandboxes()?;
+        let folder = sandboxes.join(name.as_str());
         if Record::read(&folder).is_ok_and(|record| record.ended.is_some()) {
             return Err(RegistryError::Ended(name.clone()));
         }
         // Whole from the first moment on it is seen: made aside, then renamed. No name begins with a dot.
-        let new = self.sandboxes().join(format!(".{name}"));
+        let new = sandboxes.join(format!(".{name}"));
         let failed = |source| RegistryError::Io { path: folder.clone(), source };
         remove(&folder)?;
         remove(&new)?;
@@ -120,7 +131,7 @@ impl Registry {
 
     /// All of them, the newest first. Dead ones that were to leave nothing are cleared away.
     pub fn list(&self) -> Result<Vec<Found>> {
-        let path = self.sandboxes();
+        let path = self.sandboxes()?;
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -156,7 +167,7 @@ impl Registry {
     /// Forgets one that has ended.
     pub fn remove(&self, name: &Id) -> Result<()> {
         let _held = HeldName::take(&self.0, name)?;
-        remove(&self.sandboxes().join(name.as_str()))
+        remove(&self.sandboxes()?.join(name.as_str()))
     }
 
     /// Whether it still lives; of a sandbox found earlier.
@@ -165,7 +176,7 @@ impl Registry {
     }
 
     fn look(&self, name: Id) -> Option<Found> {
-        let folder = self.sandboxes().join(name.as_str());
+        let folder = self.sandboxes().ok()?.join(name.as_str());
         // The lock first: what ends after this look is at worst seen as it was before.
         let held = self.is_held(&name);
         let record = Record::read(&folder).ok()?;
