@@ -8,21 +8,16 @@
 
 use std::{error::Error, fmt::Write};
 
-use crate::vm::{Death, KERNEL, VmError};
+use crate::{
+    commands::FAILURE,
+    sandbox::StartFailure,
+    vm::{Death, KERNEL, VmError},
+};
 
 /// The chain's texts after `ampoule: `, joined by colons, with the console of a dead guest and a hint if the
 /// chain holds one.
 pub fn report(phase: &str, error: &(dyn Error + 'static)) -> String {
-    let mut out = format!("ampoule: {phase}");
-    let mut last = String::new();
-    for link in chain(error) {
-        let text = link.to_string();
-        // A transparent link says what its cause says.
-        if !text.is_empty() && text != last {
-            let _ = write!(out, ": {text}");
-        }
-        last = text;
-    }
+    let mut out = format!("ampoule: {phase}: {}", chain_text(error));
     out.push('\n');
     if let Some(death) = find::<Death>(error) {
         out.push_str(&console(death));
@@ -31,6 +26,25 @@ pub fn report(phase: &str, error: &(dyn Error + 'static)) -> String {
         let _ = writeln!(out, "  hint: {hint}");
     }
     out
+}
+
+/// The chain's texts, joined by colons.
+pub fn chain_text(error: &(dyn Error + 'static)) -> String {
+    let mut texts: Vec<String> = chain(error).map(ToString::to_string).collect();
+    // A transparent link says what its cause says.
+    texts.dedup();
+    texts.retain(|text| !text.is_empty());
+    texts.join(": ")
+}
+
+/// The exit code for a failure of ours, as docker's: a command that does not exist is 127, one that cannot be
+/// executed 126, all else 125.
+pub fn exit_code(error: &(dyn Error + 'static)) -> u8 {
+    match find::<StartFailure>(error) {
+        Some(StartFailure::NotFound(_)) => 127,
+        Some(StartFailure::NotExecutable(_)) => 126,
+        None => FAILURE,
+    }
 }
 
 /// The last lines of a dead guest's console.
