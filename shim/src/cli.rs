@@ -22,6 +22,8 @@ Files and environment:
   PREFIX/share/ampoule/guest.erofs      AMPOULE_GUEST   the guest image (or --guest-image)
   /var/lib/ampoule, or for ordinary users ~/.local/share/ampoule
                                         AMPOULE_ROOT    the image store
+  /run/ampoule, or for ordinary users $XDG_RUNTIME_DIR/ampoule or /tmp/ampoule-UID
+                                                        records, logs and sockets of sandboxes
   AMPOULE_LOG                           what is logged to stderr: error, warn, info, debug [default: error]
 
 PREFIX is the folder above the one `ampoule` lies in.";
@@ -141,7 +143,7 @@ pub struct RunArgs {
     /// Forget the sandbox when it ends; without -d that is always so
     #[arg(long)]
     pub rm: bool,
-    /// Label of the sandbox, for `ampoule ps --filter` and `inspect`
+    /// Label of the sandbox, for `ampoule ps --label` and `inspect`
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub label: Vec<String>,
     /// Signal by which `ampoule stop` asks the command to end [default: the image's, else TERM]

@@ -105,6 +105,16 @@ impl Detached {
         ampoule(["exec", &self.0, "sh", "-c", script]).output()
     }
 
+    /// Waits until its log contains `word`.
+    #[track_caller]
+    pub fn logged(&self, word: &str) {
+        let deadline = Instant::now() + LIMIT;
+        while !self.verb("logs").text().contains(word) {
+            assert!(Instant::now() < deadline, "no {word:?} in the log");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// `ampoule inspect NAME`
     pub fn record(&self) -> serde_json::Value {
         let out = self.verb("inspect").ended_with(0);

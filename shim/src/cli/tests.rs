@@ -75,6 +75,36 @@ fn options_are_read_and_have_defaults() {
 }
 
 #[test]
+fn what_concerns_the_background_has_dockers_letters_and_defaults() {
+    let plain = run(&["alpine"]).unwrap();
+    assert_eq!(
+        (plain.detach, plain.rm, plain.stop_signal, plain.stop_timeout),
+        (false, false, None, 10)
+    );
+    let words =
+        ["-d", "--rm", "-l", "a=b", "--label", "c", "--stop-signal", "QUIT", "--stop-timeout", "3"];
+    let full = run(&[&words[..], &["alpine"]].concat()).unwrap();
+    assert!(full.detach && full.rm);
+    assert_eq!((full.label, full.stop_timeout), (vec!["a=b".to_string(), "c".to_string()], 3));
+    assert_eq!(full.stop_signal.map(|signal| signal.number()), Some(3));
+    assert!(run(&["-d", "--timings", "alpine"]).is_err());
+}
+
+#[test]
+fn the_options_of_exec_end_with_the_sandboxs_name() {
+    let words = ["ampoule", "exec", "-it", "web", "ls", "-l", "--all"];
+    let Command::Exec(exec) = Cli::try_parse_from(words).unwrap().command else { panic!() };
+    assert!(exec.interactive && exec.tty);
+    assert_eq!(
+        (exec.name.as_str(), &exec.command[..]),
+        ("web", &["ls", "-l", "--all"].map(String::from)[..])
+    );
+    let words = ["ampoule", "exec", "web", "--", "ls"];
+    let Command::Exec(exec) = Cli::try_parse_from(words).unwrap().command else { panic!() };
+    assert_eq!(exec.command, ["ls"]);
+}
+
+#[test]
 fn mistakes_are_refused() {
     for args in [
         &[][..],
