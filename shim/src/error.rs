@@ -8,22 +8,15 @@
 
 use std::{error::Error, fmt::Write};
 
-use crate::vm::{Death, KERNEL, VmError};
+use crate::{
+    image::RegistryError,
+    vm::{Death, KERNEL, VmError},
+};
 
 /// The chain's texts after `ampoule: `, joined by colons, with the console of a dead guest and a hint if the
 /// chain holds one.
 pub fn report(phase: &str, error: &(dyn Error + 'static)) -> String {
-    let mut out = format!("ampoule: {phase}");
-    let mut last = String::new();
-    for link in chain(error) {
-        let text = link.to_string();
-        // A transparent link says what its cause says.
-        if !text.is_empty() && text != last {
-            let _ = write!(out, ": {text}");
-        }
-        last = text;
-    }
-    out.push('\n');
+    let mut out = format!("ampoule: {phase}: {}\n", causes(error));
     if let Some(death) = find::<Death>(error) {
         out.push_str(&console(death));
     }
@@ -31,6 +24,15 @@ pub fn report(phase: &str, error: &(dyn Error + 'static)) -> String {
         let _ = writeln!(out, "  hint: {hint}");
     }
     out
+}
+
+/// The chain's texts on one line.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut texts: Vec<String> = chain(error).map(ToString::to_string).collect();
+    texts.retain(|text| !text.is_empty());
+    // A transparent link says what its cause says.
+    texts.dedup();
+    texts.join(": ")
 }
 
 /// The last lines of a dead guest's console.
@@ -55,6 +57,13 @@ fn hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
             return Some("ampoule-vmm belongs beside ampoule; AMPOULE_VMM names another");
         }
         _ => {}
+    }
+    use RegistryError::{Client, Slow, Unreachable};
+    if let Some(Unreachable { .. } | Client { .. } | Slow { .. }) = find(error) {
+        return Some(
+            "`ampoule images` lists what is here, `ampoule image import SOURCE NAME` needs no registry; \
+             for mirrors and plain HTTP see `ampoule image pull --help`",
+        );
     }
     let blamed = find::<Death>(error).is_some_and(Death::blames_kvm);
     blamed.then_some("this /dev/kvm may be emulated: see `ampoule check`")

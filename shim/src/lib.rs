@@ -11,6 +11,7 @@
 //! - [`stdio`], [`terminal`], [`signals`]: the user's end of a workload
 //! - [`timings`], [`clock`]: the spans of a run
 //! - [`check`]: whether this host can run sandboxes
+//! - [`config`]: the file `config.toml`
 //! - [`paths`], [`name`], [`id`]: where things are, and what they are called
 //! - [`error`], [`text`]: what is printed when something is wrong
 
@@ -20,6 +21,7 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod commands;
+pub mod config;
 pub mod error;
 pub mod id;
 pub mod image;

@@ -4,12 +4,12 @@ mod supervise;
 
 use std::time::Duration;
 
-use super::{FAILURE, image::progress};
+use super::{FAILURE, image};
 use crate::{
     cli::RunArgs,
     error::report,
     id::{BadId, Id},
-    image::{Image, ImageError, Reference, Store},
+    image::{Image, ImageError},
     name::{HeldName, NameError},
     paths::Paths,
     rootfs::{self, Prepared, RootFsError},
@@ -65,12 +65,7 @@ impl RunError {
 
 /// Runs, prints what went wrong, and returns the exit code.
 pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(run_async(args, paths, &mut timings)),
-        Err(e) => Err(RunError::Host("start the event loop", e)),
-    };
-    let code = match result {
+    let code = match run_image(args, paths, &mut timings) {
         Ok(exit) => finish(args, &exit),
         Err(error) => {
             if !matches!(error, RunError::Interrupted(_)) {
@@ -85,11 +80,23 @@ pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
     code
 }
 
-async fn run_async(args: &RunArgs, paths: &Paths, timings: &mut Timings) -> Result<Exit, RunError> {
+/// Gets the image, which blocks, and runs it.
+fn run_image(args: &RunArgs, paths: &Paths, timings: &mut Timings) -> Result<Exit, RunError> {
     if args.tty && args.interactive && !terminal::is_terminal() {
         return Err(RunError::NotATerminal);
     }
-    let image = resolve(args, paths)?;
+    let image = image::obtain(args.image(), args.pull, paths)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| RunError::Host("start the event loop", e))?;
+    runtime.block_on(run_async(args, paths, image, timings))
+}
+
+async fn run_async(
+    args: &RunArgs,
+    paths: &Paths,
+    image: Image,
+    timings: &mut Timings,
+) -> Result<Exit, RunError> {
     let (name, _held) = name(args, paths)?;
     // From here on signals are ours: what was begun is ended in order.
     let mut signals = Signals::listen().map_err(|e| RunError::Host("listen for signals", e))?;
@@ -103,12 +110,6 @@ async fn run_async(args: &RunArgs, paths: &Paths, timings: &mut Timings) -> Resu
     let death = sandbox.shutdown().await;
     timings.ended(first_byte, death.exits);
     Ok(exit)
-}
-
-fn resolve(args: &RunArgs, paths: &Paths) -> Result<Image, RunError> {
-    let reference: Reference = args.image().parse().map_err(ImageError::from)?;
-    let store = Store::open(&paths.store)?.with_progress(progress);
-    Ok(store.resolve(&reference)?)
 }
 
 /// A name given is held against others; a random one needs no lock.

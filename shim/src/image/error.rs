@@ -7,17 +7,26 @@ use super::archive::ArchiveError;
 use super::digest::{Digest, ParseDigestError};
 use super::erofs::FormatError;
 use super::reference::ReferenceError;
+use super::registry::RegistryError;
 use super::tree::TreeError;
+use crate::config::ConfigError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(
-        "there is no image `{name}` in {store} (it has: {known}): `ampoule image import SOURCE {name}` \
-         puts one there, and oci:DIR, dir:PATH or tar:FILE run without a name"
+        "there is no image `{name}` in {store} (it has: {known}): `ampoule image pull {name}` or \
+         `ampoule image import SOURCE {name}` puts one there, and oci:DIR, dir:PATH or tar:FILE run \
+         without a name"
     )]
     Unknown { name: String, store: PathBuf, known: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("`{name}` cannot be pulled")]
+    Pull { name: String, source: RegistryError },
+    #[error("the event loop of a pull cannot run")]
+    EventLoop { source: io::Error },
     #[error("{path} is not an OCI layout: it needs oci-layout and index.json")]
     NotALayout { path: PathBuf, source: io::Error },
     #[error("{layout} has no image tagged `{tag}` (it has: {known})")]
@@ -50,6 +59,10 @@ pub enum ImageError {
     LayerCount { image: String, layers: usize, diff_ids: usize },
     #[error("{layer} cannot be used")]
     Layer { layer: String, source: LayerError },
+    #[error("{archive} is not what `docker save` writes, or not all of it: it has no {member}")]
+    ArchiveMember { archive: String, member: String },
+    #[error("{archive} holds {count} images: save one of them alone")]
+    ArchiveImages { archive: String, count: usize },
     #[error("{path} cannot be read")]
     Source { path: PathBuf, source: io::Error },
     #[error("{path} is not a directory")]
@@ -60,7 +73,7 @@ pub enum ImageError {
     Changed { path: PathBuf },
     #[error("the image {path} cannot be written")]
     Write { path: PathBuf, source: FormatError },
-    #[error("the root file system of `{name}`, {path}, is damaged: import the image again")]
+    #[error("the root file system of `{name}`, {path}, is damaged: pull or import the image again")]
     Damaged { name: String, path: PathBuf, source: FormatError },
     #[error("the image store cannot use {path}: is it writable, and is there room?")]
     Store { path: PathBuf, source: io::Error },
@@ -78,6 +91,13 @@ pub enum ImageError {
     NoMkfs { source: io::Error },
     #[error("`mkfs.ext4` failed on {path}: {output}")]
     Mkfs { path: PathBuf, output: String },
+}
+
+impl ImageError {
+    /// Whether another place to pull from would not help.
+    pub(super) fn is_of_this_host(&self) -> bool {
+        matches!(self, Self::Store { .. } | Self::Busy { .. } | Self::EventLoop { .. })
+    }
 }
 
 /// Why a layer cannot be used.
