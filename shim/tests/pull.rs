@@ -149,6 +149,21 @@ fn a_manifest_that_is_another_is_refused() {
 }
 
 #[test]
+fn an_answer_without_end_is_not_taken_into_memory() {
+    let Some(registry) = Registry::start(PLAIN) else { return };
+    let proxy = Proxy::start(&registry, |head, _, answer| match head.contains("/manifests/") {
+        true => {
+            let mut endless = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+            endless.resize(400 << 20, b' ');
+            endless
+        }
+        false => answer,
+    });
+    let text = User::new().error(&["image", "pull", &format!("{}/test/image:1", proxy.host())]);
+    assert!(text.contains("without end"), "{text}");
+}
+
+#[test]
 fn a_truncated_layer_is_told() {
     let image = Layout::new(&[100_000]);
     let Some(registry) = registry_with(&image) else { return };

@@ -1,8 +1,8 @@
 //! A repository of a registry (OCI distribution specification 1.1): its manifests and blobs over HTTP.
 //!
 //! Nothing a registry says is believed here: who asks compares sizes and digests. Waits are bounded, and
-//! so is what is read, but for what `oci-client` takes into memory whole (manifests, tokens, the text of
-//! an error): there the time is the bound.
+//! so is what is read. (`oci-client` takes manifests, tokens and the text of an error into memory whole,
+//! however long they are; an answer is given up when it makes this process grow too much.)
 //!
 //! - [`credentials`]: the user's name and password for a registry, as docker keeps them
 //! - [`error`]: what can go wrong, and whether trying again can help
@@ -18,7 +18,7 @@ use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol, SizedStream
 use oci_client::errors::{DigestError, OciDistributionError};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use super::digest::Digest;
 use super::oci::{INDEXES, MANIFESTS};
@@ -33,6 +33,11 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(30);
 /// The longest a blob's stream may stand still.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// Bytes of memory one answer may take. The longest manifest has 4 MiB.
+const ROOM: u64 = 64 << 20;
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// One repository of one registry, logged in.
 pub struct Repository {
@@ -106,7 +111,7 @@ impl Repository {
         Ok(BlobStream { start, stream, host: self.host.clone() })
     }
 
-    /// The answer to a request for `what`, within [`ANSWER`].
+    /// The answer to a request for `what`, within [`ANSWER`] and [`ROOM`].
     async fn answer<T>(
         &self,
         what: &str,
@@ -117,13 +122,12 @@ impl Repository {
             repository: self.reference.repository().into(),
             what: what.into(),
         };
-        match timeout(ANSWER, answer).await {
-            Ok(answer) => answer.map_err(|error| request.failed(error)),
-            Err(_) => Err(RegistryError::Slow {
-                host: request.host,
-                what: request.what,
-                seconds: ANSWER.as_secs(),
-            }),
+        let Request { host, what, .. } = &request;
+        let (host, what) = (host.clone(), what.clone());
+        tokio::select! {
+            answer = answer => answer.map_err(|error| request.failed(error)),
+            () = sleep(ANSWER) => Err(RegistryError::Slow { host, what, seconds: ANSWER.as_secs() }),
+            () = flood() => Err(RegistryError::Long { host, what, limit: ROOM >> 20 }),
         }
     }
 
@@ -134,6 +138,21 @@ impl Repository {
             None => format!("{repository}:{tag}"),
         }
     }
+}
+
+/// Ends when this process has grown by [`ROOM`].
+async fn flood() {
+    let most = resident() + ROOM;
+    while resident() <= most {
+        sleep(LOOK).await;
+    }
+}
+
+/// Bytes of memory in use by this process; 0 if the kernel does not tell.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 impl BlobStream {

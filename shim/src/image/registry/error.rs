@@ -25,6 +25,8 @@ pub enum RegistryError {
     Answer { host: String, what: String, answer: String, transient: bool },
     #[error("the registry {host} has not answered for {what} in {seconds} s")]
     Slow { host: String, what: String, seconds: u64 },
+    #[error("the registry {host} answers {what} without end: more than {limit} MiB were not read")]
+    Long { host: String, what: String, limit: u64 },
     #[error("the connection to {host} was cut")]
     Cut { host: String, source: io::Error },
     #[error("{object} was cut off by {host} at byte {at} of {size}")]
