@@ -108,6 +108,20 @@ fn a_pull_that_failed_is_gone_on_with_by_the_next() {
 }
 
 #[test]
+fn what_an_earlier_pull_left_is_not_believed() {
+    let image = Layout::new(&[100_000, 100_000, 100_000]);
+    let Some(registry) = registry_with(&image) else { return };
+    let user = User::new();
+    user.ok(&["images"]);
+    for (layer, noise) in image.layers.iter().zip([50_000, 100_500, 300_000]) {
+        let path = user.path("store/partial").join(layer.replace("sha256:", ""));
+        fs::write(path, vec![7; noise]).unwrap();
+    }
+    user.ok(&["image", "pull", &format!("{}/test/image:1", registry.host())]);
+    assert_eq!(["rootfs", "partial"].map(|part| user.count(part)), [1, 0]);
+}
+
+#[test]
 fn a_lie_is_found_out_and_not_kept() {
     let image = Layout::new(&[100_000]);
     let Some(registry) = registry_with(&image) else { return };

@@ -181,7 +181,7 @@ impl Pull<'_> {
             let finished = spawn_blocking(move || partial.finish()).await;
             match finished.map_err(|e| ImageError::EventLoop { source: e.into() })? {
                 // What an earlier pull left was not what it should be; it is gone now.
-                Err(ImageError::BlobDigest { .. }) if went_on => {}
+                Err(ImageError::BlobDigest { .. } | ImageError::BlobSize { .. }) if went_on => {}
                 finished => return finished.map(|()| bar.done("pulled")),
             }
         }
