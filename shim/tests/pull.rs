@@ -136,6 +136,7 @@ fn a_lie_is_found_out_and_not_kept() {
     let user = User::new();
     let text = user.error(&["image", "pull", &format!("{}/test/image:1", proxy.host())]);
     assert!(text.contains(&image.layers[0]) && text.contains("corrupt"), "{text}");
+    assert!(text.contains(&format!("what {} gives as", proxy.host())), "{text}");
     assert_eq!((user.count("partial"), user.count("rootfs")), (0, 0));
     user.ok(&["image", "pull", &format!("{}/test/image:1", registry.host())]);
 }

@@ -25,6 +25,8 @@ pub enum ImageError {
     Config(#[from] ConfigError),
     #[error("`{name}` cannot be pulled")]
     Pull { name: String, source: RegistryError },
+    #[error("what {host} gives as `{name}` is not what it should be")]
+    Given { name: String, host: String, source: Box<ImageError> },
     #[error("the event loop of a pull cannot run")]
     EventLoop { source: io::Error },
     #[error("{path} is not an OCI layout: it needs oci-layout and index.json")]
@@ -41,13 +43,15 @@ pub enum ImageError {
     MediaType { object: String, media_type: String },
     #[error("{object} names a blob that cannot be looked up")]
     BadDigest { object: String, source: ParseDigestError },
-    #[error("blob {digest} cannot be read from {path}: copy the image again")]
+    #[error("blob {digest} cannot be read from {path}: pull or copy the image again")]
     Blob { digest: Digest, path: PathBuf, source: io::Error },
     #[error(
-        "blob {digest} is truncated or changed: {actual} bytes instead of {expected}: copy the image again"
+        "blob {digest} is truncated or changed: {actual} bytes instead of {expected}: pull or copy the image again"
     )]
     BlobSize { digest: Digest, expected: u64, actual: u64 },
-    #[error("blob {digest} is corrupt: its content has the digest {actual}: copy the image again")]
+    #[error(
+        "blob {digest} is corrupt: its content has the digest {actual}: pull or copy the image again"
+    )]
     BlobDigest { digest: Digest, actual: Digest },
     #[error("{object} is {size} bytes long; at most {limit} are read")]
     LargeJson { object: String, size: u64, limit: u64 },
@@ -94,6 +98,21 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// Names who gave an image that contradicts its own digests and sizes, or is no image.
+    pub(super) fn given_by(self, host: &str, name: &str) -> Self {
+        match self {
+            Self::BlobDigest { .. }
+            | Self::BlobSize { .. }
+            | Self::BadDigest { .. }
+            | Self::LargeJson { .. }
+            | Self::MediaType { .. }
+            | Self::Json { .. } => {
+                Self::Given { name: name.into(), host: host.into(), source: Box::new(self) }
+            }
+            other => other,
+        }
+    }
+
     /// Whether another place to pull from would not help.
     pub(super) fn is_of_this_host(&self) -> bool {
         matches!(self, Self::Store { .. } | Self::Busy { .. } | Self::EventLoop { .. })

@@ -71,10 +71,13 @@ impl Store {
     async fn fetch(&self, name: &Name, registries: &Registries) -> Result<Manifest, ImageError> {
         let progress = Progress::new(self.progress);
         let credentials = registries.credentials.as_deref();
-        let pull =
-            |endpoint| Pull { store: self, name, endpoint, credentials, progress: &progress };
+        let pull = async |endpoint: Endpoint| {
+            let host = endpoint.host.clone();
+            let pull = Pull { store: self, name, endpoint, credentials, progress: &progress };
+            pull.all().await.map_err(|error| error.given_by(&host, &name.familiar()))
+        };
         for mirror in registries.config.mirrors(name.domain()) {
-            match pull(mirror.clone()).all().await {
+            match pull(mirror.clone()).await {
                 Err(error) if error.is_of_this_host() => return Err(error),
                 Err(error) => {
                     let (host, why) = (mirror.host, causes(&error));
@@ -83,7 +86,7 @@ impl Store {
                 fetched => return fetched,
             }
         }
-        pull(registries.config.endpoint(name.domain())).all().await
+        pull(registries.config.endpoint(name.domain())).await
     }
 }
 
