@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use registry::{
-    Layout, Proxy, Registry, Setup, User, body, digest, free_port, skopeo, stderr, tar,
+    Layout, Proxy, Registry, Setup, User, body, digest, free_port, skopeo, stderr, tar, tar_of,
 };
 
 const PLAIN: Setup = Setup { password: false, tls: false };
@@ -319,22 +319,37 @@ fn a_pull_killed_at_any_moment_is_gone_on_with() {
 }
 
 #[test]
-fn a_full_disk_is_named_and_left_clean() {
-    let image = Layout::new(&[3_000_000]);
-    let Some(registry) = registry_with(&image) else { return };
+fn a_full_disk_is_named_and_hurts_nothing() {
+    // One does not fit as it comes, the other not as a root file system.
+    let images = [Layout::new(&[3_000_000]), Layout::of(vec![tar_of("file", &vec![7; 9_000_000])])];
+    let Some(registry) = Registry::start(PLAIN) else { return };
     let user = User::new();
     let store = user.path("store");
     fs::create_dir(&store).unwrap();
-    let mount =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(&store).status();
-    if !mount.unwrap().success() {
+    let mount = |options: &str| {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(&store).status().unwrap().success()
+    };
+    if !mount("size=1m") {
         return eprintln!("SKIPPED: mounting a small file system needs root");
     }
-    let text = user.error(&["image", "pull", &format!("{}/test/image:1", registry.host())]);
-    let room = Command::new("mount").args(["-o", "remount,size=50m"]).arg(&store).status().unwrap();
-    user.ok(&["image", "pull", &format!("{}/test/image:1", registry.host())]);
+    let error = |name: &str, image: &Layout| {
+        registry.push(image, name);
+        user.error(&["image", "pull", &format!("{}/{name}", registry.host())])
+    };
+    let downloading = error("test/large:1", &images[0]);
+    user.ok(&["image", "prune"]);
+    let converting = error("test/small:1", &images[1]);
+    let grown = mount("remount,size=50m");
+    user.ok(&["image", "pull", &format!("{}/test/large:1", registry.host())]);
+    user.ok(&["image", "pull", &format!("{}/test/small:1", registry.host())]);
     Command::new("umount").arg("-l").arg(&store).status().unwrap();
-    assert!(room.success() && text.contains("No space left") && text.contains("room"), "{text}");
+    assert!(grown);
+    assert!(
+        downloading.contains("No space left") && downloading.contains("prune"),
+        "{downloading}"
+    );
+    assert!(converting.contains("No space left") && converting.contains("layer"), "{converting}");
 }
 
 #[test]

@@ -79,7 +79,10 @@ pub enum ImageError {
     Write { path: PathBuf, source: FormatError },
     #[error("the root file system of `{name}`, {path}, is damaged: pull or import the image again")]
     Damaged { name: String, path: PathBuf, source: FormatError },
-    #[error("the image store cannot use {path}: is it writable, and is there room?")]
+    #[error(
+        "the image store cannot use {path}: is it writable, and is there room (`ampoule image prune` \
+         makes some)?"
+    )]
     Store { path: PathBuf, source: io::Error },
     #[error("{path} is damaged: remove it and import the image again")]
     Record { path: PathBuf, source: serde_json::Error },

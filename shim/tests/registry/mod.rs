@@ -138,10 +138,14 @@ pub struct Layout {
 impl Layout {
     /// Each layer is one file of so many bytes that do not compress.
     pub fn new(sizes: &[usize]) -> Self {
+        Self::of(sizes.iter().enumerate().map(|(i, size)| tar(i, *size)).collect())
+    }
+
+    /// An image of these layers.
+    pub fn of(tars: Vec<Vec<u8>>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("blobs/sha256")).unwrap();
         let mut layout = Self { folder, manifest: String::new(), layers: Vec::new() };
-        let tars: Vec<_> = sizes.iter().enumerate().map(|(i, size)| tar(i, *size)).collect();
         let diff_ids: Vec<_> = tars.iter().map(|tar| digest(tar)).collect();
         let layers: Vec<_> = tars
             .iter()
@@ -220,15 +224,19 @@ pub fn tar(number: usize, size: usize) -> Vec<u8> {
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8
     });
-    let body: Vec<u8> = noise.take(size).collect();
+    tar_of(&format!("file-{number}"), &noise.take(size).collect::<Vec<u8>>())
+}
+
+/// A tar with one file.
+pub fn tar_of(path: &str, body: &[u8]) -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
     header.set_mode(0o755);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(1);
-    header.set_size(size as u64);
+    header.set_size(body.len() as u64);
     let mut builder = tar::Builder::new(Vec::new());
-    builder.append_data(&mut header, format!("file-{number}"), &body[..]).unwrap();
+    builder.append_data(&mut header, path, body).unwrap();
     builder.into_inner().unwrap()
 }
 
