@@ -33,7 +33,7 @@ test: build ## unit and end-to-end tests, ending in a count
 	@tests/run $(STAGE)
 
 bed: ## run CMD='...' on a throw-away host with real KVM
-	@tests/bed/bed -- bash -c '$(subst ','\'',$(CMD))'
+	@tests/bed/bed -- bash -c '$(subst ','\'',$(value CMD))'
 
 bench: build ## boot spans, exits, guest instructions and sizes
 	@tests/bench $(STAGE)

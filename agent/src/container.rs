@@ -59,7 +59,7 @@ pub struct Container {
 impl Container {
     /// Makes everything and parks the first process. If this fails, nothing is left.
     pub async fn create(reaper: &Reaper, request: CreateContainerRequest) -> Result<Self, Error> {
-        let CreateContainerRequest { container_id: id, spec, rootfs, stdio, .. } = request;
+        let CreateContainerRequest { container_id: id, spec, rootfs, stdio, init, .. } = request;
         let spec = oci::container(&spec)?;
         let streams = Streams::connect(&stdio).await?;
         let name = id.clone();
@@ -73,7 +73,7 @@ impl Container {
         };
         let terminal = spec.process.terminal;
         let linux = spec.linux.clone();
-        let plan = Plan::Init(Box::new(Init { spec, rootfs: rootfs.root() }));
+        let plan = Plan::Init(Box::new(Init { spec, rootfs: rootfs.root(), init }));
         let namespaces = Namespaces::New(&linux);
         let recipe =
             Recipe { plan: &plan, cgroup: cgroup.directory(), namespaces, terminal, streams };

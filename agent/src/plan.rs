@@ -42,6 +42,8 @@ pub struct Init {
     pub spec: Spec,
     /// Where the root file system is mounted in the guest.
     pub rootfs: PathBuf,
+    /// A PID 1 of ours stays before the workload.
+    pub init: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -176,7 +178,8 @@ mod tests {
             process: Process { args: vec!["a".repeat(1 << 20)], ..Default::default() },
             ..Default::default()
         };
-        let plan = Plan::Init(Box::new(Init { spec: spec.clone(), rootfs: "/run/x".into() }));
+        let plan =
+            Plan::Init(Box::new(Init { spec: spec.clone(), rootfs: "/run/x".into(), init: true }));
         match Plan::read(plan.write().unwrap()).unwrap() {
             Plan::Init(init) => {
                 assert_eq!(init.spec, spec);

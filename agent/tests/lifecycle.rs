@@ -20,7 +20,6 @@ fn code(error: ttrpc::Error) -> (Code, String) {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn the_life_of_a_container() {
     let guest = Guest::boot().await;
     let hello = HelloRequest { hostname: "sandbox".into(), ..Default::default() };
@@ -48,7 +47,6 @@ async fn the_life_of_a_container() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn exit_codes() {
     let guest = Guest::boot().await;
     for (script, status) in
@@ -73,7 +71,6 @@ async fn exit_codes() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn a_process_is_exactly_what_its_spec_says() {
     let guest = Guest::boot().await;
     let mut spec =
@@ -115,7 +112,6 @@ async fn a_process_is_exactly_what_its_spec_says() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn roots_have_exactly_their_capabilities() {
     let guest = Guest::boot().await;
     for no_new_privileges in [true, false] {
@@ -138,7 +134,6 @@ async fn roots_have_exactly_their_capabilities() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn the_file_system_is_the_containers_own() {
     let guest = Guest::boot().await;
     let output = guest
@@ -168,7 +163,6 @@ async fn the_file_system_is_the_containers_own() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn every_kind_of_root() {
     let guest = Guest::boot().await;
     for (upper, status) in [(Upper::TMPFS, 0), (Upper::NONE, 1), (Upper::DISK, 0)] {
@@ -188,7 +182,6 @@ async fn every_kind_of_root() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn further_processes() {
     let guest = Guest::boot().await;
     let mut init = guest.create("c", sh("echo 1 >/dev/shm/a; exec sleep 1000")).await.unwrap();
@@ -233,7 +226,6 @@ async fn further_processes() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn many_at_once_do_not_mix() {
     let guest = Guest::boot().await;
     let init = guest.create("c", spec(&["sleep", "1000"])).await.unwrap();
@@ -260,7 +252,6 @@ async fn many_at_once_do_not_mix() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn streams_carry_everything() {
     let guest = Guest::boot().await;
     let mut run = guest.create("c", spec(&["cat"])).await.unwrap();
@@ -297,7 +288,6 @@ async fn streams_carry_everything() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn terminals() {
     let guest = Guest::boot().await;
     let mut spec = sh("tty; until [ \"$(stty size)\" = '50 100' ]; do sleep 0.1; done; \
@@ -330,7 +320,6 @@ async fn terminals() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn signals() {
     let guest = Guest::boot().await;
     let mut run = guest
@@ -366,7 +355,6 @@ async fn signals() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn limits_hold() {
     let guest = Guest::boot().await;
     let mut spec = sh("tail /dev/zero");
@@ -388,7 +376,6 @@ async fn limits_hold() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn pausing_and_counting() {
     let guest = Guest::boot().await;
     let run = guest.create("c", sh("while :; do :; done")).await.unwrap();
@@ -414,7 +401,6 @@ async fn pausing_and_counting() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn without_its_host_the_guest_ends() {
     let guest = Guest::boot().await;
     let run = guest.create("c", spec(&["sleep", "1000"])).await.unwrap();
@@ -424,7 +410,6 @@ async fn without_its_host_the_guest_ends() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn containers_of_a_pod_share_namespaces() {
     let guest = Guest::boot().await;
     let (request, run) = {
@@ -462,7 +447,6 @@ async fn containers_of_a_pod_share_namespaces() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn a_user_namespace() {
     let guest = Guest::boot().await;
     let mut spec = sh("id -u; cat /proc/self/uid_map | tr -s ' '; echo x >/dev/null; \
@@ -490,7 +474,6 @@ async fn a_user_namespace() {
 }
 
 #[tokio::test]
-#[ignore = "needs the bed"]
 async fn what_cannot_be_is_refused_and_leaves_nothing() {
     let guest = Guest::boot().await;
     let refused = async |pointer: &str, value: serde_json::Value| {

@@ -1,8 +1,8 @@
-//! The capabilities a container has by default: docker's fourteen.
+//! Capabilities: the ones a container has by default, docker's fourteen, and all.
 
-use oci_spec::runtime::{Capability, LinuxCapabilities};
+use oci_spec::runtime::Capability;
 
-const DEFAULT: [Capability; 14] = [
+pub const DEFAULT: [Capability; 14] = [
     // Own, chmod and read files of other users of the container.
     Capability::Chown,
     Capability::DacOverride,
@@ -23,14 +23,47 @@ const DEFAULT: [Capability; 14] = [
     Capability::AuditWrite,
 ];
 
-/// Bounding, effective and permitted alike; nothing is inheritable or ambient (docker, since CVE-2022-24769).
-pub fn default_capabilities() -> LinuxCapabilities {
-    let mut capabilities = LinuxCapabilities::default();
-    capabilities
-        .set_bounding(Some(DEFAULT.into_iter().collect()))
-        .set_effective(Some(DEFAULT.into_iter().collect()))
-        .set_permitted(Some(DEFAULT.into_iter().collect()))
-        .set_inheritable(None)
-        .set_ambient(None);
-    capabilities
-}
+/// Every capability of Linux 6.12 (capabilities(7)).
+pub const ALL: [Capability; 41] = [
+    Capability::AuditControl,
+    Capability::AuditRead,
+    Capability::AuditWrite,
+    Capability::BlockSuspend,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::Kill,
+    Capability::Lease,
+    Capability::LinuxImmutable,
+    Capability::MacAdmin,
+    Capability::MacOverride,
+    Capability::Mknod,
+    Capability::NetAdmin,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetRaw,
+    Capability::Perfmon,
+    Capability::Setgid,
+    Capability::Setfcap,
+    Capability::Setpcap,
+    Capability::Setuid,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysChroot,
+    Capability::SysModule,
+    Capability::SysNice,
+    Capability::SysPacct,
+    Capability::SysPtrace,
+    Capability::SysRawio,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+];

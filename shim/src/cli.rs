@@ -1,5 +1,6 @@
 //! The command line.
 
+mod container;
 mod values;
 
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{id::Id, paths::Paths, timings::Format};
+pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
 pub use values::{Cpus, Memory};
 
 const ABOUT: &str = "Runs every container in a virtual machine of its own";
@@ -27,7 +29,7 @@ PREFIX is the folder above the one `ampoule` lies in.";
 
 /// Everything.
 #[derive(Debug, Parser)]
-#[command(name = "ampoule", version, about = ABOUT, after_help = FILES, max_term_width = 100)]
+#[command(name = "ampoule", version, about = ABOUT, after_help = FILES, max_term_width = 100, args_override_self = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -147,6 +149,8 @@ pub struct RunArgs {
     /// Image, and the command to run instead of the image's own
     #[arg(value_names = ["IMAGE", "[--] COMMAND"], required = true, trailing_var_arg = true, allow_hyphen_values = false)]
     pub words: Vec<String>,
+    #[command(flatten)]
+    pub container: ContainerArgs,
 }
 
 /// When a registry is asked for an image.

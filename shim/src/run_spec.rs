@@ -1,23 +1,50 @@
 //! What `ampoule run` runs: an image's configuration and the user's options as one OCI runtime spec, with
 //! docker's defaults. Pure.
 
-use oci_spec::runtime::Spec;
+use std::collections::HashSet;
+
+use oci_spec::runtime::{Capability, LinuxSeccomp, Spec};
 use serde_json::{Value, json};
 
-use crate::{capabilities::default_capabilities, image::ImageConfig, seccomp::default_profile};
+use crate::{
+    capabilities,
+    cli::{CapabilityName, Sysctl, Tmpfs, Ulimit},
+    image::ImageConfig,
+    seccomp,
+};
 
 /// Search path of a workload whose image names none.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Period of a CPU quota in microseconds.
 const CPU_PERIOD: u64 = 100_000;
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READ_ONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Longest host name Linux takes, in bytes (HOST_NAME_MAX).
-const MAX_HOSTNAME: usize = 64;
+pub const MAX_HOSTNAME: usize = 64;
+/// Docker's size of /dev/shm, in bytes.
+pub const SHM_SIZE: u64 = 64 << 20;
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     /// Replaces the image's command, not its entrypoint; empty keeps it.
     pub command: Vec<String>,
+    /// Replaces the image's entrypoint and command; empty stands for none.
+    pub entrypoint: Option<String>,
     /// `NAME=value` each; the last one of a name wins.
     pub env: Vec<String>,
     pub workdir: Option<String>,
@@ -32,6 +59,30 @@ pub struct RunOptions {
     /// 0 is no limit.
     pub pids_limit: u32,
     pub read_only: bool,
+    pub cap_add: Vec<CapabilityName>,
+    pub cap_drop: Vec<CapabilityName>,
+    /// All that the guest's kernel has: capabilities, devices, system calls.
+    pub privileged: bool,
+    pub seccomp: SeccompChoice,
+    pub no_new_privileges: bool,
+    /// Masked and read-only paths are left as they are.
+    pub open_system_paths: bool,
+    pub ulimits: Vec<Ulimit>,
+    pub sysctls: Vec<Sysctl>,
+    pub tmpfs: Vec<Tmpfs>,
+    /// Size of /dev/shm in bytes; [`SHM_SIZE`] if none is given.
+    pub shm_size: Option<u64>,
+}
+
+/// Which system call filter.
+#[derive(Clone, Debug, Default)]
+pub enum SeccompChoice {
+    /// Ours, opened for the capabilities that were added.
+    #[default]
+    Default,
+    Unconfined,
+    /// The user's, as the JSON of OCI or docker.
+    Profile(Value),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +91,8 @@ pub enum RunSpecError {
     NoCommand,
     #[error("working directory {0:?}: not an absolute path")]
     Workdir(String),
+    #[error("seccomp profile")]
+    Seccomp(#[source] serde_json::Error),
     #[error("default spec")]
     Json(#[from] serde_json::Error),
 }
@@ -48,25 +101,63 @@ pub enum RunSpecError {
 pub fn run_spec(image: &ImageConfig, options: &RunOptions) -> Result<Spec, RunSpecError> {
     let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
     let namespaces = namespaces.map(|kind| json!({ "type": kind }));
+    let capabilities = granted(options);
+    let mut linux = json!({
+        "namespaces": namespaces,
+        "resources": resources(options),
+    });
+    if let Some(filter) = filter(options, &capabilities)? {
+        linux["seccomp"] = serde_json::to_value(filter)?;
+    }
+    for Sysctl { name, value } in &options.sysctls {
+        linux["sysctl"][name] = json!(value);
+    }
+    if !options.privileged && !options.open_system_paths {
+        linux["maskedPaths"] = MASKED_PATHS.into();
+        linux["readonlyPaths"] = READ_ONLY_PATHS.into();
+    }
     Ok(serde_json::from_value(json!({
         "ociVersion": "1.1.0",
         "hostname": hostname(&options.hostname),
         "root": { "path": "rootfs", "readonly": options.read_only },
-        "process": process(image, options)?,
-        "mounts": mounts(),
-        "linux": {
-            "namespaces": namespaces,
-            "resources": resources(options),
-            "seccomp": default_profile()?,
-            "maskedPaths": [
-                "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-                "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
-                "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-            ],
-            "readonlyPaths":
-                ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
-        },
+        "process": process(image, options, &capabilities)?,
+        "mounts": mounts(options),
+        "linux": linux,
     }))?)
+}
+
+/// As docker: what is dropped is dropped from the default, unless ALL was added; what is added is added last.
+fn granted(options: &RunOptions) -> HashSet<Capability> {
+    let names = |list: &[CapabilityName]| -> (bool, HashSet<Capability>) {
+        let one = |name: &CapabilityName| match name {
+            CapabilityName::All => None,
+            CapabilityName::One(capability) => Some(*capability),
+        };
+        (list.contains(&CapabilityName::All), list.iter().filter_map(one).collect())
+    };
+    let ((add_all, add), (drop_all, drop)) = (names(&options.cap_add), names(&options.cap_drop));
+    if options.privileged {
+        return capabilities::ALL.into();
+    }
+    match (add_all, drop_all) {
+        (true, _) => &HashSet::from(capabilities::ALL) - &drop,
+        (false, true) => add,
+        (false, false) => &(&HashSet::from(capabilities::DEFAULT) - &drop) | &add,
+    }
+}
+
+fn filter(
+    options: &RunOptions,
+    capabilities: &HashSet<Capability>,
+) -> Result<Option<LinuxSeccomp>, RunSpecError> {
+    match &options.seccomp {
+        SeccompChoice::Profile(profile) => {
+            seccomp::parse(profile.clone(), capabilities).map(Some).map_err(RunSpecError::Seccomp)
+        }
+        SeccompChoice::Unconfined => Ok(None),
+        SeccompChoice::Default if options.privileged => Ok(None),
+        SeccompChoice::Default => Ok(Some(seccomp::default_profile(capabilities)?)),
+    }
 }
 
 /// A sandbox's name as a host name.
@@ -74,7 +165,11 @@ pub fn hostname(name: &str) -> &str {
     &name[..name.len().min(MAX_HOSTNAME)]
 }
 
-fn process(image: &ImageConfig, options: &RunOptions) -> Result<Value, RunSpecError> {
+fn process(
+    image: &ImageConfig,
+    options: &RunOptions,
+    capabilities: &HashSet<Capability>,
+) -> Result<Value, RunSpecError> {
     let cwd = options.workdir.as_deref().unwrap_or(&image.working_dir);
     let cwd = if cwd.is_empty() { "/" } else { cwd };
     if !cwd.starts_with('/') {
@@ -84,10 +179,17 @@ fn process(image: &ImageConfig, options: &RunOptions) -> Result<Value, RunSpecEr
         "terminal": options.terminal.is_some(),
         // The agent looks names and numbers up in the container's own files.
         "user": { "uid": 0, "gid": 0, "username": options.user.as_deref().unwrap_or(&image.user) },
-        "args": args(image, &options.command)?,
+        "args": args(image, options)?,
         "env": env(image, options),
         "cwd": cwd,
-        "capabilities": default_capabilities(),
+        // Nothing is inheritable or ambient (docker, since CVE-2022-24769).
+        "capabilities": {
+            "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+        },
+        "noNewPrivileges": options.no_new_privileges,
+        "rlimits": options.ulimits.iter().map(|limit| {
+            json!({ "type": limit.kind, "soft": limit.soft, "hard": limit.hard })
+        }).collect::<Value>(),
     });
     if let Some((width, height)) = options.terminal {
         process["consoleSize"] = json!({ "width": width, "height": height });
@@ -95,9 +197,14 @@ fn process(image: &ImageConfig, options: &RunOptions) -> Result<Value, RunSpecEr
     Ok(process)
 }
 
-fn args(image: &ImageConfig, command: &[String]) -> Result<Vec<String>, RunSpecError> {
-    let command = if command.is_empty() { &image.cmd } else { command };
-    let args: Vec<String> = image.entrypoint.iter().chain(command).cloned().collect();
+fn args(image: &ImageConfig, options: &RunOptions) -> Result<Vec<String>, RunSpecError> {
+    let (entrypoint, default) = match &options.entrypoint {
+        None => (&image.entrypoint[..], &image.cmd[..]),
+        Some(none) if none.is_empty() => (&[][..], &[][..]),
+        Some(program) => (std::slice::from_ref(program), &[][..]),
+    };
+    let command = if options.command.is_empty() { default } else { &options.command };
+    let args: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
     if args.is_empty() { Err(RunSpecError::NoCommand) } else { Ok(args) }
 }
 
@@ -120,37 +227,38 @@ fn env(image: &ImageConfig, options: &RunOptions) -> Vec<String> {
     env
 }
 
-fn mounts() -> Value {
-    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
-    json!([
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+fn mounts(options: &RunOptions) -> Value {
+    let mount = |destination: &str, kind: &str, options: &[&str]| {
+        let source = if kind == "cgroup2" { "cgroup" } else { kind };
+        json!({ "destination": destination, "type": kind, "source": source, "options": options })
+    };
+    let access = if options.privileged { "rw" } else { "ro" };
+    let shm = format!("size={}", options.shm_size.unwrap_or(SHM_SIZE));
+    let mut mounts = vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount(
             "/dev/pts",
             "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount(
-            "/sys/fs/cgroup",
-            "cgroup2",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", "ro"]
-        ),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount(
-            "/dev/shm",
-            "tmpfs",
-            "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]
-        ),
-    ])
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount("/sys/fs/cgroup", "cgroup2", &["nosuid", "noexec", "nodev", "relatime", access]),
+        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
+    ];
+    for tmpfs in &options.tmpfs {
+        // Docker's defaults; what is given comes later and wins.
+        let mut all = vec!["noexec", "nosuid", "nodev"];
+        all.extend(tmpfs.options.iter().map(String::as_str));
+        mounts.push(mount(&tmpfs.destination, "tmpfs", &all));
+    }
+    mounts.into()
 }
 
 fn resources(options: &RunOptions) -> Value {
     let mut resources = json!({
-        "devices": devices(),
+        "devices": if options.privileged { json!([{ "allow": true, "access": "rwm" }]) } else { devices() },
         "memory": { "limit": options.memory },
         "pids": { "limit": options.pids_limit },
     });
@@ -191,85 +299,4 @@ fn devices() -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::spec::guest_spec;
-
-    fn image() -> ImageConfig {
-        ImageConfig {
-            entrypoint: vec!["/entry".into()],
-            cmd: vec!["serve".into()],
-            env: vec!["PATH=/bin".into(), "LANG=C".into()],
-            user: "www".into(),
-            working_dir: "/srv".into(),
-            ..Default::default()
-        }
-    }
-
-    fn json(image: &ImageConfig, options: &RunOptions) -> Value {
-        serde_json::to_value(run_spec(image, options).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn the_image_says_what_the_user_does_not() {
-        let options = RunOptions { hostname: "box".into(), ..Default::default() };
-        let spec = json(&image(), &options);
-        for (pointer, value) in [
-            ("/process/args", json!(["/entry", "serve"])),
-            ("/process/cwd", json!("/srv")),
-            ("/process/user/username", json!("www")),
-            ("/process/env", json!(["PATH=/bin", "HOSTNAME=box", "LANG=C"])),
-            ("/process/terminal", json!(false)),
-            ("/hostname", json!("box")),
-        ] {
-            assert_eq!(spec.pointer(pointer), Some(&value), "{pointer}");
-        }
-    }
-
-    #[test]
-    fn the_user_wins_over_the_image() {
-        let options = RunOptions {
-            command: vec!["ls".into(), "-l".into()],
-            env: vec!["LANG=de".into(), "A=b=c".into(), "TERM=dumb".into()],
-            workdir: Some("/tmp".into()),
-            user: Some("7:8".into()),
-            terminal: Some((80, 24)),
-            milli_cpus: Some(500),
-            memory: 64 << 20,
-            pids_limit: 9,
-            read_only: true,
-            ..Default::default()
-        };
-        let spec = json(&image(), &options);
-        for (pointer, value) in [
-            ("/process/args", json!(["/entry", "ls", "-l"])),
-            ("/process/cwd", json!("/tmp")),
-            ("/process/user/username", json!("7:8")),
-            ("/process/env", json!(["PATH=/bin", "HOSTNAME=", "TERM=dumb", "LANG=de", "A=b=c"])),
-            ("/process/consoleSize", json!({ "width": 80, "height": 24 })),
-            ("/linux/resources/cpu", json!({ "quota": 50_000, "period": 100_000 })),
-            ("/linux/resources/memory/limit", json!(64 << 20)),
-            ("/linux/resources/pids/limit", json!(9)),
-            ("/root/readonly", json!(true)),
-        ] {
-            assert_eq!(spec.pointer(pointer), Some(&value), "{pointer}");
-        }
-    }
-
-    #[test]
-    fn a_run_needs_a_command_and_an_absolute_folder() {
-        let none = run_spec(&ImageConfig::default(), &RunOptions::default());
-        assert!(matches!(none, Err(RunSpecError::NoCommand)));
-        let relative = RunOptions { workdir: Some("tmp".into()), ..Default::default() };
-        assert!(matches!(run_spec(&image(), &relative), Err(RunSpecError::Workdir(_))));
-    }
-
-    #[test]
-    fn what_is_made_here_passes_the_conversion() {
-        let options = RunOptions { command: vec!["sh".into()], ..Default::default() };
-        let spec = run_spec(&image(), &options).unwrap();
-        let guest = guest_spec(&spec).unwrap();
-        assert_eq!(guest.mounts().as_ref().unwrap().len(), 7);
-        assert_eq!(guest.process(), spec.process());
-    }
-}
+mod tests;

@@ -102,6 +102,8 @@ pub struct ContainerConfig {
     pub spec: Spec,
     pub rootfs: RootFs,
     pub stdio: Stdio,
+    /// A PID 1 of the agent's stays before the process: it reaps, and passes signals on (docker's `--init`).
+    pub init: bool,
 }
 
 /// A further process to be created in a container.

@@ -98,6 +98,7 @@ impl Pod {
             spec,
             rootfs: self.roots.pop().expect("a free root file system"),
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
+            init: false,
         };
         self.sandbox.create_container(config).await.expect("a container").streams
     }

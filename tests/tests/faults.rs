@@ -120,11 +120,17 @@ fn an_unknown_image_is_named_with_a_way_out() {
 fn kvm_that_is_missing_or_refused_is_named() {
     // In a mount namespace of its own, so that other tests keep their /dev/kvm.
     for (prepare, words) in [
-        ("mount --bind /dev/null /dev/kvm", "not a KVM"),
-        ("mount -t tmpfs none /dev", "No such file"),
+        ("mount --bind /dev/null /dev/kvm && exec", "not a KVM"),
+        ("mount -t tmpfs none /dev && exec", "No such file"),
+        // root without its capabilities is an ordinary owner.
+        (
+            "mount -t tmpfs none /mnt && mknod -m 0 /mnt/kvm c 10 232 && mount --bind /mnt/kvm /dev/kvm && \
+          exec setpriv --bounding-set=-all",
+            "Permission denied",
+        ),
     ] {
         let program = stage().join("bin/ampoule");
-        let script = format!("{prepare} && exec {} run alpine true", program.display());
+        let script = format!("{prepare} {} run alpine true", program.display());
         let mut command = ampoule([""; 0]);
         command.command = Command::new("unshare");
         command

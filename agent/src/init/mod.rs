@@ -9,10 +9,12 @@
 //! - [`user`][]: names to ids, by the container's own files
 //! - [`seccomp`][]: the OCI profile as a BPF program
 //! - [`identity`][]: ids, capabilities, limits
+//! - [`first`][]: a PID 1 before the workload, where one is wished
 //! - [`exec`][]: finding the command and becoming it
 
 mod devices;
 mod exec;
+mod first;
 mod identity;
 mod mounts;
 mod namespaces;
@@ -91,7 +93,8 @@ fn first_process(init: plan::Init) -> Result<Workload, StepError> {
     mounts::enter(&root)?;
     mounts::finish_root(spec)?;
     let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    workload(init.spec.process, terminal, seccomp)
+    let workload = workload(init.spec.process, terminal, seccomp)?;
+    Ok(Workload { init: init.init, ..workload })
 }
 
 /// A further process: joins the container of the init it was given.
@@ -132,7 +135,7 @@ fn workload(
     let command = exec::Command::new(&process, &user.home)?;
     let mut identity = identity::Identity::new(&process, user)?;
     identity.enter(&process.cwd, seccomp.is_some())?;
-    Ok(Workload { identity, command, seccomp, terminal })
+    Ok(Workload { identity, command, seccomp, terminal, init: false })
 }
 
 /// A process that is ready but for its exec.
@@ -141,6 +144,8 @@ struct Workload {
     command: exec::Command,
     seccomp: Option<seccomp::Filter>,
     terminal: Option<terminal::Terminal>,
+    /// This process stays before it.
+    init: bool,
 }
 
 impl Workload {
@@ -165,7 +170,11 @@ impl Workload {
             Some(filter) => self.identity.load(filter),
             None => Ok(()),
         };
-        match confined {
+        let alone = confined.and_then(|()| match self.init {
+            true => first::stay_before_it(),
+            false => Ok(()),
+        });
+        match alone {
             Ok(()) => self.command.exec(),
             Err(error) => error,
         }

@@ -318,8 +318,8 @@ fn prepare_machine() {
         return;
     }
     sh_on_host("modprobe vsock_loopback && modprobe erofs && modprobe overlay && modprobe loop");
-    let tar = std::env::var_os("AMPOULE_ALPINE").map(PathBuf::from);
-    let tar = tar.expect("AMPOULE_ALPINE names the tar of an Alpine root");
+    let tar = std::env::var_os("AMPOULE_ALPINE_TAR").map(PathBuf::from);
+    let tar = tar.expect("AMPOULE_ALPINE_TAR names the tar of an Alpine root");
     sh_on_host(&format!(
         "d=$(mktemp -d) && mkdir $d/root && tar -xf {} -C $d/root &&
          mkfs.erofs --quiet $d/alpine.erofs $d/root && truncate -s 256M $d/scratch && rm -r $d/root &&

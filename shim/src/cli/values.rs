@@ -18,6 +18,22 @@ pub enum ValueError {
     Memory,
     #[error("must be more than 0 and at most {MAX_VCPUS}, as in 0.5 or 2")]
     Cpus,
+    #[error("must be a capability of Linux, as NET_ADMIN, or ALL")]
+    Capability,
+    #[error(
+        "must be seccomp=FILE, seccomp=unconfined, no-new-privileges or systempaths=unconfined"
+    )]
+    SecurityOption,
+    #[error(
+        "must be a limit of getrlimit(2) with the soft one not above the hard one, as in nofile=1024:4096"
+    )]
+    Ulimit,
+    #[error("must be NAME=VALUE, as in net.core.somaxconn=1024")]
+    Sysctl,
+    #[error("must be an absolute path, with options after a colon, as in /tmp:size=64m")]
+    Tmpfs,
+    #[error("must be 1 to 64 letters, digits, dots and dashes")]
+    Hostname,
 }
 
 impl FromStr for Memory {

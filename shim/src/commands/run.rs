@@ -1,19 +1,24 @@
 //! `ampoule run`: one container in a sandbox of its own, in the foreground.
 
+mod env;
 mod supervise;
 
-use std::time::Duration;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{FAILURE, image};
 use crate::{
-    cli::RunArgs,
+    cli::{ContainerArgs, RunArgs, SecurityOption},
     error::report,
     id::{BadId, Id},
     image::{Image, ImageError},
     name::{HeldName, NameError},
     paths::Paths,
     rootfs::{self, Prepared, RootFsError},
-    run_spec::{RunOptions, RunSpecError, hostname, run_spec},
+    run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
         ContainerConfig, Created, Exit, ProcessId, Sandbox, SandboxConfig, SandboxError,
         StartFailure, Stdio,
@@ -40,8 +45,11 @@ pub enum RunError {
     RootFs(#[from] RootFsError),
     #[error("the input is not a terminal: leave out -t, or -i, or run it from one")]
     NotATerminal,
+    /// A file that an option names.
+    #[error("{}", path.display())]
+    File { path: PathBuf, source: io::Error },
     #[error("{0}")]
-    Host(&'static str, #[source] std::io::Error),
+    Host(&'static str, #[source] io::Error),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     /// A signal came before the workload ran.
@@ -131,7 +139,7 @@ async fn prepare(
     name: &Id,
     timings: &mut Timings,
 ) -> Result<(Sandbox, ProcessId, Created), RunError> {
-    let spec = run_spec(&image.config, &options(args, name))?;
+    let spec = run_spec(&image.config, &options(args, name)?)?;
     let scratch = (!args.read_only).then_some(args.scratch_size.0);
     let Prepared { disks, rootfs } = rootfs::prepare(&image.rootfs, &paths.store, scratch, 1)?;
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
@@ -150,32 +158,51 @@ async fn prepare(
     .await?;
     timings.booted(&sandbox.boot_record().await?);
     let stdio = Stdio { stdin: args.interactive, stdout: true, stderr: !args.tty };
-    let config = ContainerConfig { id: name.clone(), spec, rootfs, stdio };
+    let config =
+        ContainerConfig { id: name.clone(), spec, rootfs, stdio, init: args.container.init };
     let created = sandbox.create_container(config).await?;
     Ok((sandbox, ProcessId::init(name.clone()), created))
 }
 
-fn options(args: &RunArgs, name: &Id) -> RunOptions {
-    RunOptions {
+fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
+    let ContainerArgs { hostname, security_opt, .. } = &args.container;
+    let mut options = RunOptions {
         command: args.command().to_vec(),
-        env: args.env.iter().filter_map(|e| variable(e)).collect(),
+        env: env::variables(&args.container.env_file, &args.env)?,
         workdir: args.workdir.clone(),
         user: args.user.clone(),
         terminal: args.tty.then(|| terminal::size().unwrap_or((0, 0))),
-        hostname: name.to_string(),
+        hostname: hostname.clone().unwrap_or_else(|| name.to_string()),
         memory: args.memory.0,
         milli_cpus: args.cpus.quota(),
         pids_limit: args.pids_limit,
         read_only: args.read_only,
+        entrypoint: args.container.entrypoint.clone(),
+        cap_add: args.container.cap_add.clone(),
+        cap_drop: args.container.cap_drop.clone(),
+        privileged: args.container.privileged,
+        ulimits: args.container.ulimit.clone(),
+        sysctls: args.container.sysctl.clone(),
+        tmpfs: args.container.tmpfs.clone(),
+        shm_size: Some(args.container.shm_size.0),
+        ..Default::default()
+    };
+    for option in security_opt {
+        match option {
+            SecurityOption::SeccompUnconfined => options.seccomp = SeccompChoice::Unconfined,
+            SecurityOption::SeccompFile(path) => options.seccomp = seccomp_file(path)?,
+            SecurityOption::NoNewPrivileges(on) => options.no_new_privileges = *on,
+            SecurityOption::SystemPathsUnconfined => options.open_system_paths = true,
+        }
     }
+    Ok(options)
 }
 
-/// `NAME=value` as it is; `NAME` with the value it has here, nothing if it has none.
-fn variable(text: &str) -> Option<String> {
-    if text.contains('=') {
-        return Some(text.to_string());
-    }
-    std::env::var(text).ok().map(|value| format!("{text}={value}"))
+fn seccomp_file(path: &Path) -> Result<SeccompChoice, RunError> {
+    let failed = |source| RunError::File { path: path.into(), source };
+    let profile = fs::read(path).map_err(failed)?;
+    let profile = serde_json::from_slice(&profile).map_err(|e| failed(e.into()))?;
+    Ok(SeccompChoice::Profile(profile))
 }
 
 /// RAM of the VM: the container's limit, and for the guest kernel and agent 64 MiB and a sixteenth (its page
@@ -227,13 +254,5 @@ mod tests {
             assert_eq!(vm_memory_mib(limit), mib);
         }
         assert_eq!(vm_memory_mib(u64::MAX), u32::MAX);
-    }
-
-    #[test]
-    fn a_variable_without_a_value_is_taken_from_here() {
-        assert_eq!(variable("A=b=c").as_deref(), Some("A=b=c"));
-        assert_eq!(variable("A=").as_deref(), Some("A="));
-        assert_eq!(variable("CARGO_PKG_NAME").as_deref(), Some("CARGO_PKG_NAME=ampoule-shim"));
-        assert_eq!(variable("NO_SUCH_VARIABLE_HERE"), None);
     }
 }

@@ -177,6 +177,7 @@ impl Owner {
             spec,
             rootfs: Some(rootfs(&config.rootfs)).into(),
             stdio: Some(stdio).into(),
+            init: config.init,
             ..Default::default()
         };
         let agent = self.agent.clone();

@@ -126,6 +126,7 @@ fn container(id: &str) -> ContainerConfig {
         spec: serde_json::from_value(spec).unwrap(),
         rootfs: RootFs { lower_slot: 1, lower_type: "erofs".into(), upper: Upper::Tmpfs },
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
+        init: false,
     }
 }
 

@@ -21,7 +21,7 @@ fn main() {
     let (ampoule, runs) = (args.next().expect(usage), args.next().expect(usage));
     let runs: usize = runs.parse().expect(usage);
     let mut columns: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-    let mut exits = Vec::new();
+    let mut exits: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for n in 0..runs + WARM_UP {
         let timings = one_run(&ampoule);
         if n < WARM_UP {
@@ -33,7 +33,9 @@ fn main() {
         }
         columns.entry(SPANS.len()).or_default().push(at("t6_ns") - at("t1_ns"));
         columns.entry(SPANS.len() + 1).or_default().push(at("t7_ns"));
-        exits.push(timings["exits"]["until_hello"].as_f64().unwrap_or(f64::NAN));
+        for (reason, count) in timings["exits"].as_object().expect("exits by reason") {
+            exits.entry(reason.clone()).or_default().push(count.as_f64().unwrap_or(f64::NAN));
+        }
     }
     println!(
         "\n| span, ms, {runs} runs | min | p50 | p90 | p99 | max |\n|---|---|---|---|---|---|"
@@ -46,7 +48,9 @@ fn main() {
         };
         println!("| {name} | {} |", percentiles(values, 1));
     }
-    println!("| VM exits until hello | {} |", percentiles(exits, 0));
+    for (reason, counts) in exits {
+        println!("| VM exits: {} | {} |", reason.replace('_', " "), percentiles(counts, 0));
+    }
 }
 
 fn one_run(ampoule: &str) -> serde_json::Value {

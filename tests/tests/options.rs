@@ -1,0 +1,87 @@
+//! Options of `run` that shape the container, as the container sees them.
+
+use std::fs;
+
+use ampoule_tests::run;
+use tempfile::TempDir;
+
+/// What a shell script says in a container run with these options.
+#[track_caller]
+fn says(options: &[&str], script: &str) -> String {
+    let words = [options, &["alpine", "sh", "-c", script]].concat();
+    run(words).output().ended_with(0).text()
+}
+
+const CAP_BND: &str = "grep CapBnd /proc/self/status | cut -f2";
+
+#[test]
+fn capabilities() {
+    assert_eq!(says(&["--cap-drop", "ALL"], CAP_BND), "0000000000000000");
+    // CAP_NET_ADMIN is number 12, CAP_SYS_ADMIN 21.
+    assert_eq!(says(&["--cap-drop", "all", "--cap-add", "net_admin"], CAP_BND), "0000000000001000");
+    let mounts = "mkdir /m && mount -t tmpfs none /m && echo mounted";
+    assert_eq!(says(&["--cap-add", "SYS_ADMIN"], mounts), "mounted");
+    run(["alpine", "sh", "-c", mounts]).output().ended_with(1);
+}
+
+#[test]
+fn a_privileged_container_is_root_of_the_guest_alone() {
+    let script = "grep Seccomp: /proc/self/status | cut -f2; echo 1 > /proc/sys/vm/swappiness && \
+                  cat /proc/sys/vm/swappiness; mkdir /sys/fs/cgroup/x && echo made";
+    assert_eq!(says(&["--privileged"], script), "0\n1\nmade");
+}
+
+#[test]
+fn limits_sysctls_mounts_and_names() {
+    let options =
+        ["--ulimit", "nofile=100:200", "--sysctl", "net.core.somaxconn=77", "--hostname", "web"];
+    let script = "ulimit -Sn; ulimit -Hn; cat /proc/sys/net/core/somaxconn; hostname";
+    assert_eq!(says(&options, script), "100\n200\n77\nweb");
+    let options = ["--tmpfs", "/t:size=1m,mode=1777", "--shm-size", "2m"];
+    let script = "df -k /t /dev/shm | awk 'NR > 1 { print $2 }'; stat -c %a /t";
+    assert_eq!(says(&options, script), "1024\n2048\n1777");
+}
+
+#[test]
+fn entrypoint_and_variables() {
+    let out = run(["--entrypoint", "/bin/echo", "alpine", "a", "b"]).output().ended_with(0);
+    assert_eq!(out.text(), "a b");
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("env");
+    fs::write(&file, "# two\nA=1\nB=2\n").unwrap();
+    assert_eq!(says(&["--env-file", file.to_str().unwrap(), "-e", "B=3"], "echo $A$B"), "13");
+}
+
+#[test]
+fn seccomp_and_no_new_privileges() {
+    let status = "grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status | cut -f2 | tr -d '\\n'";
+    assert_eq!(says(&[], status), "02");
+    let options = ["--security-opt", "seccomp=unconfined", "--security-opt", "no-new-privileges"];
+    assert_eq!(says(&options, status), "10");
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("profile.json");
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#;
+    fs::write(&file, profile).unwrap();
+    let option = format!("seccomp={}", file.display());
+    let out = says(&["--security-opt", &option], "mkdir /x 2>&1 || true");
+    assert!(out.contains("No space left"), "{out}");
+    fs::write(&file, "{").unwrap();
+    let out = run(["--security-opt", &option, "alpine", "true"]).output().ended_with(125);
+    out.says(&["profile.json", "EOF"]);
+}
+
+#[test]
+fn an_init_reaps_and_passes_signals_on() {
+    let script = "(true &); sleep 1; echo $$; ps -o stat | grep -c Z; cat /proc/1/comm; exit 7";
+    let out = run(["--init", "alpine", "sh", "-c", script]).output().ended_with(7).text();
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0] != "1" && lines[1] == "0", "{out}");
+    // Alone, it would be PID 1 and deaf to SIGTERM.
+    let script = "echo ready; exec sleep 60";
+    let mut running = run(["--init", "alpine", "sh", "-c", script]).spawn();
+    running.wait_for("ready");
+    running.signal(rustix::process::Signal::TERM);
+    running.finish().ended_with(143);
+    run(["--init", "alpine", "/no/such"]).output().ended_with(127);
+}
