@@ -248,6 +248,38 @@ fn credentials_are_dockers() {
     assert!(text.contains("auth.json") && text.contains("helper"), "{text}");
 }
 
+/// As the registry of docker.io: it wants a token, which another server gives for a name and a password.
+#[test]
+fn a_token_is_asked_for_and_shown() {
+    let image = Layout::new(&[5000]);
+    let Some(registry) = registry_with(&image) else { return };
+    let proxy = Proxy::start(&registry, |head, _, answer| {
+        let lower = head.to_ascii_lowercase();
+        let host = lower.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+        let (status, headers, body) = if head.starts_with("GET /token?") {
+            let scoped = head.contains("scope=repository%3Atest%2Fimage%3Apull");
+            match head.contains("Basic dXNlcjpzZWNyZXQ=") && scoped {
+                true => ("200 OK", String::new(), r#"{"token":"t0k"}"#),
+                false => ("401 Unauthorized", String::new(), "who are you?"),
+            }
+        } else if !lower.contains("authorization: bearer t0k") {
+            let realm = format!("Bearer realm=\"http://{host}/token\",service=\"s\"");
+            ("401 Unauthorized", format!("www-authenticate: {realm}\r\n"), "")
+        } else {
+            return answer;
+        };
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n{body}").into()
+    });
+    let (user, host) = (User::new(), proxy.host());
+    let name = format!("{host}/test/image:1");
+    let text = user.error(&["image", "pull", &name]);
+    assert!(text.contains("docker login") && text.contains("who are you?"), "{text}");
+    let auths = format!(r#"{{"auths":{{"{host}":{{"auth":"dXNlcjpzZWNyZXQ="}}}}}}"#);
+    user.write(".docker/config.json", &auths);
+    assert_eq!(user.ok(&["image", "pull", &name]), format!("{}\n", image.manifest));
+}
+
 #[test]
 fn mirrors_are_asked_first_and_passed_over() {
     let image = Layout::new(&[5000]);
