@@ -117,15 +117,10 @@ impl Repository {
         what: &str,
         answer: impl Future<Output = Result<T, OciDistributionError>>,
     ) -> Result<T, RegistryError> {
-        let request = Request {
-            host: self.host.clone(),
-            repository: self.reference.repository().into(),
-            what: what.into(),
-        };
-        let Request { host, what, .. } = &request;
-        let (host, what) = (host.clone(), what.clone());
+        let (host, what) = (self.host.clone(), what.to_string());
+        let repository = self.reference.repository().to_string();
         tokio::select! {
-            answer = answer => answer.map_err(|error| request.failed(error)),
+            answer = answer => answer.map_err(|error| Request { host, repository, what }.failed(error)),
             () = sleep(ANSWER) => Err(RegistryError::Slow { host, what, seconds: ANSWER.as_secs() }),
             () = flood() => Err(RegistryError::Long { host, what, limit: ROOM >> 20 }),
         }
