@@ -2,14 +2,16 @@
 
 mod container;
 mod values;
+mod verbs;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{id::Id, paths::Paths, timings::Format};
+use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
 pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
 pub use values::{Cpus, Memory};
+pub use verbs::*;
 
 const ABOUT: &str = "Runs every container in a virtual machine of its own";
 
@@ -66,6 +68,33 @@ pub enum Command {
     /// Run a command in a new container in its own VM
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
+    /// List sandboxes
+    #[command(after_help = PS_HELP)]
+    Ps(PsArgs),
+    /// Run a further command in a running container
+    #[command(after_help = EXEC_HELP)]
+    Exec(ExecArgs),
+    /// Print what a detached container has written
+    Logs(LogsArgs),
+    /// Connect to the streams of a detached container
+    #[command(after_help = ATTACH_HELP)]
+    Attach(AttachArgs),
+    /// Copy a file or a folder into a running container, or out of it
+    #[command(after_help = CP_HELP)]
+    Cp(CpArgs),
+    /// Ask containers to end by their stop signal, and kill those that do not in time
+    Stop(StopArgs),
+    /// Send a signal to containers
+    Kill(KillArgs),
+    /// Wait until sandboxes have ended and print their exit codes
+    Wait(NamesArgs),
+    /// Forget ended sandboxes
+    Rm(RmArgs),
+    /// Print all that is known of sandboxes, as JSON
+    Inspect(NamesArgs),
+    /// Print what sandboxes use, in the guest and on the host
+    #[command(after_help = STATS_HELP)]
+    Stats(StatsArgs),
     /// Pull, import, inspect and remove images
     Image(ImageArgs),
     /// List the images in the store
@@ -75,6 +104,9 @@ pub enum Command {
     Check(CheckArgs),
     /// Print the versions of ampoule and its parts
     Version,
+    /// Print a script that completes ampoule's command line in a shell
+    #[command(after_help = COMPLETION_HELP)]
+    Completion(CompletionArgs),
 }
 
 const RUN_HELP: &str = "\
@@ -89,8 +121,11 @@ Examples:
   ampoule run -it alpine
   echo hello | ampoule run -i alpine -- tr a-z A-Z
   ampoule run --memory 1g --cpus 2 -e LANG=C -w /tmp dir:/srv/rootfs -- make
+  ampoule run -d --name clock alpine -- sh -c 'while date; do sleep 1; done'
 
-The network is not there yet: a sandbox has loopback only. What a container writes is thrown away with it.
+The network is not there yet: a sandbox has loopback only. What a container writes to its files is thrown away when
+it ends. With -d its record, exit code and log stay until `ampoule rm`, unless --rm is given; in the foreground nothing
+stays, since its output and its exit code have gone to whoever ran it.
 
 The exit code is the command's, 128 + N if signal N killed it, and
   125  ampoule itself failed: bad options, unknown image, no KVM, the guest did not boot
@@ -104,6 +139,21 @@ SIGINT or SIGTERM, the third ends the sandbox.";
 /// `ampoule run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// Go to the background once the command runs, and print the sandbox's name
+    #[arg(short, long, conflicts_with = "timings")]
+    pub detach: bool,
+    /// Forget the sandbox when it ends; without -d that is always so
+    #[arg(long)]
+    pub rm: bool,
+    /// Label of the sandbox, for `ampoule ps --filter` and `inspect`
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub label: Vec<String>,
+    /// Signal by which `ampoule stop` asks the command to end [default: the image's, else TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<Signal>,
+    /// Seconds `ampoule stop` then leaves it before it is killed
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub stop_timeout: u32,
     /// When to ask the registry for an image that is given by name
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub pull: Pull,
@@ -194,9 +244,9 @@ pub enum ImageCommand {
     #[command(after_help = IMPORT_HELP)]
     Import(ImportArgs),
     /// Print all that is known of images, as JSON
-    Inspect(NamesArgs),
+    Inspect(ImageNamesArgs),
     /// Forget names; what no name needs goes a day later, or with `prune`
-    Rm(NamesArgs),
+    Rm(ImageNamesArgs),
     /// Remove what no name needs: downloads and unnamed root file systems
     #[command(after_help = PRUNE_HELP)]
     Prune(PruneArgs),
@@ -245,7 +295,7 @@ pub struct ImportArgs {
 
 /// Some names of images.
 #[derive(Debug, Args)]
-pub struct NamesArgs {
+pub struct ImageNamesArgs {
     #[arg(value_name = "IMAGE", required = true)]
     pub names: Vec<String>,
 }

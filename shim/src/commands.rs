@@ -1,8 +1,18 @@
 //! The verbs of the command line: each a small file that calls the library.
 
 pub mod check;
+pub mod completion;
+pub mod cp;
+pub mod end;
+mod env;
+pub mod exec;
 pub mod image;
+pub mod inspect;
+pub mod logs;
+pub mod ps;
 pub mod run;
+pub mod stats;
+mod verb;
 pub mod version;
 
 use crate::{
@@ -21,6 +31,17 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
     let paths = cli.global.over(Paths::new(&Environment::current()));
     match cli.command {
         Command::Run(args) => run::run(&args, &paths, timings),
+        Command::Ps(args) => ps::ps(&args, &paths),
+        Command::Exec(args) => exec::exec(&args, &paths),
+        Command::Logs(args) => logs::logs(&args, &paths),
+        Command::Attach(args) => exec::attach_to(&args, &paths),
+        Command::Cp(args) => cp::cp(&args, &paths),
+        Command::Stop(args) => end::stop(&args, &paths),
+        Command::Kill(args) => end::kill(&args, &paths),
+        Command::Wait(args) => end::wait(&args, &paths),
+        Command::Rm(args) => end::rm(&args, &paths),
+        Command::Inspect(args) => inspect::inspect(&args, &paths),
+        Command::Stats(args) => stats::stats(&args, &paths),
         Command::Image(args) => match args.command {
             ImageCommand::Pull(args) => done("image pull", image::pull(&args, &paths)),
             ImageCommand::Import(args) => done("image import", image::import(&args, &paths)),
@@ -30,6 +51,7 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
         },
         Command::Images(args) => done("images", image::list(&args, &paths)),
         Command::Check(args) => check::check(&args, &paths),
+        Command::Completion(args) => completion::completion(&args),
         Command::Version => version::version(&paths),
     }
 }

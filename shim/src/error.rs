@@ -9,14 +9,17 @@
 use std::{error::Error, fmt::Write};
 
 use crate::{
+    commands::FAILURE,
     image::RegistryError,
+    sandbox::StartFailure,
     vm::{Death, KERNEL, VmError},
 };
 
 /// The chain's texts after `ampoule: `, joined by colons, with the console of a dead guest and a hint if the
 /// chain holds one.
 pub fn report(phase: &str, error: &(dyn Error + 'static)) -> String {
-    let mut out = format!("ampoule: {phase}: {}\n", causes(error));
+    let mut out = format!("ampoule: {phase}: {}", chain_text(error));
+    out.push('\n');
     if let Some(death) = find::<Death>(error) {
         out.push_str(&console(death));
     }
@@ -26,13 +29,23 @@ pub fn report(phase: &str, error: &(dyn Error + 'static)) -> String {
     out
 }
 
-/// The chain's texts on one line.
-pub fn causes(error: &(dyn Error + 'static)) -> String {
+/// The chain's texts, joined by colons.
+pub fn chain_text(error: &(dyn Error + 'static)) -> String {
     let mut texts: Vec<String> = chain(error).map(ToString::to_string).collect();
-    texts.retain(|text| !text.is_empty());
     // A transparent link says what its cause says.
     texts.dedup();
+    texts.retain(|text| !text.is_empty());
     texts.join(": ")
+}
+
+/// The exit code for a failure of ours, as docker's: a command that does not exist is 127, one that cannot be
+/// executed 126, all else 125.
+pub fn exit_code(error: &(dyn Error + 'static)) -> u8 {
+    match find::<StartFailure>(error) {
+        Some(StartFailure::NotFound(_)) => 127,
+        Some(StartFailure::NotExecutable(_)) => 126,
+        None => FAILURE,
+    }
 }
 
 /// The last lines of a dead guest's console.

@@ -9,10 +9,12 @@
 //! - [`vm`], [`kvm`]: the VMM process and its control socket; `/dev/kvm`
 //! - [`agent`]: the guest agent's calls
 //! - [`stdio`], [`terminal`], [`signals`]: the user's end of a workload
+//! - [`registry`], [`control`]: the sandboxes of a user on disk, and the socket of each
+//! - [`journal`], [`log`]: what a detached container writes, and who is attached to it
 //! - [`timings`], [`clock`]: the spans of a run
 //! - [`check`]: whether this host can run sandboxes
 //! - [`config`]: the file `config.toml`
-//! - [`paths`], [`name`], [`id`]: where things are, and what they are called
+//! - [`paths`], [`name`], [`id`], [`signal_name`], [`timestamp`]: where things are, and what they are called
 //! - [`error`], [`text`]: what is printed when something is wrong
 
 pub mod agent;
@@ -22,20 +24,26 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod control;
 pub mod error;
 pub mod id;
 pub mod image;
+pub mod journal;
 pub mod kvm;
+pub mod log;
 pub mod name;
 pub mod paths;
+pub mod registry;
 pub mod rootfs;
 pub mod run_spec;
 pub mod sandbox;
 pub mod seccomp;
+pub mod signal_name;
 pub mod signals;
 pub mod spec;
 pub mod stdio;
 pub mod terminal;
 pub mod text;
+pub mod timestamp;
 pub mod timings;
 pub mod vm;

@@ -34,8 +34,8 @@ impl HeldName {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-        match lock_byte(&file, offset(name)) {
-            Ok(()) => Ok(Self(file)),
+        match lock_byte(&file, libc::F_OFD_SETLK, offset(name)) {
+            Ok(_) => Ok(Self(file)),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
                 Err(NameError::InUse(name.clone()))
             }
@@ -44,23 +44,30 @@ impl HeldName {
     }
 }
 
+/// Whether a process holds `name`: its sandbox lives. If that cannot be told, it does not.
+pub fn is_held(state: &Path, name: &Id) -> bool {
+    let Ok(file) = OpenOptions::new().write(true).open(state.join("names")) else { return false };
+    lock_byte(&file, libc::F_OFD_GETLK, offset(name))
+        .is_ok_and(|found| found.l_type != libc::F_UNLCK as libc::c_short)
+}
+
 /// 63 bits of the name's SHA-256: two names of one host do not meet.
 fn offset(name: &Id) -> i64 {
     let hash = Sha256::digest(name.as_str());
     hash.iter().take(8).fold(0, |sum: i64, byte| sum << 8 | i64::from(*byte)) & i64::MAX
 }
 
-/// A lock of the open file, not of the process (fcntl(2), F_OFD_SETLK).
-fn lock_byte(file: &File, offset: i64) -> io::Result<()> {
+/// A lock of the open file, not of the process, taken or asked for (fcntl(2), F_OFD_SETLK, F_OFD_GETLK).
+fn lock_byte(file: &File, command: libc::c_int, offset: i64) -> io::Result<libc::flock> {
     // SAFETY: all zero is a valid flock.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = libc::F_WRLCK as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     lock.l_start = offset;
     lock.l_len = 1;
-    // SAFETY: the descriptor is open and the argument is what this command takes.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
-        0 => Ok(()),
+    // SAFETY: the descriptor is open and the argument is what these commands take and fill in.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, &mut lock) } {
+        0 => Ok(lock),
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -76,8 +83,10 @@ mod tests {
         let held = HeldName::take(state.path(), &web).unwrap();
         let again = HeldName::take(state.path(), &web);
         assert!(matches!(again, Err(NameError::InUse(_))), "{again:?}");
+        assert!(is_held(state.path(), &web) && !is_held(state.path(), &other));
         HeldName::take(state.path(), &other).unwrap();
         drop(held);
+        assert!(!is_held(state.path(), &web));
         HeldName::take(state.path(), &web).unwrap();
     }
 }

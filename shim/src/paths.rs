@@ -109,11 +109,12 @@ fn folders(env: &Environment) -> (PathBuf, PathBuf) {
     }
     let home = env.home.clone().map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
     let data = env.xdg_data.as_ref().map_or_else(|| home.join(".local/share"), PathBuf::from);
-    let runtime = env
-        .xdg_runtime
-        .as_ref()
-        .map_or_else(|| PathBuf::from(format!("/tmp/ampoule-{}", env.uid)), PathBuf::from);
-    (data.join("ampoule"), runtime.join("ampoule"))
+    // Directly in /tmp, whose sticky bit keeps others from putting a folder of theirs in its place.
+    let state = match &env.xdg_runtime {
+        Some(runtime) => Path::new(runtime).join("ampoule"),
+        None => PathBuf::from(format!("/tmp/ampoule-{}", env.uid)),
+    };
+    (data.join("ampoule"), state)
 }
 
 #[cfg(test)]
@@ -176,7 +177,7 @@ mod tests {
         let moved = Environment { root: Some("/r".into()), ..user.clone() };
         for (env, store, state) in [
             (root, "/var/lib/ampoule", "/run/ampoule"),
-            (user, "/home/u/.local/share/ampoule", "/tmp/ampoule-1000/ampoule"),
+            (user, "/home/u/.local/share/ampoule", "/tmp/ampoule-1000"),
             (xdg, "/d/ampoule", "/run/user/1000/ampoule"),
             (moved, "/r", "/r/run"),
         ] {

@@ -3,12 +3,13 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::{Capability, LinuxSeccomp, Spec};
+use oci_spec::runtime::{Capability, LinuxSeccomp, Process, Spec};
 use serde_json::{Value, json};
 
 use crate::{
     capabilities,
     cli::{CapabilityName, Sysctl, Tmpfs, Ulimit},
+    control::ExecRequest,
     image::ImageConfig,
     seccomp,
 };
@@ -171,10 +172,7 @@ fn process(
     capabilities: &HashSet<Capability>,
 ) -> Result<Value, RunSpecError> {
     let cwd = options.workdir.as_deref().unwrap_or(&image.working_dir);
-    let cwd = if cwd.is_empty() { "/" } else { cwd };
-    if !cwd.starts_with('/') {
-        return Err(RunSpecError::Workdir(cwd.into()));
-    }
+    let cwd = if cwd.is_empty() { "/" } else { absolute(cwd)? };
     let mut process = json!({
         "terminal": options.terminal.is_some(),
         // The agent looks names and numbers up in the container's own files.
@@ -197,6 +195,34 @@ fn process(
     Ok(process)
 }
 
+/// A further process: the first one's settings, and what the user says of this one.
+pub fn exec_process(first: &Process, exec: ExecRequest) -> Result<Process, RunSpecError> {
+    let mut json = serde_json::to_value(first)?;
+    let mut env = first.env().clone().unwrap_or_default();
+    if exec.terminal.is_some() && !env.iter().any(|e| e.starts_with("TERM=")) {
+        env.push("TERM=xterm".into());
+    }
+    exec.env.iter().for_each(|entry| set(&mut env, entry));
+    json["args"] = exec.args.into();
+    json["env"] = env.into();
+    json["terminal"] = exec.terminal.is_some().into();
+    json["consoleSize"] = match exec.terminal {
+        Some((width, height)) => json!({ "width": width, "height": height }),
+        None => Value::Null,
+    };
+    if let Some(cwd) = exec.workdir {
+        json["cwd"] = absolute(&cwd)?.into();
+    }
+    if let Some(user) = exec.user {
+        json["user"] = json!({ "uid": 0, "gid": 0, "username": user });
+    }
+    Ok(serde_json::from_value(json)?)
+}
+
+fn absolute(cwd: &str) -> Result<&str, RunSpecError> {
+    if cwd.starts_with('/') { Ok(cwd) } else { Err(RunSpecError::Workdir(cwd.into())) }
+}
+
 fn args(image: &ImageConfig, options: &RunOptions) -> Result<Vec<String>, RunSpecError> {
     let (entrypoint, default) = match &options.entrypoint {
         None => (&image.entrypoint[..], &image.cmd[..]),
@@ -216,15 +242,18 @@ fn env(image: &ImageConfig, options: &RunOptions) -> Vec<String> {
     if options.terminal.is_some() {
         defaults.push("TERM=xterm".into());
     }
-    let mut env: Vec<String> = Vec::new();
-    for entry in defaults.iter().chain(&image.env).chain(&options.env) {
-        let name = entry.split('=').next().unwrap_or_default();
-        match env.iter_mut().find(|e| e.split('=').next() == Some(name)) {
-            Some(earlier) => earlier.clone_from(entry),
-            None => env.push(entry.clone()),
-        }
-    }
+    let mut env = Vec::new();
+    defaults.iter().chain(&image.env).chain(&options.env).for_each(|entry| set(&mut env, entry));
     env
+}
+
+/// Sets a variable, in its place if it is there already.
+fn set(env: &mut Vec<String>, entry: &str) {
+    let name = entry.split('=').next();
+    match env.iter_mut().find(|e| e.split('=').next() == name) {
+        Some(earlier) => *earlier = entry.to_string(),
+        None => env.push(entry.to_string()),
+    }
 }
 
 fn mounts(options: &RunOptions) -> Value {

@@ -24,14 +24,14 @@ use rustix::{
 };
 use tokio::sync::oneshot;
 
-use crate::clock;
+use crate::{clock, sandbox::Streams};
 
 const BUFFER: usize = 64 * 1024;
 const STACK: usize = 128 * 1024;
 
 /// Which of our own streams an output goes to.
 #[derive(Clone, Copy, Debug)]
-pub enum Output {
+enum Output {
     Stdout,
     Stderr,
 }
@@ -39,19 +39,64 @@ pub enum Output {
 /// When the first byte of standard output arrived: CLOCK_MONOTONIC in nanoseconds, 0 if none yet.
 pub type FirstByte = Arc<AtomicU64>;
 
-/// Feeds our standard input to `stream` until either ends. The thread is left to itself: a read of a terminal
-/// cannot be taken back, and ends with the process.
-pub fn feed(stream: tokio::net::UnixStream) -> io::Result<()> {
+/// Told when the user types [`DETACH`]. Dropped when the input ends without it.
+pub type Leave = oneshot::Sender<()>;
+
+/// Ctrl-P Ctrl-Q, as docker's.
+const DETACH: [u8; 2] = [0x10, 0x11];
+
+/// Connects a process's streams to ours; each receiver resolves at the end of an output.
+pub fn connect(
+    streams: Streams,
+    first: &FirstByte,
+    leave: Option<Leave>,
+) -> io::Result<Vec<oneshot::Receiver<()>>> {
+    if let Some(stdin) = streams.stdin {
+        feed(stdin, leave)?;
+    }
+    let outputs = [(streams.stdout, Output::Stdout), (streams.stderr, Output::Stderr)];
+    let outputs = outputs.into_iter().filter_map(|(stream, output)| Some((stream?, output)));
+    outputs.map(|(stream, output)| drain(stream, output, first.clone())).collect()
+}
+
+/// Feeds our standard input to `stream` until either ends, or the user leaves. The thread is left to itself: a
+/// read of a terminal cannot be taken back, and ends with the process.
+fn feed(stream: tokio::net::UnixStream, leave: Option<Leave>) -> io::Result<()> {
     let stream = blocking(stream)?;
     spawn("stdin", move || {
-        let _ = copy(rustix::stdio::stdin(), stream.as_fd(), |_| {});
+        let mut keys = DetachKeys::default();
+        let seen = |bytes: &[u8]| match leave.is_some() && keys.typed(bytes) {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        };
+        let copied = copy(rustix::stdio::stdin(), stream.as_fd(), seen);
+        if copied.is_err_and(|e| e.kind() == io::ErrorKind::Interrupted) {
+            let _ = leave.map(|leave| leave.send(()));
+        }
         let _ = stream.shutdown(Shutdown::Write);
     })
 }
 
+/// Looks for [`DETACH`] in what is typed, a few bytes at a time. The first key is passed on all the same: a
+/// program may have a use for it.
+#[derive(Default)]
+struct DetachKeys {
+    first: bool,
+}
+
+impl DetachKeys {
+    fn typed(&mut self, bytes: &[u8]) -> bool {
+        bytes.iter().any(|byte| {
+            let both = self.first && *byte == DETACH[1];
+            self.first = *byte == DETACH[0];
+            both
+        })
+    }
+}
+
 /// Copies `stream` to one of our outputs. The receiver resolves at the end of the stream, or when our output
 /// is closed: the stream is closed then too, so that the workload meets a broken pipe as it would here.
-pub fn drain(
+fn drain(
     stream: tokio::net::UnixStream,
     output: Output,
     first: FirstByte,
@@ -63,7 +108,10 @@ pub fn drain(
             Output::Stdout => rustix::stdio::stdout(),
             Output::Stderr => rustix::stdio::stderr(),
         };
-        let _ = copy(stream.as_fd(), to, |_| note(&first, output));
+        let _ = copy(stream.as_fd(), to, |_| {
+            note(&first, output);
+            Ok(())
+        });
         drop(stream);
         let _ = done.send(());
     })?;
@@ -76,7 +124,8 @@ fn note(first: &FirstByte, output: Output) {
     }
 }
 
-fn blocking(stream: tokio::net::UnixStream) -> io::Result<UnixStream> {
+/// Out of the event loop, for a thread.
+pub fn blocking(stream: tokio::net::UnixStream) -> io::Result<UnixStream> {
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     Ok(stream)
@@ -86,15 +135,19 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work).map(drop)
 }
 
-/// Copies until the end of `from` or an error; `seen` hears of every piece before it is written.
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut seen: impl FnMut(usize)) -> io::Result<()> {
+/// Copies until the end of `from` or an error; `seen` hears of every piece before it is written, and may end it.
+fn copy(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    mut seen: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let n = retry(from, PollFlags::IN, || rustix::io::read(from, &mut buffer[..]))?;
         if n == 0 {
             return Ok(());
         }
-        seen(n);
+        seen(&buffer[..n])?;
         let mut rest = &buffer[..n];
         while !rest.is_empty() {
             let written = retry(to, PollFlags::OUT, || rustix::io::write(to, rest))?;
@@ -138,7 +191,11 @@ mod tests {
         thread::spawn(move || write.write_all(&sent));
         let copier = thread::spawn(move || {
             let mut pieces = 0;
-            copy(from.as_fd(), to.as_fd(), |n| pieces += n).unwrap();
+            let count = |bytes: &[u8]| {
+                pieces += bytes.len();
+                Ok(())
+            };
+            copy(from.as_fd(), to.as_fd(), count).unwrap();
             pieces
         });
         let mut received = Vec::new();
@@ -153,7 +210,21 @@ mod tests {
         let (to, read) = UnixStream::pair().unwrap();
         drop(read);
         write.write_all(b"x").unwrap();
-        let error = copy(from.as_fd(), to.as_fd(), |_| {}).unwrap_err();
+        let error = copy(from.as_fd(), to.as_fd(), |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn the_detach_keys_are_found_in_pieces_and_only_together() {
+        for (typed, found) in [
+            (&[&b"\x10\x11"[..]][..], true),
+            (&[b"abc\x10", b"\x11"], true),
+            (&[b"\x10\x10\x11"], true),
+            (&[b"\x11\x10"], false),
+            (&[b"\x10a\x11"], false),
+        ] {
+            let mut keys = DetachKeys::default();
+            assert_eq!(typed.iter().any(|bytes| keys.typed(bytes)), found, "{typed:?}");
+        }
     }
 }

@@ -233,8 +233,9 @@ impl Vm {
 }
 
 /// Registers a descriptor with tokio.
-fn watch<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: both types this is used with own their descriptor: it stays open, and the same, until dropped.
+pub(crate) fn watch<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the types this is used with, OwnedFd and Channel, own their descriptor: it stays open, and the
+    // same, until dropped.
     let watched = unsafe { AsyncFd::register(fd) };
     watched.map_err(io::Error::from)
 }

@@ -79,6 +79,49 @@ pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
     Ampoule { name: Some(name), ..ampoule(all) }
 }
 
+/// A sandbox in the background; what is left of it when the test ends is removed by force.
+pub struct Detached(pub String);
+
+/// `ampoule run -d --name UNIQUE ARGS...`
+#[track_caller]
+pub fn detached<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Detached {
+    let mut ampoule = run([OsString::from("-d")]
+        .into_iter()
+        .chain(args.into_iter().map(|a| a.as_ref().to_owned())));
+    let name = ampoule.name.take().expect("a run");
+    let out = ampoule.output().ended_with(0);
+    assert_eq!(out.text(), name);
+    Detached(name)
+}
+
+impl Detached {
+    /// `ampoule VERB NAME`
+    pub fn verb(&self, verb: &str) -> Outcome {
+        ampoule([verb, &self.0]).output()
+    }
+
+    /// `ampoule exec NAME sh -c SCRIPT`
+    pub fn sh(&self, script: &str) -> Outcome {
+        ampoule(["exec", &self.0, "sh", "-c", script]).output()
+    }
+
+    /// `ampoule inspect NAME`
+    pub fn record(&self) -> serde_json::Value {
+        let out = self.verb("inspect").ended_with(0);
+        let mut all: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).expect("JSON");
+        all.pop().expect("one record")
+    }
+}
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        ampoule(["rm", "-f", &self.0]).output();
+        if !thread::panicking() {
+            assert_nothing_left(&self.0);
+        }
+    }
+}
+
 impl Ampoule {
     pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(key, value);

@@ -1,6 +1,7 @@
 //! Words of the end-to-end tests: they run the staged `ampoule` as a user would.
 //!
 //! - [`ampoule`]: one command line, run to its end within a bound, with what it printed and left behind
+//! - [`detached`]: a sandbox in the background, removed at the end of the test
 //! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
@@ -8,7 +9,7 @@ mod command;
 pub mod sandbox;
 mod skip;
 
-pub use command::{Ampoule, Outcome, ampoule, run};
+pub use command::{Ampoule, Detached, Outcome, ampoule, assert_nothing_left, detached, run};
 pub use skip::skip;
 
 use std::{env, path::PathBuf};

@@ -197,5 +197,8 @@ fn a_dead_ampoule_takes_its_vm_along() {
     let mut running = run(["alpine", "--", "sh", "-c", "echo ready; sleep 60"]).spawn();
     running.wait_for("ready");
     running.signal(Signal::KILL);
+    running.child.wait().unwrap();
+    // Its record is all it could not take along; whoever lists sandboxes clears it away.
+    ampoule(["ps"]).output().ended_with(0);
     running.finish().ended_with(137);
 }

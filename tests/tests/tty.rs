@@ -3,13 +3,13 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    process::Stdio,
+    process::{Child, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
-use ampoule_tests::run;
+use ampoule_tests::{Ampoule, ampoule, detached, run};
 use rustix::{
     fs::{Mode, OFlags, open},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -68,16 +68,21 @@ impl Screen {
     }
 }
 
-#[test]
-fn a_terminal_is_one_inside_follows_the_window_and_is_given_back() {
-    let (mut screen, slave) = Screen::new();
-    let before = tcgetattr(&slave).unwrap();
-    let mut command = run(["-it", "alpine", "--", "sh"]).command;
+/// Starts a command on the terminal.
+fn on(slave: &File, ampoule: Ampoule) -> Child {
+    let mut command = ampoule.command;
     command
         .stdin(slave.try_clone().unwrap())
         .stdout(slave.try_clone().unwrap())
         .stderr(Stdio::from(slave.try_clone().unwrap()));
-    let mut child = command.spawn().unwrap();
+    command.spawn().unwrap()
+}
+
+#[test]
+fn a_terminal_is_one_inside_follows_the_window_and_is_given_back() {
+    let (mut screen, slave) = Screen::new();
+    let before = tcgetattr(&slave).unwrap();
+    let mut child = on(&slave, run(["-it", "alpine", "--", "sh"]));
     screen.types("test -t 0 && test -t 1 && echo is-a-$((1+1))-tty\n");
     screen.shows("is-a-2-tty");
     screen.types("stty size\n");
@@ -105,4 +110,26 @@ fn a_terminal_is_one_inside_follows_the_window_and_is_given_back() {
 fn t_without_a_terminal_on_stdin_is_an_error_with_a_reason() {
     let out = run(["-it", "alpine", "--", "true"]).stdin("x").output().ended_with(125);
     out.says(&["terminal"]);
+}
+
+#[test]
+fn exec_and_attach_have_a_terminal_too_and_attach_can_be_left() {
+    let sandbox = detached(["-it", "alpine", "sh"]);
+    let (mut screen, slave) = Screen::new();
+    let before = tcgetattr(&slave).unwrap();
+    let mut exec = on(&slave, ampoule(["exec", "-it", &sandbox.0, "sh"]));
+    screen.types("test -t 0 && stty size && exit 6\n");
+    screen.shows("24 80");
+    assert_eq!(exec.wait().unwrap().code(), Some(6));
+    let mut attach = on(&slave, ampoule(["attach", &sandbox.0]));
+    screen.types("stty size; echo a-$((1+1))\n");
+    screen.shows("24 80");
+    screen.shows("a-2");
+    screen.types("\x10\x11");
+    assert_eq!(attach.wait().unwrap().code(), Some(0));
+    assert_eq!(before.local_modes, tcgetattr(&slave).unwrap().local_modes);
+    let mut attach = on(&slave, ampoule(["attach", &sandbox.0]));
+    screen.types("exit 4\n");
+    assert_eq!(attach.wait().unwrap().code(), Some(4));
+    assert_eq!(sandbox.verb("wait").text(), "4");
 }

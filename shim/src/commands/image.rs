@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::{
-    cli::{ImagesArgs, ImportArgs, NamesArgs, PruneArgs, Pull, PullArgs},
+    cli::{ImageNamesArgs, ImagesArgs, ImportArgs, PruneArgs, Pull, PullArgs},
     config::Config,
     image::{Image, ImageError, Name, Reference, Registries, Store},
     paths::Paths,
@@ -49,7 +49,7 @@ pub fn import(args: &ImportArgs, paths: &Paths) -> Result<(), ImageError> {
 }
 
 /// Prints images as a JSON list.
-pub fn inspect(args: &NamesArgs, paths: &Paths) -> Result<(), ImageError> {
+pub fn inspect(args: &ImageNamesArgs, paths: &Paths) -> Result<(), ImageError> {
     let store = open(paths)?;
     let load = |name: Name| store.resolve(&Reference::Name(name));
     let images = parse(&args.names)?.into_iter().map(load).collect::<Result<Vec<_>, _>>()?;
@@ -61,7 +61,7 @@ pub fn inspect(args: &NamesArgs, paths: &Paths) -> Result<(), ImageError> {
 }
 
 /// Forgets names.
-pub fn remove(args: &NamesArgs, paths: &Paths) -> Result<(), ImageError> {
+pub fn remove(args: &ImageNamesArgs, paths: &Paths) -> Result<(), ImageError> {
     let store = open(paths)?;
     parse(&args.names)?.iter().try_for_each(|name| store.remove(name))
 }

@@ -1,33 +1,47 @@
-//! `ampoule run`: one container in a sandbox of its own, in the foreground.
+//! `ampoule run`: one container in a sandbox of its own, in the foreground or, with `-d`, in the background.
 
-mod env;
+mod detach;
 mod supervise;
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
+    path::Path,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use super::{FAILURE, image};
+use oci_spec::runtime::{Process, Spec};
+use tokio::sync::oneshot;
+
+use super::{
+    FAILURE,
+    env::{self, FileError},
+    image,
+};
 use crate::{
     cli::{ContainerArgs, RunArgs, SecurityOption},
-    error::report,
-    id::{BadId, Id},
+    control::{Container, Server},
+    error::{exit_code, report},
+    id::Id,
     image::{Image, ImageError},
-    name::{HeldName, NameError},
+    journal::Journal,
     paths::Paths,
+    registry::{Claim, Ended, Record, Registry, RegistryError},
     rootfs::{self, Prepared, RootFsError},
     run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
-        ContainerConfig, Created, Exit, ProcessId, Sandbox, SandboxConfig, SandboxError,
-        StartFailure, Stdio,
+        ContainerConfig, Created, Exit, ProcessId, Sandbox, SandboxConfig, SandboxError, Stdio,
+        Streams,
     },
+    signal_name::Signal,
     signals::Signals,
-    terminal,
-    text::complain,
+    stdio::{self, FirstByte},
+    terminal::{self, RawTerminal},
+    text::{complain, print},
+    timestamp::Timestamp,
     timings::Timings,
 };
+use detach::{Background, Side};
 use supervise::Supervised;
 
 /// Why nothing was run.
@@ -36,18 +50,15 @@ pub enum RunError {
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
-    Name(#[from] NameError),
-    #[error(transparent)]
-    Id(#[from] BadId),
+    Registry(#[from] RegistryError),
     #[error(transparent)]
     Spec(#[from] RunSpecError),
     #[error(transparent)]
     RootFs(#[from] RootFsError),
     #[error("the input is not a terminal: leave out -t, or -i, or run it from one")]
     NotATerminal,
-    /// A file that an option names.
-    #[error("{}", path.display())]
-    File { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
     #[error(transparent)]
@@ -61,19 +72,21 @@ impl RunError {
     /// The process's exit code, as docker's.
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Sandbox(SandboxError::Start { source: StartFailure::NotFound(_), .. }) => 127,
-            Self::Sandbox(SandboxError::Start {
-                source: StartFailure::NotExecutable(_), ..
-            }) => 126,
             Self::Interrupted(signal) => u8::try_from(128 + signal).unwrap_or(FAILURE),
-            _ => FAILURE,
+            other => exit_code(other),
         }
     }
 }
 
 /// Runs, prints what went wrong, and returns the exit code.
 pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
-    let code = match run_image(args, paths, &mut timings) {
+    let result = match args.detach.then(detach::fork).transpose() {
+        Ok(Some(Side::Parent(code))) => return code,
+        Ok(Some(Side::Child(background))) => begin(args, paths, &mut timings, Some(background)),
+        Ok(None) => begin(args, paths, &mut timings, None),
+        Err(e) => Err(RunError::Host("go to the background", e)),
+    };
+    let code = match result {
         Ok(exit) => finish(args, &exit),
         Err(error) => {
             if !matches!(error, RunError::Interrupted(_)) {
@@ -89,14 +102,19 @@ pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
 }
 
 /// Gets the image, which blocks, and runs it.
-fn run_image(args: &RunArgs, paths: &Paths, timings: &mut Timings) -> Result<Exit, RunError> {
-    if args.tty && args.interactive && !terminal::is_terminal() {
+fn begin(
+    args: &RunArgs,
+    paths: &Paths,
+    timings: &mut Timings,
+    background: Option<Background>,
+) -> Result<Exit, RunError> {
+    if args.tty && args.interactive && !args.detach && !terminal::is_terminal() {
         return Err(RunError::NotATerminal);
     }
     let image = image::obtain(args.image(), args.pull, paths)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| RunError::Host("start the event loop", e))?;
-    runtime.block_on(run_async(args, paths, image, timings))
+    runtime.block_on(run_async(args, paths, image, timings, background))
 }
 
 async fn run_async(
@@ -104,31 +122,116 @@ async fn run_async(
     paths: &Paths,
     image: Image,
     timings: &mut Timings,
+    background: Option<Background>,
 ) -> Result<Exit, RunError> {
-    let (name, _held) = name(args, paths)?;
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => Id::random().map_err(|e| RunError::Host("draw a random name", e))?,
+    };
+    let options = options(args, &name)?;
+    let spec = run_spec(&image.config, &options)?;
+    let first = spec.process().clone().unwrap_or_default();
+    let record = record(args, &image, &name, &first);
+    let mut claim = Registry::new(&paths.state).claim(&name, record)?;
     // From here on signals are ours: what was begun is ended in order.
     let mut signals = Signals::listen().map_err(|e| RunError::Host("listen for signals", e))?;
-    let (sandbox, process, created) = tokio::select! {
+    let (sandbox, created) = tokio::select! {
         biased;
-        prepared = prepare(args, paths, &image, &name, timings) => prepared?,
+        prepared = prepare(args, paths, &image, &name, spec, timings) => prepared?,
         signal = signals.end() => return Err(RunError::Interrupted(signal)),
     };
+    let process = ProcessId::init(name.clone());
+    let connected = connect(args, &claim, created.streams)?;
+    sandbox.start(&process).await?;
+    let journal = connected.journal;
+    let container =
+        Container { sandbox: sandbox.clone(), id: name.clone(), process: first, journal };
+    let server = Server::start(claim.folder(), container)
+        .map_err(|e| RunError::Host("open the control socket", e))?;
+    claim.started(Timestamp::now())?;
+    if let Some(background) = background {
+        print(&format!("{name}\n"));
+        let entered = background.enter(claim.folder());
+        entered.map_err(|e| RunError::Host("go to the background", e))?;
+    }
     let supervised = Supervised { sandbox: &sandbox, process: &process, signals: &mut signals };
-    let (exit, first_byte) = supervised.run(args, created).await?;
+    let exit = supervised.run(connected.outputs).await?;
+    drop(connected.terminal);
     let death = sandbox.shutdown().await;
-    timings.ended(first_byte, death.exits);
+    timings.ended(connected.first_byte.load(Ordering::Relaxed), death.exits);
+    settle(args, claim, server, exit.clone().into()).await?;
     Ok(exit)
 }
 
-/// A name given is held against others; a random one needs no lock.
-fn name(args: &RunArgs, paths: &Paths) -> Result<(Id, Option<HeldName>), RunError> {
-    match &args.name {
-        Some(name) => Ok((name.clone(), Some(HeldName::take(&paths.state, name)?))),
-        None => {
-            let name = Id::random().map_err(|e| RunError::Host("draw a random name", e))?;
-            Ok((name, None))
-        }
+/// Records or forgets the sandbox, and only then tells of its end: who waited finds everything done.
+async fn settle(
+    args: &RunArgs,
+    claim: Claim,
+    server: Server,
+    ended: Ended,
+) -> Result<(), RunError> {
+    let kept = if args.detach && !args.rm {
+        claim.ended(ended.clone())
+    } else {
+        drop(claim);
+        Ok(())
+    };
+    server.finish(ended).await;
+    Ok(kept?)
+}
+
+/// A container's streams, connected.
+struct Connected {
+    /// Each resolves at the end of an output.
+    outputs: Vec<oneshot::Receiver<()>>,
+    first_byte: FirstByte,
+    terminal: Option<RawTerminal>,
+    journal: Option<Arc<Journal>>,
+}
+
+/// To our own streams or, in the background, to the log.
+fn connect(args: &RunArgs, claim: &Claim, streams: Streams) -> Result<Connected, RunError> {
+    let first_byte = FirstByte::default();
+    if args.detach {
+        let (journal, outputs) = Journal::begin(claim.folder(), streams)
+            .map_err(|e| RunError::Host("begin the log", e))?;
+        return Ok(Connected { outputs, first_byte, terminal: None, journal: Some(journal) });
     }
+    let terminal = (args.tty && args.interactive).then(RawTerminal::enter).transpose();
+    let terminal = terminal.map_err(|e| RunError::Host("make the terminal raw", e))?;
+    let outputs = stdio::connect(streams, &first_byte, None)
+        .map_err(|e| RunError::Host("attach the standard streams", e))?;
+    Ok(Connected { outputs, first_byte, terminal, journal: None })
+}
+
+/// What is to be known of the sandbox by other commands.
+fn record(args: &RunArgs, image: &Image, name: &Id, first: &Process) -> Record {
+    // An image's mistake here is no reason not to run it.
+    let images = || image.config.stop_signal.as_deref().and_then(|s| s.parse().ok());
+    Record {
+        name: name.to_string(),
+        image: args.image().into(),
+        digest: image.digest.clone(),
+        command: first.args().clone().unwrap_or_default(),
+        created: Timestamp::now(),
+        started: None,
+        ended: None,
+        pid: std::process::id(),
+        detached: args.detach,
+        remove: !args.detach || args.rm,
+        terminal: args.tty,
+        interactive: args.interactive,
+        memory: args.memory.0,
+        vcpus: args.cpus.vcpus(),
+        stop_signal: args.stop_signal.or_else(images).unwrap_or(Signal::TERM),
+        stop_timeout: args.stop_timeout,
+        labels: args.label.iter().map(|label| key_and_value(label)).collect(),
+    }
+}
+
+fn key_and_value(label: &str) -> (String, String) {
+    let (key, value) = label.split_once('=').unwrap_or((label, ""));
+    (key.into(), value.into())
 }
 
 /// Boots a sandbox and puts the container into it, parked before its workload.
@@ -137,9 +240,9 @@ async fn prepare(
     paths: &Paths,
     image: &Image,
     name: &Id,
+    spec: Spec,
     timings: &mut Timings,
-) -> Result<(Sandbox, ProcessId, Created), RunError> {
-    let spec = run_spec(&image.config, &options(args, name)?)?;
+) -> Result<(Sandbox, Created), RunError> {
     let scratch = (!args.read_only).then_some(args.scratch_size.0);
     let Prepared { disks, rootfs } = rootfs::prepare(&image.rootfs, &paths.store, scratch, 1)?;
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
@@ -161,14 +264,14 @@ async fn prepare(
     let config =
         ContainerConfig { id: name.clone(), spec, rootfs, stdio, init: args.container.init };
     let created = sandbox.create_container(config).await?;
-    Ok((sandbox, ProcessId::init(name.clone()), created))
+    Ok((sandbox, created))
 }
 
 fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
     let ContainerArgs { hostname, security_opt, .. } = &args.container;
     let mut options = RunOptions {
         command: args.command().to_vec(),
-        env: env::variables(&args.container.env_file, &args.env)?,
+        env: [env::from_files(&args.container.env_file)?, env::given(&args.env)].concat(),
         workdir: args.workdir.clone(),
         user: args.user.clone(),
         terminal: args.tty.then(|| terminal::size().unwrap_or((0, 0))),
@@ -199,7 +302,7 @@ fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
 }
 
 fn seccomp_file(path: &Path) -> Result<SeccompChoice, RunError> {
-    let failed = |source| RunError::File { path: path.into(), source };
+    let failed = |source| FileError { path: path.into(), source };
     let profile = fs::read(path).map_err(failed)?;
     let profile = serde_json::from_slice(&profile).map_err(|e| failed(e.into()))?;
     Ok(SeccompChoice::Profile(profile))
@@ -228,7 +331,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::vm::Death;
+    use crate::{sandbox::StartFailure, vm::Death};
 
     #[test]
     fn exit_codes_are_dockers() {
@@ -254,5 +357,11 @@ mod tests {
             assert_eq!(vm_memory_mib(limit), mib);
         }
         assert_eq!(vm_memory_mib(u64::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn a_label_without_a_value_has_an_empty_one() {
+        assert_eq!(key_and_value("a=b=c"), ("a".into(), "b=c".into()));
+        assert_eq!(key_and_value("a"), ("a".into(), String::new()));
     }
 }

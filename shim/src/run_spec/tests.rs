@@ -170,3 +170,32 @@ fn a_profile_that_is_none_is_refused() {
     let options = RunOptions { seccomp: SeccompChoice::Profile(json!([])), ..Default::default() };
     assert!(matches!(run_spec(&image(), &options), Err(RunSpecError::Seccomp(_))));
 }
+
+#[test]
+fn an_exec_is_as_the_first_process_but_for_what_is_said() {
+    let options = RunOptions { user: Some("www".into()), ..Default::default() };
+    let spec = run_spec(&image(), &options).unwrap();
+    let first = spec.process().as_ref().unwrap();
+    let args = vec!["ls".to_string()];
+    let plain = exec_process(first, ExecRequest { args: args.clone(), ..Default::default() });
+    let plain = plain.unwrap();
+    assert_eq!(
+        (plain.args(), plain.cwd(), plain.user()),
+        (&Some(args.clone()), first.cwd(), first.user())
+    );
+    let full = ExecRequest {
+        args,
+        env: vec!["LANG=de".into(), "A=1".into()],
+        workdir: Some("/tmp".into()),
+        user: Some("7".into()),
+        terminal: Some((80, 24)),
+        stdin: true,
+        output: true,
+    };
+    let full = serde_json::to_value(exec_process(first, full).unwrap()).unwrap();
+    assert_eq!(full["env"], json!(["PATH=/bin", "HOSTNAME=", "LANG=de", "TERM=xterm", "A=1"]));
+    assert_eq!((&full["cwd"], &full["user"]["username"]), (&json!("/tmp"), &json!("7")));
+    assert_eq!(full["consoleSize"], json!({ "width": 80, "height": 24 }));
+    let relative = ExecRequest { workdir: Some("tmp".into()), ..Default::default() };
+    assert!(matches!(exec_process(first, relative), Err(RunSpecError::Workdir(_))));
+}

@@ -1,16 +1,13 @@
 //! A workload while it runs: its streams, its terminal, the user's signals, and its exact end.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::RunError;
 use crate::{
-    cli::RunArgs,
-    sandbox::{Created, Exit, ProcessId, Sandbox, SandboxError, Streams},
+    sandbox::{Exit, ProcessId, Sandbox, SandboxError},
     signals::{Signals, Wish},
-    stdio::{self, FirstByte, Output},
-    terminal::{self, RawTerminal},
+    terminal,
     text::complain,
 };
 
@@ -27,18 +24,11 @@ pub(super) struct Supervised<'a> {
 }
 
 impl Supervised<'_> {
-    /// Starts the process and sees it to its end. Returns when everything it wrote has been written out, with
-    /// the time of its first byte.
-    pub async fn run(mut self, args: &RunArgs, created: Created) -> Result<(Exit, u64), RunError> {
-        let first = FirstByte::default();
-        let terminal = (args.tty && args.interactive).then(RawTerminal::enter).transpose();
-        let terminal = terminal.map_err(|e| RunError::Host("make the terminal raw", e))?;
-        let outputs = attach(created.streams, &first)?;
-        self.sandbox.start(self.process).await?;
+    /// Sees a started process to its end. Returns when everything it wrote has been written out.
+    pub async fn run(mut self, outputs: Vec<oneshot::Receiver<()>>) -> Result<Exit, SandboxError> {
         let exit = self.attend().await?;
         self.drained(outputs, exit.death.is_some()).await;
-        drop(terminal);
-        Ok((exit, first.load(Ordering::Relaxed)))
+        Ok(exit)
     }
 
     /// Passes the user's wishes on until the process has ended.
@@ -101,15 +91,4 @@ impl Supervised<'_> {
             _ = self.signals.end() => {}
         }
     }
-}
-
-/// Connects a process's streams to ours.
-fn attach(streams: Streams, first: &FirstByte) -> Result<Vec<oneshot::Receiver<()>>, RunError> {
-    let failed = |e| RunError::Host("attach the standard streams", e);
-    if let Some(stdin) = streams.stdin {
-        stdio::feed(stdin).map_err(failed)?;
-    }
-    let outputs = [(streams.stdout, Output::Stdout), (streams.stderr, Output::Stderr)];
-    let outputs = outputs.into_iter().filter_map(|(stream, output)| Some((stream?, output)));
-    outputs.map(|(s, output)| stdio::drain(s, output, first.clone()).map_err(failed)).collect()
 }

@@ -21,7 +21,7 @@ use super::Store;
 use super::blobs::Partial;
 use super::convert::rootfs_of;
 use crate::config::Endpoint;
-use crate::error::causes;
+use crate::error::chain_text;
 use crate::image::digest::Digest;
 use crate::image::oci::{
     self, Blob, INDEXES, Layout, MANIFESTS, MAX_DEPTH, MAX_JSON, Manifest, Next,
@@ -80,7 +80,7 @@ impl Store {
             match pull(mirror.clone()).await {
                 Err(error) if error.is_of_this_host() => return Err(error),
                 Err(error) => {
-                    let (host, why) = (mirror.host, causes(&error));
+                    let (host, why) = (mirror.host, chain_text(&error));
                     progress.line(&format!("the mirror {host} is passed over: {why}"));
                 }
                 fetched => return fetched,
@@ -227,7 +227,7 @@ impl Pull<'_> {
         for _ in 1..TRIES {
             match attempt().await {
                 Err(ImageError::Pull { source, .. }) if source.is_transient() => {
-                    self.progress.line(&format!("{}; trying again", causes(&source)));
+                    self.progress.line(&format!("{}; trying again", chain_text(&source)));
                 }
                 other => return other,
             }

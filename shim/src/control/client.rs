@@ -1,0 +1,133 @@
+//! A command's end of a sandbox's socket.
+
+use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
+
+use ampoule_vmm_api::ChannelError;
+use rustix::io::Errno;
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{ExecRequest, Peer, Request, Response, socket};
+use crate::{registry::Ended, sandbox::Streams};
+
+/// How long an answer may take that waits for nothing but the guest: more than the agent is given.
+const LIMIT: Duration = Duration::from_secs(35);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("control socket: it does not run (any more)")]
+    Gone,
+    #[error("control socket: it did not answer within {} s", LIMIT.as_secs())]
+    Silent,
+    #[error("control socket: an answer to another question: is it of another version of ampoule?")]
+    Unexpected,
+    #[error("the command line is too long: hand a long script over on stdin, with -i")]
+    TooLong,
+    #[error("control socket")]
+    Io(#[from] io::Error),
+    #[error("control socket")]
+    Channel(#[source] ChannelError),
+    /// What the sandbox answered.
+    #[error("{text}")]
+    Failed { text: String, code: u8 },
+}
+
+impl From<ChannelError> for ControlError {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::Closed => Self::Gone,
+            ChannelError::TooLong(_) => Self::TooLong,
+            other => Self::Channel(other),
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, ControlError>;
+
+/// A connection. What it speaks of is told in [`super`].
+#[derive(Debug)]
+pub struct Connection(Peer);
+
+impl Connection {
+    /// Connects to the sandbox of this folder.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let connect = || -> io::Result<OwnedFd> {
+            let (socket, _folder, address) = socket(folder)?;
+            rustix::net::connect(&socket, &address)?;
+            Ok(socket)
+        };
+        match connect() {
+            Ok(socket) => Ok(Self(Peer::new(socket)?)),
+            Err(e)
+                if [Errno::NOENT, Errno::CONNREFUSED]
+                    .contains(&Errno::from_io_error(&e).unwrap_or(Errno::IO)) =>
+            {
+                Err(ControlError::Gone)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    pub fn send(&self, request: &Request) -> Result<()> {
+        Ok(self.0.send(request, &[] as &[OwnedFd])?)
+    }
+
+    /// The next answer, whenever it comes. Cancel-safe.
+    pub async fn receive(&self) -> Result<(Response, Vec<OwnedFd>)> {
+        match self.0.receive().await? {
+            (Response::Failed { text, code }, _) => Err(ControlError::Failed { text, code }),
+            answer => Ok(answer),
+        }
+    }
+
+    /// A request and its answer.
+    pub async fn call(&self, request: &Request) -> Result<(Response, Vec<OwnedFd>)> {
+        self.send(request)?;
+        timeout(LIMIT, self.receive()).await.unwrap_or(Err(ControlError::Silent))
+    }
+
+    /// The same where there is nothing to answer.
+    pub async fn ask(&self, request: &Request) -> Result<()> {
+        match self.call(request).await? {
+            (Response::Done, _) => Ok(()),
+            _ => Err(ControlError::Unexpected),
+        }
+    }
+
+    /// Prepares a further process.
+    pub async fn exec(&self, exec: ExecRequest) -> Result<Streams> {
+        self.streams(&Request::Exec(exec)).await
+    }
+
+    pub async fn attach(&self) -> Result<Streams> {
+        self.streams(&Request::Attach).await
+    }
+
+    async fn streams(&self, request: &Request) -> Result<Streams> {
+        let (Response::Streams { stdin, stdout, stderr }, fds) = self.call(request).await? else {
+            return Err(ControlError::Unexpected);
+        };
+        let mut fds = fds.into_iter();
+        let mut stream = |there: bool| -> Result<Option<UnixStream>> {
+            if !there {
+                return Ok(None);
+            }
+            let stream =
+                std::os::unix::net::UnixStream::from(fds.next().ok_or(ControlError::Unexpected)?);
+            stream.set_nonblocking(true)?;
+            Ok(Some(UnixStream::from_std(stream)?))
+        };
+        Ok(Streams { stdin: stream(stdin)?, stdout: stream(stdout)?, stderr: stream(stderr)? })
+    }
+
+    /// The end that was asked for with [`Request::Wait`]; other answers are passed over.
+    pub async fn ended(&self) -> Result<Ended> {
+        loop {
+            match self.receive().await {
+                Ok((Response::Ended(ended), _)) => return Ok(ended),
+                // Of a signal or a size that came too late.
+                Ok(_) | Err(ControlError::Failed { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

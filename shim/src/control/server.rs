@@ -1,0 +1,277 @@
+//! The sandbox's end of its socket, served beside its container by the process that runs it.
+
+use std::{io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+
+use ampoule_agent_api::agent::StatsResponse;
+use oci_spec::runtime::Process;
+use rustix::net::{SocketFlags, accept_with, bind, listen, sockopt::socket_peercred};
+use tokio::{
+    io::unix::AsyncFd,
+    net::UnixStream,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
+
+use super::{ExecRequest, Peer, Request, Response, Stats, socket};
+use crate::{
+    error::{chain_text, exit_code},
+    id::Id,
+    journal::Journal,
+    registry::Ended,
+    run_spec::{RunSpecError, exec_process},
+    sandbox::{ExecConfig, ProcessId, Sandbox, SandboxError, Stdio, Streams},
+    vm::watch as watch_fd,
+};
+
+/// Most connections at a time; each costs a task and a descriptor.
+const MAX_CONNECTIONS: usize = 256;
+/// How long those who wait for the end may take to be told of it.
+const FAREWELL: Duration = Duration::from_secs(1);
+const SIGKILL: u32 = 9;
+
+/// What is served.
+pub struct Container {
+    pub sandbox: Sandbox,
+    pub id: Id,
+    /// The first process, whose settings an exec inherits.
+    pub process: Process,
+    /// What a detached container writes; none in the foreground.
+    pub journal: Option<Arc<Journal>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ExecError {
+    #[error("draw a random name")]
+    Random(#[source] io::Error),
+    #[error(transparent)]
+    Spec(#[from] RunSpecError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+type End = watch::Receiver<Option<Ended>>;
+
+/// The listening socket and its connections.
+pub struct Server {
+    accepting: JoinHandle<()>,
+    end: watch::Sender<Option<Ended>>,
+}
+
+impl Server {
+    /// Listens in the sandbox's folder.
+    pub fn start(folder: &Path, container: Container) -> io::Result<Self> {
+        let (listener, _folder, address) = socket(folder)?;
+        bind(&listener, &address)?;
+        listen(&listener, 64)?;
+        let listener = watch_fd(listener)?;
+        let (end, ended) = watch::channel(None);
+        let accepting = tokio::spawn(accept(listener, Arc::new(container), ended));
+        Ok(Self { accepting, end })
+    }
+
+    /// Tells everyone who waits how the container ended, and closes.
+    pub async fn finish(mut self, ended: Ended) {
+        self.end.send_replace(Some(ended));
+        if timeout(FAREWELL, &mut self.accepting).await.is_err() {
+            self.accepting.abort();
+        }
+    }
+}
+
+/// Takes connections until the end, then sees those off that are there.
+async fn accept(listener: AsyncFd<OwnedFd>, container: Arc<Container>, end: End) {
+    let mut ended = end.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = over(&mut ended) => break,
+            Some(_) = connections.join_next() => {}
+            socket = next(&listener) => match socket {
+                Ok(peer) if connections.len() < MAX_CONNECTIONS => {
+                    connections.spawn(converse(peer, container.clone(), end.clone()));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "control socket");
+                    // Out of descriptors, perhaps: not at once again.
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn over(end: &mut End) {
+    let _ = end.wait_for(Option::is_some).await;
+}
+
+/// The next connection of somebody who may.
+async fn next(listener: &AsyncFd<OwnedFd>) -> io::Result<Peer> {
+    let own = rustix::process::geteuid();
+    loop {
+        let mut ready = listener.readable().await?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let Ok(socket) = ready.try_io(|l| Ok(accept_with(l.get_ref(), flags)?)) else { continue };
+        let socket = socket?;
+        let user = socket_peercred(&socket)?.uid;
+        if user == own || user.is_root() {
+            return Peer::new(socket);
+        }
+    }
+}
+
+/// Serves a connection until the client goes, or the sandbox has ended and everything is answered.
+async fn converse(peer: Peer, container: Arc<Container>, end: End) {
+    let mut ended = end.clone();
+    let mut process = ProcessId::init(container.id.clone());
+    let mut started = false;
+    let mut calls = JoinSet::new();
+    loop {
+        let response = tokio::select! {
+            biased;
+            Some(Ok(response)) = calls.join_next() => peer.send(&response, &[] as &[OwnedFd]),
+            request = peer.receive::<Request>() => match request {
+                Ok((Request::Exec(exec), _)) if process.exec.is_none() => {
+                    let (response, streams) = match container.exec(exec).await {
+                        Ok((exec, streams)) => {
+                            process = exec;
+                            (said(&streams), streams)
+                        }
+                        Err(error) => (failed(&error), Streams::default()),
+                    };
+                    send_streams(&peer, response, streams)
+                }
+                Ok((Request::Attach, _)) => {
+                    let (response, streams) = container.attach();
+                    send_streams(&peer, response, streams)
+                }
+                Ok((request, _)) => {
+                    started |= matches!(request, Request::Start);
+                    let (container, process, end) = (container.clone(), process.clone(), end.clone());
+                    calls.spawn(async move { container.answer(request, process, end).await });
+                    Ok(())
+                }
+                Err(_) => break,
+            },
+            () = over(&mut ended), if calls.is_empty() => break,
+        };
+        if response.is_err() {
+            break;
+        }
+    }
+    if process.exec.is_some() {
+        tokio::spawn(async move { container.forget(&process, started).await });
+    }
+}
+
+fn said(streams: &Streams) -> Response {
+    Response::Streams {
+        stdin: streams.stdin.is_some(),
+        stdout: streams.stdout.is_some(),
+        stderr: streams.stderr.is_some(),
+    }
+}
+
+fn send_streams(
+    peer: &Peer,
+    response: Response,
+    streams: Streams,
+) -> Result<(), ampoule_vmm_api::ChannelError> {
+    let fds: Vec<UnixStream> =
+        [streams.stdin, streams.stdout, streams.stderr].into_iter().flatten().collect();
+    peer.send(&response, &fds)
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
+    Response::Failed { text: chain_text(error), code: exit_code(error) }
+}
+
+fn done(result: Result<(), SandboxError>) -> Response {
+    result.map_or_else(|error| failed(&error), |()| Response::Done)
+}
+
+impl Container {
+    async fn answer(&self, request: Request, process: ProcessId, mut end: End) -> Response {
+        match request {
+            Request::Start => done(self.sandbox.start(&process).await),
+            Request::Wait if process.exec.is_none() => {
+                match end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone()) {
+                    Some(ended) => Response::Ended(ended),
+                    None => Response::Failed { text: "the sandbox is gone".into(), code: 125 },
+                }
+            }
+            Request::Wait => match self.sandbox.wait(&process).await {
+                Ok(exit) => Response::Ended(exit.into()),
+                Err(error) => failed(&error),
+            },
+            Request::Signal { signal, all } => {
+                done(self.sandbox.signal(&process, signal, all).await)
+            }
+            Request::Resize { width, height } => {
+                done(self.sandbox.resize(&process, width, height).await)
+            }
+            Request::Stats => match self.sandbox.stats(&self.id).await {
+                Ok(stats) => Response::Stats(stats.into()),
+                Err(error) => failed(&error),
+            },
+            Request::Shutdown => {
+                self.sandbox.shutdown().await;
+                Response::Done
+            }
+            Request::Exec(_) | Request::Attach => {
+                Response::Failed { text: "a connection is for one process".into(), code: 125 }
+            }
+        }
+    }
+
+    /// Prepares a further process.
+    async fn exec(&self, exec: ExecRequest) -> Result<(ProcessId, Streams), ExecError> {
+        let id = Id::random().map_err(ExecError::Random)?;
+        let stdio = Stdio {
+            stdin: exec.stdin,
+            stdout: exec.output,
+            stderr: exec.output && exec.terminal.is_none(),
+        };
+        let process = exec_process(&self.process, exec)?;
+        let config = ExecConfig { container: self.id.clone(), id: id.clone(), process, stdio };
+        let created = self.sandbox.create_exec(config).await?;
+        Ok((ProcessId::exec(self.id.clone(), id), created.streams))
+    }
+
+    /// Sees an exec to its end that nobody asks for any more. One that was never started is ended.
+    async fn forget(&self, process: &ProcessId, started: bool) {
+        if !started {
+            let _ = self.sandbox.signal(process, SIGKILL, false).await;
+        }
+        if self.sandbox.wait(process).await.is_ok() {
+            let _ = self.sandbox.delete(process).await;
+        }
+    }
+
+    fn attach(&self) -> (Response, Streams) {
+        let refused = |text: String| Response::Failed { text, code: 125 };
+        let Some(journal) = &self.journal else {
+            let text = "it runs in the foreground: its streams are those of its `ampoule run`";
+            return (refused(text.into()), Streams::default());
+        };
+        match journal.attach() {
+            Ok(streams) => (said(&streams), streams),
+            Err(error) => (refused(format!("attach: {error}")), Streams::default()),
+        }
+    }
+}
+
+impl From<StatsResponse> for Stats {
+    fn from(stats: StatsResponse) -> Self {
+        Self {
+            memory: stats.memory_current,
+            memory_peak: stats.memory_peak,
+            memory_limit: stats.memory_max,
+            cpu_us: stats.cpu_stat.get("usage_usec").copied().unwrap_or(0),
+            processes: stats.pids_current,
+        }
+    }
+}
