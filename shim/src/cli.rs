@@ -6,7 +6,7 @@ mod verbs;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
 pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
@@ -24,6 +24,9 @@ Files and environment:
                                         AMPOULE_ROOT    the image store
   /run/ampoule, or for ordinary users $XDG_RUNTIME_DIR/ampoule or /tmp/ampoule-UID
                                                         records, logs and sockets of sandboxes
+  /etc/ampoule/config.toml, ~/.config/ampoule/config.toml
+                                        mirrors and plain-HTTP registries (see `ampoule image pull --help`)
+  ~/.docker/config.json                 REGISTRY_AUTH_FILE, or DOCKER_CONFIG for its folder: credentials
   AMPOULE_LOG                           what is logged to stderr: error, warn, info, debug [default: error]
 
 PREFIX is the folder above the one `ampoule` lies in.";
@@ -94,7 +97,7 @@ pub enum Command {
     /// Print what sandboxes use, in the guest and on the host
     #[command(after_help = STATS_HELP)]
     Stats(StatsArgs),
-    /// Put images into the store
+    /// Pull, import, inspect and remove images
     Image(ImageArgs),
     /// List the images in the store
     Images(ImagesArgs),
@@ -109,10 +112,11 @@ pub enum Command {
 }
 
 const RUN_HELP: &str = "\
-IMAGE is a name in the image store (see `ampoule images`), or
-  oci:DIR[:TAG]   an OCI layout
-  dir:PATH        a folder that holds a root file system
-  tar:FILE        a tar of a root file system
+IMAGE is a name as docker has them, NAME[:TAG|@DIGEST]; what is not in the image store is pulled. Or it is
+  oci:DIR[:TAG]        an OCI layout
+  dir:PATH             a folder that holds a root file system
+  tar:FILE             a tar of a root file system
+  docker-archive:FILE  what `docker save` writes
 
 Examples:
   ampoule run alpine -- uname -r
@@ -152,6 +156,9 @@ pub struct RunArgs {
     /// Seconds `ampoule stop` then leaves it before it is killed
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub stop_timeout: u32,
+    /// When to ask the registry for an image that is given by name
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub pull: Pull,
     /// Connect stdin to the command [default: it reads an empty file]
     #[arg(short, long)]
     pub interactive: bool,
@@ -198,6 +205,16 @@ pub struct RunArgs {
     pub container: ContainerArgs,
 }
 
+/// When a registry is asked for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Pull {
+    /// If the store does not have it
+    Missing,
+    /// Each time; layers that are here are not fetched again
+    Always,
+    Never,
+}
+
 impl RunArgs {
     pub fn image(&self) -> &str {
         self.words.first().map_or("", String::as_str)
@@ -222,18 +239,53 @@ pub struct ImageArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Put an image into the store, under one or more names
+    /// Fetch an image from its registry
+    #[command(after_help = PULL_HELP)]
+    Pull(PullArgs),
+    /// Put an image into the store from a file, under one or more names
     #[command(after_help = IMPORT_HELP)]
     Import(ImportArgs),
+    /// Print all that is known of images, as JSON
+    Inspect(ImageNamesArgs),
+    /// Forget names; what no name needs goes a day later, or with `prune`
+    Rm(ImageNamesArgs),
+    /// Remove what no name needs: downloads and unnamed root file systems
+    #[command(after_help = PRUNE_HELP)]
+    Prune(PruneArgs),
+}
+
+const PULL_HELP: &str = "\
+IMAGE is NAME[:TAG] or NAME@sha256:DIGEST, completed as docker does: `alpine` is docker.io/library/alpine:latest.
+A pull that was cut or killed goes on where it was.
+
+Credentials are docker's: `docker login` writes them, credential helpers are asked. Mirrors, and registries
+without TLS, are named in config.toml:
+  [registries.\"docker.io\"]
+  mirrors = [\"cache.lan:5000\"]
+  [registries.\"cache.lan:5000\"]
+  http = true
+Registries on localhost are spoken to in plain HTTP unless `http = false` says otherwise.
+
+Examples:
+  ampoule image pull alpine:3.23
+  ampoule image pull ghcr.io/owner/image@sha256:0123...";
+
+/// `ampoule image pull`
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    #[arg(value_name = "IMAGE")]
+    pub name: String,
 }
 
 const IMPORT_HELP: &str = "\
 SOURCE is an OCI layout (oci:DIR[:TAG] or a folder with one), a folder that holds a root file system (dir:PATH),
-or a tar file of either. A name without a tag gets `latest`.
+a tar file of one (tar:FILE), `-` for such a tar on standard input, or what `docker save` writes
+(docker-archive:FILE). A name without a tag gets `latest`.
 
 Examples:
   ampoule image import oci:./alpine:3.23 alpine:3.23 alpine:latest
-  ampoule image import rootfs.tar.gz mine";
+  ampoule image import rootfs.tar.gz mine
+  docker export container | ampoule image import - mine";
 
 /// `ampoule image import`
 #[derive(Debug, Args)]
@@ -241,6 +293,25 @@ pub struct ImportArgs {
     pub source: String,
     /// Names to give it
     pub names: Vec<String>,
+}
+
+/// Some names of images.
+#[derive(Debug, Args)]
+pub struct ImageNamesArgs {
+    #[arg(value_name = "IMAGE", required = true)]
+    pub names: Vec<String>,
+}
+
+const PRUNE_HELP: &str = "\
+With --keep-size, named images go as well, those used the longest time ago first, until the store is no
+larger than that. Running sandboxes are not disturbed.";
+
+/// `ampoule image prune`
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Most the store may hold afterwards, in bytes or with k, m, g
+    #[arg(long, value_name = "SIZE")]
+    pub keep_size: Option<Memory>,
 }
 
 /// `ampoule images`

@@ -43,7 +43,11 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
         Command::Inspect(args) => inspect::inspect(&args, &paths),
         Command::Stats(args) => stats::stats(&args, &paths),
         Command::Image(args) => match args.command {
+            ImageCommand::Pull(args) => done("image pull", image::pull(&args, &paths)),
             ImageCommand::Import(args) => done("image import", image::import(&args, &paths)),
+            ImageCommand::Inspect(args) => done("image inspect", image::inspect(&args, &paths)),
+            ImageCommand::Rm(args) => done("image rm", image::remove(&args, &paths)),
+            ImageCommand::Prune(args) => done("image prune", image::prune(&args, &paths)),
         },
         Command::Images(args) => done("images", image::list(&args, &paths)),
         Command::Check(args) => check::check(&args, &paths),

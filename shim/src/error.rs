@@ -10,6 +10,7 @@ use std::{error::Error, fmt::Write};
 
 use crate::{
     commands::FAILURE,
+    image::RegistryError,
     sandbox::StartFailure,
     vm::{Death, KERNEL, VmError},
 };
@@ -69,6 +70,13 @@ fn hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
             return Some("ampoule-vmm belongs beside ampoule; AMPOULE_VMM names another");
         }
         _ => {}
+    }
+    use RegistryError::{Client, Slow, Unreachable};
+    if let Some(Unreachable { .. } | Client { .. } | Slow { .. }) = find(error) {
+        return Some(
+            "`ampoule images` lists what is here, `ampoule image import SOURCE NAME` needs no registry; \
+             for mirrors and plain HTTP see `ampoule image pull --help`",
+        );
     }
     let blamed = find::<Death>(error).is_some_and(Death::blames_kvm);
     blamed.then_some("this /dev/kvm may be emulated: see `ampoule check`")

@@ -13,6 +13,7 @@
 //! - [`journal`], [`log`]: what a detached container writes, and who is attached to it
 //! - [`timings`], [`clock`]: the spans of a run
 //! - [`check`]: whether this host can run sandboxes
+//! - [`config`]: the file `config.toml`
 //! - [`paths`], [`name`], [`id`], [`signal_name`], [`timestamp`]: where things are, and what they are called
 //! - [`error`], [`text`]: what is printed when something is wrong
 
@@ -22,6 +23,7 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod commands;
+pub mod config;
 pub mod control;
 pub mod error;
 pub mod id;

@@ -12,7 +12,9 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let timings = Timings::begin();
-    let filter = EnvFilter::try_from_env("AMPOULE_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    // What the verifier of certificates logs, our own errors say.
+    let default = "error,rustls_platform_verifier=off";
+    let filter = EnvFilter::try_from_env("AMPOULE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Cli::try_parse() {
         Ok(cli) => dispatch(cli, timings).into(),

@@ -20,6 +20,9 @@ pub struct Environment {
     pub home: Option<OsString>,
     pub xdg_data: Option<OsString>,
     pub xdg_runtime: Option<OsString>,
+    pub xdg_config: Option<OsString>,
+    pub auth_file: Option<OsString>,
+    pub docker_config: Option<OsString>,
 }
 
 impl Environment {
@@ -36,6 +39,9 @@ impl Environment {
             home: var("HOME"),
             xdg_data: var("XDG_DATA_HOME"),
             xdg_runtime: var("XDG_RUNTIME_DIR"),
+            xdg_config: var("XDG_CONFIG_HOME"),
+            auth_file: var("REGISTRY_AUTH_FILE"),
+            docker_config: var("DOCKER_CONFIG"),
         }
     }
 }
@@ -53,6 +59,10 @@ pub struct Paths {
     pub store: PathBuf,
     /// What lives as long as sandboxes do: `/run/ampoule`, or below `XDG_RUNTIME_DIR`.
     pub state: PathBuf,
+    /// `/etc/ampoule/config.toml`, then the user's, which wins.
+    pub config: Vec<PathBuf>,
+    /// Docker's `config.json` with the credentials for registries.
+    pub credentials: Option<PathBuf>,
 }
 
 impl Paths {
@@ -70,8 +80,24 @@ impl Paths {
             guest: file(&env.guest, "share/ampoule/guest.erofs"),
             store,
             state,
+            config: config(env),
+            credentials: credentials(env),
         }
     }
+}
+
+fn config(env: &Environment) -> Vec<PathBuf> {
+    let home = env.home.as_ref().map(|home| Path::new(home).join(".config"));
+    let user = env.xdg_config.as_ref().map(PathBuf::from).or(home);
+    let folders = [Some(PathBuf::from("/etc")), user].into_iter().flatten();
+    folders.map(|folder| folder.join("ampoule/config.toml")).collect()
+}
+
+fn credentials(env: &Environment) -> Option<PathBuf> {
+    let home = env.home.as_ref().map(|home| Path::new(home).join(".docker"));
+    let folder = env.docker_config.as_ref().map(PathBuf::from).or(home);
+    let file = env.auth_file.as_ref().map(PathBuf::from);
+    file.or(folder.map(|folder| folder.join("config.json")))
 }
 
 fn folders(env: &Environment) -> (PathBuf, PathBuf) {
@@ -119,6 +145,24 @@ mod tests {
             (paths.vmm, paths.kernel, paths.guest),
             ("/x/vmm".into(), "/x/vmlinux".into(), "/usr/local/share/ampoule/guest.erofs".into())
         );
+    }
+
+    #[test]
+    fn configuration_and_credentials_are_where_others_have_them() {
+        let home = Environment { home: Some("/home/u".into()), ..installed() };
+        let docker = Environment { docker_config: Some("/d".into()), ..home.clone() };
+        let file = Environment { auth_file: Some("/f.json".into()), ..docker.clone() };
+        let xdg = Environment { xdg_config: Some("/x".into()), ..home.clone() };
+        for (env, user, credentials) in [
+            (home, "/home/u/.config/ampoule/config.toml", "/home/u/.docker/config.json"),
+            (docker, "/home/u/.config/ampoule/config.toml", "/d/config.json"),
+            (file, "/home/u/.config/ampoule/config.toml", "/f.json"),
+            (xdg, "/x/ampoule/config.toml", "/home/u/.docker/config.json"),
+        ] {
+            let paths = Paths::new(&env);
+            assert_eq!(paths.config, [Path::new("/etc/ampoule/config.toml"), Path::new(user)]);
+            assert_eq!(paths.credentials, Some(credentials.into()));
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn everything_after_the_image_is_the_command() {
 fn options_are_read_and_have_defaults() {
     let plain = run(&["alpine"]).unwrap();
     assert_eq!((plain.memory, plain.cpus, plain.pids_limit), (Memory(512 << 20), Cpus(1000), 4096));
-    assert_eq!(plain.scratch_size, Memory(8 << 30));
+    assert_eq!((plain.scratch_size, plain.pull), (Memory(8 << 30), Pull::Missing));
     assert!(!plain.interactive && !plain.tty && !plain.read_only && plain.timings.is_none());
     let full = run(&[
         "-i",
@@ -62,6 +62,8 @@ fn options_are_read_and_have_defaults() {
         "--cpus",
         "0.5",
         "--read-only",
+        "--pull",
+        "never",
         "--timings=json",
         "--kernel",
         "/k",
@@ -69,7 +71,7 @@ fn options_are_read_and_have_defaults() {
     ])
     .unwrap();
     assert!(full.interactive && full.tty && full.read_only);
-    assert_eq!(full.env, ["A=1", "B"]);
+    assert_eq!((full.env, full.pull), (vec!["A=1".into(), "B".into()], Pull::Never));
     assert_eq!(full.timings, Some(Format::Json));
     assert_eq!(full.name.unwrap().as_str(), "web");
 }

@@ -16,14 +16,14 @@ use tokio::sync::oneshot;
 use super::{
     FAILURE,
     env::{self, FileError},
-    image::progress,
+    image,
 };
 use crate::{
     cli::{ContainerArgs, RunArgs, SecurityOption},
     control::{Container, Server},
     error::{exit_code, report},
     id::Id,
-    image::{Image, ImageError, Reference, Store},
+    image::{Image, ImageError},
     journal::Journal,
     paths::Paths,
     registry::{Claim, Ended, Record, Registry, RegistryError},
@@ -101,18 +101,8 @@ pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
     code
 }
 
+/// Gets the image, which blocks, and runs it.
 fn begin(
-    args: &RunArgs,
-    paths: &Paths,
-    timings: &mut Timings,
-    background: Option<Background>,
-) -> Result<Exit, RunError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| RunError::Host("start the event loop", e))?;
-    runtime.block_on(run_async(args, paths, timings, background))
-}
-
-async fn run_async(
     args: &RunArgs,
     paths: &Paths,
     timings: &mut Timings,
@@ -121,7 +111,19 @@ async fn run_async(
     if args.tty && args.interactive && !args.detach && !terminal::is_terminal() {
         return Err(RunError::NotATerminal);
     }
-    let image = resolve(args, paths)?;
+    let image = image::obtain(args.image(), args.pull, paths)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| RunError::Host("start the event loop", e))?;
+    runtime.block_on(run_async(args, paths, image, timings, background))
+}
+
+async fn run_async(
+    args: &RunArgs,
+    paths: &Paths,
+    image: Image,
+    timings: &mut Timings,
+    background: Option<Background>,
+) -> Result<Exit, RunError> {
     let name = match &args.name {
         Some(name) => name.clone(),
         None => Id::random().map_err(|e| RunError::Host("draw a random name", e))?,
@@ -200,12 +202,6 @@ fn connect(args: &RunArgs, claim: &Claim, streams: Streams) -> Result<Connected,
     let outputs = stdio::connect(streams, &first_byte, None)
         .map_err(|e| RunError::Host("attach the standard streams", e))?;
     Ok(Connected { outputs, first_byte, terminal, journal: None })
-}
-
-fn resolve(args: &RunArgs, paths: &Paths) -> Result<Image, RunError> {
-    let reference: Reference = args.image().parse().map_err(ImageError::from)?;
-    let store = Store::open(&paths.store)?.with_progress(progress);
-    Ok(store.resolve(&reference)?)
 }
 
 /// What is to be known of the sandbox by other commands.

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 pub struct Digest([u8; 32]);
 
 /// The text is not the `sha256:` form; other algorithms of the OCI specification are not read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a digest of the form sha256:<64 lower-case hexadecimal digits>")]
 pub struct ParseDigestError(String);
 
@@ -82,6 +82,14 @@ impl TryFrom<String> for Digest {
 impl From<Digest> for String {
     fn from(digest: Digest) -> String {
         digest.to_string()
+    }
+}
+
+impl From<Digest> for oci_spec::image::Digest {
+    fn from(digest: Digest) -> Self {
+        let hex: oci_spec::image::Sha256Digest =
+            digest.hex().parse().unwrap_or_else(|_| unreachable!("64 hexadecimal digits"));
+        hex.into()
     }
 }
 

@@ -7,17 +7,28 @@ use super::archive::ArchiveError;
 use super::digest::{Digest, ParseDigestError};
 use super::erofs::FormatError;
 use super::reference::ReferenceError;
+use super::registry::RegistryError;
 use super::tree::TreeError;
+use crate::config::ConfigError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(
-        "there is no image `{name}` in {store} (it has: {known}): `ampoule image import SOURCE {name}` \
-         puts one there, and oci:DIR, dir:PATH or tar:FILE run without a name"
+        "there is no image `{name}` in {store} (it has: {known}): `ampoule image pull {name}` or \
+         `ampoule image import SOURCE {name}` puts one there, and oci:DIR, dir:PATH or tar:FILE run \
+         without a name"
     )]
     Unknown { name: String, store: PathBuf, known: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("`{name}` cannot be pulled")]
+    Pull { name: String, source: RegistryError },
+    #[error("what {host} gives as `{name}` is not what it should be")]
+    Given { name: String, host: String, source: Box<ImageError> },
+    #[error("the event loop of a pull cannot run")]
+    EventLoop { source: io::Error },
     #[error("{path} is not an OCI layout: it needs oci-layout and index.json")]
     NotALayout { path: PathBuf, source: io::Error },
     #[error("{layout} has no image tagged `{tag}` (it has: {known})")]
@@ -32,13 +43,15 @@ pub enum ImageError {
     MediaType { object: String, media_type: String },
     #[error("{object} names a blob that cannot be looked up")]
     BadDigest { object: String, source: ParseDigestError },
-    #[error("blob {digest} cannot be read from {path}: copy the image again")]
+    #[error("blob {digest} cannot be read from {path}: pull or copy the image again")]
     Blob { digest: Digest, path: PathBuf, source: io::Error },
     #[error(
-        "blob {digest} is truncated or changed: {actual} bytes instead of {expected}: copy the image again"
+        "blob {digest} is truncated or changed: {actual} bytes instead of {expected}: pull or copy the image again"
     )]
     BlobSize { digest: Digest, expected: u64, actual: u64 },
-    #[error("blob {digest} is corrupt: its content has the digest {actual}: copy the image again")]
+    #[error(
+        "blob {digest} is corrupt: its content has the digest {actual}: pull or copy the image again"
+    )]
     BlobDigest { digest: Digest, actual: Digest },
     #[error("{object} is {size} bytes long; at most {limit} are read")]
     LargeJson { object: String, size: u64, limit: u64 },
@@ -50,6 +63,10 @@ pub enum ImageError {
     LayerCount { image: String, layers: usize, diff_ids: usize },
     #[error("{layer} cannot be used")]
     Layer { layer: String, source: LayerError },
+    #[error("{archive} is not what `docker save` writes, or not all of it: it has no {member}")]
+    ArchiveMember { archive: String, member: String },
+    #[error("{archive} holds {count} images: save one of them alone")]
+    ArchiveImages { archive: String, count: usize },
     #[error("{path} cannot be read")]
     Source { path: PathBuf, source: io::Error },
     #[error("{path} is not a directory")]
@@ -60,9 +77,12 @@ pub enum ImageError {
     Changed { path: PathBuf },
     #[error("the image {path} cannot be written")]
     Write { path: PathBuf, source: FormatError },
-    #[error("the root file system of `{name}`, {path}, is damaged: import the image again")]
+    #[error("the root file system of `{name}`, {path}, is damaged: pull or import the image again")]
     Damaged { name: String, path: PathBuf, source: FormatError },
-    #[error("the image store cannot use {path}: is it writable, and is there room?")]
+    #[error(
+        "the image store cannot use {path}: is it writable, and is there room (`ampoule image prune` \
+         makes some)?"
+    )]
     Store { path: PathBuf, source: io::Error },
     #[error("{path} is damaged: remove it and import the image again")]
     Record { path: PathBuf, source: serde_json::Error },
@@ -78,6 +98,28 @@ pub enum ImageError {
     NoMkfs { source: io::Error },
     #[error("`mkfs.ext4` failed on {path}: {output}")]
     Mkfs { path: PathBuf, output: String },
+}
+
+impl ImageError {
+    /// Names who gave an image that contradicts its own digests and sizes, or is no image.
+    pub(super) fn given_by(self, host: &str, name: &str) -> Self {
+        match self {
+            Self::BlobDigest { .. }
+            | Self::BlobSize { .. }
+            | Self::BadDigest { .. }
+            | Self::LargeJson { .. }
+            | Self::MediaType { .. }
+            | Self::Json { .. } => {
+                Self::Given { name: name.into(), host: host.into(), source: Box::new(self) }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether another place to pull from would not help.
+    pub(super) fn is_of_this_host(&self) -> bool {
+        matches!(self, Self::Store { .. } | Self::Busy { .. } | Self::EventLoop { .. })
+    }
 }
 
 /// Why a layer cannot be used.

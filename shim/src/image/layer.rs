@@ -83,7 +83,7 @@ fn merge_blob(
 }
 
 /// By the stream's first bytes: media types are often wrong about compression.
-fn decompress<'a>(blob: &'a mut impl BufRead) -> Result<Box<dyn Read + 'a>, LayerError> {
+pub fn decompress<'a>(blob: &'a mut impl BufRead) -> Result<Box<dyn Read + 'a>, LayerError> {
     let decompress = |source| LayerError::Decompress { source };
     match blob.fill_buf().map_err(decompress)? {
         [0x1f, 0x8b, ..] => Ok(Box::new(MultiGzDecoder::new(blob))),

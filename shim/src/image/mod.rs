@@ -6,7 +6,8 @@
 //! therefore meets no path of the host, only a map. In reading order:
 //!
 //! - [`reference`]: what a user may write where an image is wanted
-//! - [`store`]: the store: resolve, import, list; one conversion per content, safe against kills
+//! - [`store`]: the store: resolve, pull, import, list; one conversion per content, safe against kills
+//! - [`registry`], [`progress`]: where images are pulled from, and what the user sees of it
 //! - [`oci`]: an OCI layout: index, manifest, config, verified blobs
 //! - [`layer`]: one layer: decompressed, verified, merged into the tree
 //! - [`archive`]: the tar stream and its extensions
@@ -25,7 +26,9 @@ mod error;
 mod layer;
 mod lock;
 mod oci;
+mod progress;
 mod reference;
+mod registry;
 mod scratch;
 mod sparse;
 mod spool;
@@ -38,11 +41,22 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
+
 pub use digest::Digest;
 pub use error::{ImageError, LayerError};
-pub use reference::{Name, Reference, ReferenceError};
+pub use reference::{Name, Reference, ReferenceError, Version};
+pub use registry::RegistryError;
 pub use scratch::scratch;
 pub use store::Store;
+
+/// What a pull has to know of the world outside.
+#[derive(Debug, Default)]
+pub struct Registries {
+    pub config: Config,
+    /// Docker's `config.json`.
+    pub credentials: Option<PathBuf>,
+}
 
 /// An image that can be run: one file for its root, and what its author wants run on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{
-    Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, OciLayout, Os, Platform,
+    Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, OciLayout, Os,
+    Platform,
 };
 use serde::de::DeserializeOwned;
 
@@ -17,17 +18,17 @@ use super::layer::{Layer, LayerKind};
 use super::{ImageConfig, digest};
 
 /// The most a JSON document may have, as registries limit it.
-const MAX_JSON: u64 = 4 << 20;
+pub const MAX_JSON: u64 = 4 << 20;
 /// How deep an index may lie in an index.
-const MAX_DEPTH: u32 = 4;
+pub const MAX_DEPTH: u32 = 4;
 const TAG: &str = "org.opencontainers.image.ref.name";
 const DEFAULT_TAG: &str = "latest";
 
-const INDEXES: [&str; 2] = [
+pub const INDEXES: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
-const MANIFESTS: [&str; 2] = [
+pub const MANIFESTS: [&str; 2] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
@@ -53,13 +54,56 @@ pub struct Manifest {
     layers: Vec<(Blob, Digest)>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Blob {
-    digest: Digest,
-    size: u64,
+/// A blob as a descriptor tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blob {
+    pub digest: Digest,
+    pub size: u64,
+}
+
+/// What has to be there before an image of single blobs can be [loaded](Layout::load).
+pub enum Next {
+    /// This manifest or index, to ask again with.
+    Manifest(Box<Descriptor>),
+    /// Its config, and nothing more.
+    Config(Blob),
+}
+
+impl Blob {
+    pub fn describe(self, media_type: MediaType) -> Descriptor {
+        Descriptor::new(media_type, self.size, self.digest)
+    }
 }
 
 impl Layout {
+    /// A layout whose images are known by descriptors instead of tags: `path/blobs` is all there is.
+    pub fn of_blobs(path: &Path) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// What is needed after the manifest or index `descriptor`, which is there.
+    pub fn next(&self, image: &str, descriptor: &Descriptor) -> Result<Next, ImageError> {
+        if !INDEXES.contains(&descriptor.media_type().as_ref()) {
+            expect_media_type(
+                descriptor,
+                &MANIFESTS,
+                &format!("manifest {}", descriptor.digest()),
+            )?;
+            let manifest: ImageManifest = self.json(descriptor, "the manifest")?;
+            return Ok(Next::Config(blob(manifest.config())?));
+        }
+        let index: ImageIndex = self.json(descriptor, "the index")?;
+        let ours = |d: &&Descriptor| d.platform().as_ref().is_none_or(is_ours);
+        match index.manifests().iter().find(ours) {
+            Some(chosen) => Ok(Next::Manifest(Box::new(chosen.clone()))),
+            None => {
+                let platforms = index.manifests().iter().filter_map(|d| d.platform().as_ref());
+                let found = platforms.map(|p| format!("{}/{}", p.os(), p.architecture()));
+                Err(ImageError::Platform { image: image.into(), found: list(found.collect()) })
+            }
+        }
+    }
+
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         let layout = Self { path: path.into() };
         let not_a_layout = |source| ImageError::NotALayout { path: path.into(), source };
@@ -148,7 +192,8 @@ impl Layout {
         Ok(None)
     }
 
-    fn load(&self, image: &str, descriptor: &Descriptor) -> Result<Manifest, ImageError> {
+    /// The image of a manifest that is there with its config; `image` is what to call it.
+    pub fn load(&self, image: &str, descriptor: &Descriptor) -> Result<Manifest, ImageError> {
         let manifest: ImageManifest = self.json(descriptor, "the manifest")?;
         expect_media_type(manifest.config(), &CONFIGS, "the config")?;
         let config: ImageConfiguration = self.json(manifest.config(), "the config")?;
@@ -188,6 +233,11 @@ impl Manifest {
     /// The digests of the uncompressed layers: what the merged tree depends on.
     pub fn diff_ids(&self) -> impl Iterator<Item = &Digest> {
         self.layers.iter().map(|(_, diff_id)| diff_id)
+    }
+
+    /// The layers' blobs, lowest first.
+    pub fn blobs(&self) -> impl Iterator<Item = Blob> {
+        self.layers.iter().map(|(blob, _)| *blob)
     }
 }
 
@@ -235,7 +285,7 @@ fn is_ours(platform: &Platform) -> bool {
     (platform.os(), platform.architecture()) == (&Os::Linux, &Arch::Amd64)
 }
 
-fn blob(descriptor: &Descriptor) -> Result<Blob, ImageError> {
+pub fn blob(descriptor: &Descriptor) -> Result<Blob, ImageError> {
     let digest = parse_digest(descriptor.digest().as_ref(), descriptor.media_type().as_ref())?;
     Ok(Blob { digest, size: descriptor.size() })
 }

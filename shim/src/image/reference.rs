@@ -3,7 +3,11 @@
 //! - `oci:DIR[:TAG]`: an OCI layout in a directory
 //! - `dir:PATH`: a directory that is a root file system
 //! - `tar:FILE`: a root file system in a tar, plain or compressed with gzip or zstd
+//! - `docker-archive:FILE`: what `docker save` writes, of one image
 //! - anything else is a name, completed as docker does: `alpine` is `docker.io/library/alpine:latest`
+//!
+//! A name is one and the same thing for the store and for a registry: an image imported as `alpine` and one
+//! pulled from docker.io take each other's place, and the store is asked first.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,20 +15,32 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::digest::{Digest, ParseDigestError};
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
     Name(Name),
     Oci { layout: PathBuf, tag: Option<String> },
     Directory(PathBuf),
     Tar(PathBuf),
+    DockerArchive(PathBuf),
 }
 
-/// A full image name: repository with its domain, and tag.
+/// A full image name: the registry's domain, the repository on it, and a tag or a digest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name {
+    domain: String,
     repository: String,
-    tag: String,
+    version: Version,
+}
+
+/// What a name says after its repository.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Version {
+    Tag(String),
+    /// The content itself; a tag beside it says nothing more and is dropped.
+    Digest(Digest),
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -35,7 +51,7 @@ pub enum ReferenceError {
     NoPath(String),
     #[error(
         "`{0}` is not an image name: lower-case letters, digits, and single `.`, `_`, `-` or `/` \
-         between them; for files write oci:DIR[:TAG], dir:PATH or tar:FILE"
+         between them; for files write oci:DIR[:TAG], dir:PATH, tar:FILE or docker-archive:FILE"
     )]
     BadName(String),
     #[error(
@@ -44,8 +60,8 @@ pub enum ReferenceError {
     BadTag { reference: String, tag: String },
     #[error("`{0}` is longer than {MAX_NAME} characters with its domain and tag")]
     LongName(String),
-    #[error("`{0}` names an image by digest; the store knows names and tags only")]
-    ByDigest(String),
+    #[error("`{reference}` does not end as NAME@DIGEST does")]
+    BadDigest { reference: String, source: ParseDigestError },
 }
 
 const DOMAIN: &str = "docker.io";
@@ -70,6 +86,8 @@ impl FromStr for Reference {
             path(rest).map(Self::Directory)
         } else if let Some(rest) = text.strip_prefix("tar:") {
             path(rest).map(Self::Tar)
+        } else if let Some(rest) = text.strip_prefix("docker-archive:") {
+            path(rest).map(Self::DockerArchive)
         } else {
             text.parse().map(Self::Name)
         }
@@ -92,11 +110,26 @@ impl fmt::Display for Reference {
             Self::Oci { layout, tag: None } => write!(f, "oci:{}", layout.display()),
             Self::Directory(path) => write!(f, "dir:{}", path.display()),
             Self::Tar(path) => write!(f, "tar:{}", path.display()),
+            Self::DockerArchive(path) => write!(f, "docker-archive:{}", path.display()),
         }
     }
 }
 
 impl Name {
+    /// The registry's: a host, with a port if one was given.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// Without the domain, as `library/alpine`.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+
     /// The shortest text that means this name.
     pub fn familiar(&self) -> String {
         let full = self.to_string();
@@ -115,30 +148,37 @@ impl FromStr for Name {
         if text.is_empty() {
             return Err(ReferenceError::Empty);
         }
-        if text.contains('@') {
-            return Err(ReferenceError::ByDigest(text.into()));
-        }
-        let (repository, tag) = match text.rsplit_once(':') {
+        let (text_without, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest)),
+            None => (text, None),
+        };
+        let (repository, tag) = match text_without.rsplit_once(':') {
             // A colon before a slash belongs to the domain's port.
             Some((repository, tag)) if !tag.contains('/') => (repository, tag),
-            _ => (text, TAG),
+            _ => (text_without, TAG),
         };
-        let repository = complete(repository);
-        if !is_repository(&repository) {
+        let (domain, repository) = complete(repository);
+        if !is_domain(&domain) || !repository.split('/').all(is_path_part) {
             return Err(ReferenceError::BadName(text.into()));
         }
         if !is_tag(tag) {
             return Err(ReferenceError::BadTag { reference: text.into(), tag: tag.into() });
         }
-        if repository.len() + ":".len() + tag.len() > MAX_NAME {
+        let bad = |source| ReferenceError::BadDigest { reference: text.into(), source };
+        let version = match digest {
+            Some(digest) => Version::Digest(digest.parse().map_err(bad)?),
+            None => Version::Tag(tag.into()),
+        };
+        let name = Self { domain, repository, version };
+        if name.to_string().len() > MAX_NAME {
             return Err(ReferenceError::LongName(text.into()));
         }
-        Ok(Self { repository, tag: tag.into() })
+        Ok(name)
     }
 }
 
 /// Adds the default domain, and `library/` to a name of one part on it.
-fn complete(repository: &str) -> String {
+fn complete(repository: &str) -> (String, String) {
     let (domain, path) = match repository.split_once('/') {
         Some((domain, path)) if domain.contains(['.', ':']) || domain == "localhost" => {
             (domain, path)
@@ -147,16 +187,15 @@ fn complete(repository: &str) -> String {
     };
     let domain = if domain == "index.docker.io" { DOMAIN } else { domain };
     let library = if domain == DOMAIN && !path.contains('/') { "library/" } else { "" };
-    format!("{domain}/{library}{path}")
+    (domain.into(), format!("{library}{path}"))
 }
 
-fn is_repository(repository: &str) -> bool {
-    let Some((domain, path)) = repository.split_once('/') else { return false };
+/// Whether a text is HOST or HOST:PORT.
+pub fn is_domain(domain: &str) -> bool {
     let (host, port) = domain.split_once(':').unwrap_or((domain, "0"));
     host.split('.').all(is_host_part)
         && !port.is_empty()
         && port.bytes().all(|byte| byte.is_ascii_digit())
-        && path.split('/').all(is_path_part)
 }
 
 fn is_host_part(part: &str) -> bool {
@@ -182,7 +221,11 @@ fn is_tag(tag: &str) -> bool {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.repository, self.tag)
+        write!(f, "{}/{}", self.domain, self.repository)?;
+        match &self.version {
+            Version::Tag(tag) => write!(f, ":{tag}"),
+            Version::Digest(digest) => write!(f, "@{digest}"),
+        }
     }
 }
 

@@ -3,25 +3,34 @@
 //! ```text
 //! ROOT/images/NAME.json     a name (`/` written as `%`), its digest, its config, its root file system
 //! ROOT/rootfs/KEY.erofs     a root file system; KEY is a digest over all that determines its bytes
-//! ROOT/locks/KEY            there while someone converts KEY
+//! ROOT/blobs/sha256/HEX     what came from a registry: manifests, configs, layers, by their digests
+//! ROOT/partial/HEX          the same on its way, gone on with by the next pull
+//! ROOT/locks/KEY            there while someone makes KEY
 //! ROOT/tmp/KEY.*            the work of who holds that lock; anyone may remove it who gets the lock
 //! ```
 //!
-//! A file appears under `images` or `rootfs` by a rename, complete and on disk, and is never written
+//! A file appears under `images`, `rootfs` or `blobs` by a rename, complete and on disk, and is never written
 //! again. Whoever dies leaves nothing but files in `tmp`, which the next [`Store::open`] removes. Only
 //! this module writes here. All calls block: async callers use a blocking thread.
 //!
+//! - [`pull`], [`blobs`]: from a registry, by way of blobs that are verified and shared
+//! - [`archive`]: what comes as one stream, by way of blobs too
 //! - [`convert`]: a source becomes a root file system, once for each content
 //! - [`record`]: what a name stands for
+//! - [`prune`]: what goes, and when
 
+mod archive;
+mod blobs;
 mod convert;
+mod prune;
+mod pull;
 mod record;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::digest::Digest;
 use super::error::ImageError;
@@ -50,7 +59,7 @@ impl Store {
     /// Opens the store at `root`, making it if it is not there, and clears what killed processes left.
     pub fn open(root: &Path) -> Result<Self, ImageError> {
         let store = Self { root: root.into(), progress: |_| {} };
-        for part in ["images", "rootfs", "locks", "tmp"] {
+        for part in ["images", "rootfs", "blobs/sha256", "partial", "locks", "tmp"] {
             let path = store.root.join(part);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(|source| ImageError::Store { path, source })?;
@@ -86,31 +95,6 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Image>, ImageError> {
         let records = self.records()?.into_iter();
         Ok(records.map(|record| self.image(record.name.to_string(), record.into())).collect())
-    }
-
-    /// Forgets a name. What no name needs any more goes when it has not been used for a day.
-    pub fn remove(&self, name: &Name) -> Result<(), ImageError> {
-        let path = self.record_path(name);
-        match fs::remove_file(&path) {
-            Ok(()) => self.prune(KEEP),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.unknown(name)),
-            Err(source) => Err(ImageError::Store { path, source }),
-        }
-    }
-
-    /// Removes root file systems without a name that nobody used for `unused`. Running sandboxes are
-    /// not disturbed: they hold the file itself.
-    pub fn prune(&self, unused: Duration) -> Result<(), ImageError> {
-        let records = self.records()?;
-        let named: Vec<_> = records.iter().map(|record| self.rootfs_path(record.rootfs)).collect();
-        for path in self.files("rootfs")?.into_iter().filter(|path| !named.contains(path)) {
-            let used = path.metadata().and_then(|meta| meta.modified()).ok();
-            let age = used.and_then(|used| SystemTime::now().duration_since(used).ok());
-            if age.is_some_and(|age| age >= unused) {
-                self.remove_unlocked(&path)?;
-            }
-        }
-        Ok(())
     }
 
     fn image(&self, reference: String, Converted { digest, rootfs, config }: Converted) -> Image {

@@ -29,6 +29,18 @@ fn names_are_completed_as_docker_does() {
 }
 
 #[test]
+fn a_digest_says_all_that_a_tag_could() {
+    let digest = Digest::of(b"x").to_string();
+    for text in [format!("alpine@{digest}"), format!("alpine:3.23@{digest}")] {
+        let name: Name = text.parse().unwrap();
+        assert_eq!(name.to_string(), format!("docker.io/library/alpine@{digest}"));
+        assert_eq!(name.version(), &Version::Digest(Digest::of(b"x")));
+        assert_eq!((name.domain(), name.repository()), ("docker.io", "library/alpine"));
+        assert_eq!(name.familiar(), format!("alpine@{digest}"));
+    }
+}
+
+#[test]
 fn familiar_is_the_shortest_form() {
     for (long, short) in [
         ("docker.io/library/alpine:3.23", "alpine:3.23"),
@@ -52,6 +64,7 @@ fn files_keep_their_paths() {
         ("oci:/a:x/b:t", oci("/a:x/b", Some("t"))),
         ("dir:/a:b", Reference::Directory("/a:b".into())),
         ("tar:x.tar.gz", Reference::Tar("x.tar.gz".into())),
+        ("docker-archive:x.tar", Reference::DockerArchive("x.tar".into())),
     ] {
         assert_eq!(text.parse::<Reference>().unwrap(), expected);
     }
@@ -66,6 +79,7 @@ fn what_is_no_reference_says_why() {
         "oci:",
         "dir:",
         "tar:",
+        "docker-archive:",
         "./rootfs",
         "/abs",
         "../x",
@@ -85,6 +99,8 @@ fn what_is_no_reference_says_why() {
         "é",
         "host:port/x",
         "a@sha256:00",
+        "a@b@c",
+        "@",
         "host:/x",
         &long,
         &tag,

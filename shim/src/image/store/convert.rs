@@ -9,7 +9,7 @@ use crate::image::digest::{Digest, Hashing};
 use crate::image::directory::Directory;
 use crate::image::erofs::{self, FormatError};
 use crate::image::layer::{self, Layer, LayerKind};
-use crate::image::oci::{self, Layout};
+use crate::image::oci::{self, Layout, Manifest};
 use crate::image::spool::Spool;
 use crate::image::tree::Tree;
 use crate::image::{ImageConfig, ImageError, Reference};
@@ -19,21 +19,25 @@ impl Store {
     pub(super) fn convert(&self, source: &Reference) -> Result<Converted, ImageError> {
         match source {
             Reference::Name(name) => self.record(name).map(Converted::from),
-            Reference::Oci { layout, tag } => self.convert_oci(source, layout, tag.as_deref()),
+            Reference::Oci { layout, tag } => {
+                let layout = Layout::open(layout)?;
+                let manifest = layout.manifest(tag.as_deref())?;
+                self.convert_layout(&layout, manifest, &source.to_string())
+            }
             Reference::Directory(path) => self.convert_directory(source, path),
             Reference::Tar(path) => self.convert_tar(source, path),
+            Reference::DockerArchive(path) => self.convert_docker_archive(source, path),
         }
     }
 
-    fn convert_oci(
+    /// The root file system of an image whose blobs `layout` has; `source` is what to call it.
+    pub(super) fn convert_layout(
         &self,
-        source: &Reference,
-        path: &Path,
-        tag: Option<&str>,
+        layout: &Layout,
+        manifest: Manifest,
+        source: &str,
     ) -> Result<Converted, ImageError> {
-        let layout = Layout::open(path)?;
-        let manifest = layout.manifest(tag)?;
-        let rootfs = key("oci", manifest.diff_ids());
+        let rootfs = rootfs_of(&manifest);
         self.build(rootfs, source, |tree, spool| {
             layout.layers(&manifest).try_for_each(|layer| layer::merge(&layer?, tree, spool))
         })?;
@@ -43,7 +47,7 @@ impl Store {
     fn convert_directory(&self, source: &Reference, path: &Path) -> Result<Converted, ImageError> {
         let directory = Directory::open(path)?;
         let rootfs = key("dir", [&directory.digest]);
-        self.build(rootfs, source, |tree, spool| directory.merge(tree, spool))?;
+        self.build(rootfs, &source.to_string(), |tree, spool| directory.merge(tree, spool))?;
         Ok(Converted { digest: directory.digest, rootfs, config: ImageConfig::of_rootfs() })
     }
 
@@ -52,7 +56,7 @@ impl Store {
         let hashed = oci::open_regular(path).and_then(|file| Hashing::new(file).finish());
         let (digest, size) = hashed.map_err(unreadable)?;
         let rootfs = key("tar", [&digest]);
-        self.build(rootfs, source, |tree, spool| {
+        self.build(rootfs, &source.to_string(), |tree, spool| {
             let blob = oci::open_regular(path).map_err(unreadable)?;
             layer::merge(&Layer { blob, size, digest, kind: LayerKind::Rootfs }, tree, spool)
         })?;
@@ -63,13 +67,13 @@ impl Store {
     fn build(
         &self,
         key: Digest,
-        source: &Reference,
+        source: &str,
         merge: impl FnOnce(&mut Tree, &mut Spool) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
         if self.claim(key).is_ok() {
             return Ok(());
         }
-        let _lock = self.lock(&key.hex(), &source.to_string())?;
+        let _lock = self.lock(&key.hex(), source)?;
         if self.claim(key).is_ok() {
             return Ok(());
         }
@@ -82,7 +86,7 @@ impl Store {
             let written = erofs::write(&tree, &spool, id, file);
             written.map_err(|source| ImageError::Write { path: path.into(), source })
         })?;
-        self.prune(KEEP)
+        self.prune(KEEP).map(drop)
     }
 
     /// Whether a root file system is there and whole; if so, it counts as used now.
@@ -102,6 +106,11 @@ impl Store {
         let unnamed = file.and_then(|file| fs::remove_file(&path).map(|()| file));
         unnamed.map_err(|source| ImageError::Store { path, source })
     }
+}
+
+/// The key of an OCI image's root file system.
+pub(super) fn rootfs_of(manifest: &Manifest) -> Digest {
+    key("oci", manifest.diff_ids())
 }
 
 /// The key of a root file system: all that its bytes depend on.

@@ -1,0 +1,114 @@
+//! Why a registry did not give what was asked for.
+
+use std::io;
+use std::path::PathBuf;
+
+use oci_client::errors::{OciDistributionError, OciErrorCode};
+
+use crate::text::one_line;
+
+/// As much of a registry's own words as fits a message.
+const WORDS: usize = 200;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("the registry {host} cannot be reached")]
+    Unreachable { host: String, source: OciDistributionError },
+    #[error(
+        "the registry {host} has no {repository} or keeps it from you ({reason}): check the name, or \
+         `docker login {host}`"
+    )]
+    Denied { host: String, repository: String, reason: String },
+    #[error("the registry {host} has no such image: {what} is unknown to it")]
+    Unknown { host: String, what: String },
+    #[error("the registry {host} answered {what} with {answer}")]
+    Answer { host: String, what: String, answer: String, transient: bool },
+    #[error("the registry {host} has not answered for {what} in {seconds} s")]
+    Slow { host: String, what: String, seconds: u64 },
+    #[error("the registry {host} answers {what} without end: more than {limit} MiB were not read")]
+    Long { host: String, what: String, limit: u64 },
+    #[error("the connection to {host} was cut")]
+    Cut { host: String, source: io::Error },
+    #[error("{object} was cut off by {host} at byte {at} of {size}")]
+    Short { host: String, object: String, at: u64, size: u64 },
+    #[error("the request to {host} failed")]
+    Request { host: String, source: OciDistributionError },
+    #[error(
+        "no connection to {host} can be made secure: is the package ca-certificates installed?"
+    )]
+    Client { host: String, source: OciDistributionError },
+    #[error("the credentials for registries in {path} cannot be read")]
+    Credentials { path: PathBuf, source: io::Error },
+    #[error("the credentials for {host} in {path} cannot be used: {reason}")]
+    Credential { host: String, path: PathBuf, reason: String },
+}
+
+impl RegistryError {
+    /// Whether the same request may well succeed in a moment.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Slow { .. } | Self::Cut { .. } | Self::Short { .. } | Self::Request { .. } => {
+                true
+            }
+            Self::Answer { transient, .. } => *transient,
+            _ => false,
+        }
+    }
+}
+
+/// What was asked of whom, for messages.
+pub struct Request {
+    pub host: String,
+    pub repository: String,
+    pub what: String,
+}
+
+impl Request {
+    pub fn failed(self, error: OciDistributionError) -> RegistryError {
+        use OciDistributionError as E;
+        let Self { host, repository, what } = self;
+        match error {
+            E::RequestError(e) if e.is_connect() => {
+                RegistryError::Unreachable { host, source: E::RequestError(e) }
+            }
+            E::UnauthorizedError { .. } => {
+                RegistryError::Denied { host, repository, reason: "not authorized".into() }
+            }
+            E::AuthenticationFailure(reason) => {
+                RegistryError::Denied { host, repository, reason: one_line(&reason, WORDS) }
+            }
+            E::ServerError { code: 404, .. } => RegistryError::Unknown { host, what },
+            E::ServerError { code, message, .. } => {
+                let answer = one_line(&format!("HTTP status {code} {message}"), WORDS);
+                let transient = code >= 500 || code == 429 || code == 408;
+                RegistryError::Answer { host, what, answer, transient }
+            }
+            E::RegistryError { envelope, .. } => {
+                let is = |codes: &[OciErrorCode]| {
+                    envelope.errors.iter().any(|error| codes.contains(&error.code))
+                };
+                use OciErrorCode as C;
+                let answer = one_line(&envelope.to_string(), WORDS);
+                if is(&[C::Unauthorized, C::Denied]) {
+                    RegistryError::Denied { host, repository, reason: answer }
+                } else if is(&[C::ManifestUnknown, C::NameUnknown, C::BlobUnknown, C::NotFound]) {
+                    RegistryError::Unknown { host, what }
+                } else {
+                    let transient = is(&[C::Toomanyrequests]);
+                    RegistryError::Answer { host, what, answer, transient }
+                }
+            }
+            E::DigestError(error) => {
+                let answer = format!("what has another digest: {error}");
+                RegistryError::Answer { host, what, answer, transient: false }
+            }
+            source @ (E::RequestError(_) | E::IoError(_)) => {
+                RegistryError::Request { host, source }
+            }
+            other => {
+                let answer = one_line(&other.to_string(), WORDS);
+                RegistryError::Answer { host, what, answer, transient: false }
+            }
+        }
+    }
+}
