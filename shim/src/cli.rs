@@ -133,6 +133,7 @@ The exit code is the command's, 128 + N if signal N killed it, and
   125  ampoule itself failed: bad options, unknown image, no KVM, the guest did not boot
   126  the command cannot be executed
   127  the command was not found
+  124, 152, 153  a cap was met: --timeout, --cpu-time, --output-limit
   137  also: the memory limit killed it, or the VM died; stderr says which
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1 and SIGUSR2 are passed on to the command. If it ignores three
@@ -195,6 +196,18 @@ pub struct RunArgs {
     /// Longest time in seconds the VM may take to boot
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     pub boot_timeout: u16,
+    /// End the run after this time; exit code 124
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub timeout: Option<u32>,
+    /// End the run when its processes have used so much CPU time; exit code 152
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpu_time: Option<u32>,
+    /// End the run when it has written so much to stdout and stderr together; exit code 153
+    #[arg(long, value_name = "SIZE", conflicts_with = "detach")]
+    pub output_limit: Option<Memory>,
+    /// Write to a file, as JSON, what the run was: digests of all parts, devices, limits, how it ended
+    #[arg(long, value_name = "FILE")]
+    pub receipt: Option<PathBuf>,
     /// Print when what happened, from start to first output, to stderr at the end
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     pub timings: Option<Format>,

@@ -18,6 +18,7 @@
 //! - [`error`], [`text`]: what is printed when something is wrong
 
 pub mod agent;
+pub mod budget;
 pub mod capabilities;
 pub mod check;
 pub mod cli;

@@ -14,7 +14,7 @@
 //! - `chroot`, `mknod` and such: they need a capability that the container has or has not.
 //! - One architecture: the guest kernel has neither the 32-bit nor the x32 entry.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use oci_spec::runtime::{Capability, LinuxSeccomp};
 use serde_json::{Value, json};
@@ -72,7 +72,7 @@ pub fn default_profile(
 ) -> Result<LinuxSeccomp, serde_json::Error> {
     let mut profile: Value = serde_json::from_str(PROFILE)?;
     let opened = OPENED.iter().filter(|(capability, _)| capabilities.contains(capability));
-    let opened: HashSet<&str> = opened.flat_map(|(_, calls)| calls.iter().copied()).collect();
+    let opened: BTreeSet<&str> = opened.flat_map(|(_, calls)| calls.iter().copied()).collect();
     if let Some(Value::Array(rules)) = profile.get_mut("syscalls") {
         // Conditions on a call that is now open are void.
         rules.retain(|rule| !names(rule).all(|name| opened.contains(name)));

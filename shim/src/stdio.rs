@@ -24,7 +24,7 @@ use rustix::{
 };
 use tokio::sync::oneshot;
 
-use crate::{clock, sandbox::Streams};
+use crate::{budget::Budget, clock, sandbox::Streams};
 
 const BUFFER: usize = 64 * 1024;
 const STACK: usize = 128 * 1024;
@@ -45,10 +45,11 @@ pub type Leave = oneshot::Sender<()>;
 /// Ctrl-P Ctrl-Q, as docker's.
 const DETACH: [u8; 2] = [0x10, 0x11];
 
-/// Connects a process's streams to ours; each receiver resolves at the end of an output.
+/// Connects a process's streams to ours, as far as the outputs' common budget goes; each receiver resolves at the end of an output.
 pub fn connect(
     streams: Streams,
     first: &FirstByte,
+    budget: Option<&Arc<Budget>>,
     leave: Option<Leave>,
 ) -> io::Result<Vec<oneshot::Receiver<()>>> {
     if let Some(stdin) = streams.stdin {
@@ -56,7 +57,7 @@ pub fn connect(
     }
     let outputs = [(streams.stdout, Output::Stdout), (streams.stderr, Output::Stderr)];
     let outputs = outputs.into_iter().filter_map(|(stream, output)| Some((stream?, output)));
-    outputs.map(|(stream, output)| drain(stream, output, first.clone())).collect()
+    outputs.map(|(stream, output)| drain(stream, output, first.clone(), budget.cloned())).collect()
 }
 
 /// Feeds our standard input to `stream` until either ends, or the user leaves. The thread is left to itself: a
@@ -67,7 +68,7 @@ fn feed(stream: tokio::net::UnixStream, leave: Option<Leave>) -> io::Result<()> 
         let mut keys = DetachKeys::default();
         let seen = |bytes: &[u8]| match leave.is_some() && keys.typed(bytes) {
             true => Err(io::ErrorKind::Interrupted.into()),
-            false => Ok(()),
+            false => Ok(bytes.len()),
         };
         let copied = copy(rustix::stdio::stdin(), stream.as_fd(), seen);
         if copied.is_err_and(|e| e.kind() == io::ErrorKind::Interrupted) {
@@ -100,6 +101,7 @@ fn drain(
     stream: tokio::net::UnixStream,
     output: Output,
     first: FirstByte,
+    budget: Option<Arc<Budget>>,
 ) -> io::Result<oneshot::Receiver<()>> {
     let stream = blocking(stream)?;
     let (done, ended) = oneshot::channel();
@@ -108,9 +110,9 @@ fn drain(
             Output::Stdout => rustix::stdio::stdout(),
             Output::Stderr => rustix::stdio::stderr(),
         };
-        let _ = copy(stream.as_fd(), to, |_| {
+        let _ = copy(stream.as_fd(), to, |bytes| {
             note(&first, output);
-            Ok(())
+            Ok(budget.as_ref().map_or(bytes.len(), |budget| budget.take(bytes.len())))
         });
         drop(stream);
         let _ = done.send(());
@@ -135,11 +137,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work).map(drop)
 }
 
-/// Copies until the end of `from` or an error; `seen` hears of every piece before it is written, and may end it.
+/// Copies until the end of `from` or an error; `seen` hears of every piece before it is written and says how much of it
+/// may be: what is less than all is the last.
 fn copy(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
-    mut seen: impl FnMut(&[u8]) -> io::Result<()>,
+    mut seen: impl FnMut(&[u8]) -> io::Result<usize>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -147,11 +150,14 @@ fn copy(
         if n == 0 {
             return Ok(());
         }
-        seen(&buffer[..n])?;
-        let mut rest = &buffer[..n];
+        let allowed = seen(&buffer[..n])?.min(n);
+        let mut rest = &buffer[..allowed];
         while !rest.is_empty() {
             let written = retry(to, PollFlags::OUT, || rustix::io::write(to, rest))?;
             rest = &rest[written..];
+        }
+        if allowed < n {
+            return Ok(());
         }
     }
 }
@@ -193,7 +199,7 @@ mod tests {
             let mut pieces = 0;
             let count = |bytes: &[u8]| {
                 pieces += bytes.len();
-                Ok(())
+                Ok(bytes.len())
             };
             copy(from.as_fd(), to.as_fd(), count).unwrap();
             pieces
@@ -210,7 +216,7 @@ mod tests {
         let (to, read) = UnixStream::pair().unwrap();
         drop(read);
         write.write_all(b"x").unwrap();
-        let error = copy(from.as_fd(), to.as_fd(), |_| Ok(())).unwrap_err();
+        let error = copy(from.as_fd(), to.as_fd(), |bytes| Ok(bytes.len())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 

@@ -101,7 +101,7 @@ fn raw(wanted: bool) -> Result<Option<RawTerminal>> {
 }
 
 fn connect_streams(streams: Streams, leave: Option<Leave>) -> Result<Vec<oneshot::Receiver<()>>> {
-    let connected = stdio::connect(streams, &FirstByte::default(), leave);
+    let connected = stdio::connect(streams, &FirstByte::default(), None, leave);
     connected.map_err(|e| VerbError::Host("attach the standard streams", e))
 }
 

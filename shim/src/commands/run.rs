@@ -1,6 +1,8 @@
 //! `ampoule run`: one container in a sandbox of its own, in the foreground or, with `-d`, in the background.
 
+mod caps;
 mod detach;
+mod receipt;
 mod supervise;
 
 use std::{
@@ -19,6 +21,7 @@ use super::{
     image,
 };
 use crate::{
+    budget::Budget,
     cli::{ContainerArgs, RunArgs, SecurityOption},
     control::{Container, Server},
     error::{exit_code, report},
@@ -41,7 +44,9 @@ use crate::{
     timestamp::Timestamp,
     timings::Timings,
 };
+use caps::{Cap, Caps};
 use detach::{Background, Side};
+use receipt::Receipt;
 use supervise::Supervised;
 
 /// Why nothing was run.
@@ -87,7 +92,7 @@ pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
         Err(e) => Err(RunError::Host("go to the background", e)),
     };
     let code = match result {
-        Ok(exit) => finish(args, &exit),
+        Ok((exit, cap)) => finish(args, &exit, cap),
         Err(error) => {
             if !matches!(error, RunError::Interrupted(_)) {
                 complain(&report("run", &error));
@@ -107,7 +112,7 @@ fn begin(
     paths: &Paths,
     timings: &mut Timings,
     background: Option<Background>,
-) -> Result<Exit, RunError> {
+) -> Result<(Exit, Option<Cap>), RunError> {
     if args.tty && args.interactive && !args.detach && !terminal::is_terminal() {
         return Err(RunError::NotATerminal);
     }
@@ -123,7 +128,7 @@ async fn run_async(
     image: Image,
     timings: &mut Timings,
     background: Option<Background>,
-) -> Result<Exit, RunError> {
+) -> Result<(Exit, Option<Cap>), RunError> {
     let name = match &args.name {
         Some(name) => name.clone(),
         None => Id::random().map_err(|e| RunError::Host("draw a random name", e))?,
@@ -131,6 +136,10 @@ async fn run_async(
     let options = options(args, &name)?;
     let spec = run_spec(&image.config, &options)?;
     let first = spec.process().clone().unwrap_or_default();
+    let caps = Caps::new(args);
+    let receipt = args.receipt.as_deref();
+    let receipt =
+        receipt.map(|path| Receipt::begin(path, args, paths, &image, &spec)).transpose()?;
     let record = record(args, &image, &name, &first);
     let mut claim = Registry::new(&paths.state).claim(&name, record)?;
     // From here on signals are ours: what was begun is ended in order.
@@ -141,7 +150,7 @@ async fn run_async(
         signal = signals.end() => return Err(RunError::Interrupted(signal)),
     };
     let process = ProcessId::init(name.clone());
-    let connected = connect(args, &claim, created.streams)?;
+    let connected = connect(args, &claim, created.streams, caps.budget())?;
     sandbox.start(&process).await?;
     let journal = connected.journal;
     let container =
@@ -154,13 +163,17 @@ async fn run_async(
         let entered = background.enter(claim.folder());
         entered.map_err(|e| RunError::Host("go to the background", e))?;
     }
-    let supervised = Supervised { sandbox: &sandbox, process: &process, signals: &mut signals };
-    let exit = supervised.run(connected.outputs).await?;
+    let supervised =
+        Supervised { sandbox: &sandbox, process: &process, signals: &mut signals, caps: &caps };
+    let (exit, cap) = supervised.run(connected.outputs).await?;
     drop(connected.terminal);
     let death = sandbox.shutdown().await;
     timings.ended(connected.first_byte.load(Ordering::Relaxed), death.exits);
-    settle(args, claim, server, exit.clone().into()).await?;
-    Ok(exit)
+    let mut ended = Ended::from(exit.clone());
+    ended.reason = cap.map(|cap| cap.to_string()).or(ended.reason);
+    settle(args, claim, server, ended.clone()).await?;
+    receipt.map(|receipt| receipt.finish(ended)).transpose()?;
+    Ok((exit, cap))
 }
 
 /// Records or forgets the sandbox, and only then tells of its end: who waited finds everything done.
@@ -190,7 +203,12 @@ struct Connected {
 }
 
 /// To our own streams or, in the background, to the log.
-fn connect(args: &RunArgs, claim: &Claim, streams: Streams) -> Result<Connected, RunError> {
+fn connect(
+    args: &RunArgs,
+    claim: &Claim,
+    streams: Streams,
+    budget: Option<&Arc<Budget>>,
+) -> Result<Connected, RunError> {
     let first_byte = FirstByte::default();
     if args.detach {
         let (journal, outputs) = Journal::begin(claim.folder(), streams)
@@ -199,7 +217,7 @@ fn connect(args: &RunArgs, claim: &Claim, streams: Streams) -> Result<Connected,
     }
     let terminal = (args.tty && args.interactive).then(RawTerminal::enter).transpose();
     let terminal = terminal.map_err(|e| RunError::Host("make the terminal raw", e))?;
-    let outputs = stdio::connect(streams, &first_byte, None)
+    let outputs = stdio::connect(streams, &first_byte, budget, None)
         .map_err(|e| RunError::Host("attach the standard streams", e))?;
     Ok(Connected { outputs, first_byte, terminal, journal: None })
 }
@@ -316,8 +334,10 @@ fn vm_memory_mib(limit: u64) -> u32 {
 }
 
 /// Says how it ended, where the exit code alone does not.
-fn finish(args: &RunArgs, exit: &Exit) -> u8 {
-    if let Some(death) = exit.death.as_deref().filter(|death| !death.is_orderly()) {
+fn finish(args: &RunArgs, exit: &Exit, cap: Option<Cap>) -> u8 {
+    if let Some(cap) = cap {
+        complain(&format!("ampoule: run: {cap}\n"));
+    } else if let Some(death) = exit.death.as_deref().filter(|death| !death.is_orderly()) {
         complain(&report("run: sandbox", death));
     } else if exit.oom && exit.status == 137 {
         let limit = args.memory;

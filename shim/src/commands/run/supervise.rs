@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::caps::{Cap, Caps};
 use crate::{
     sandbox::{Exit, ProcessId, Sandbox, SandboxError},
     signals::{Signals, Wish},
@@ -21,24 +22,39 @@ pub(super) struct Supervised<'a> {
     pub sandbox: &'a Sandbox,
     pub process: &'a ProcessId,
     pub signals: &'a mut Signals,
+    pub caps: &'a Caps,
 }
 
 impl Supervised<'_> {
-    /// Sees a started process to its end. Returns when everything it wrote has been written out.
-    pub async fn run(mut self, outputs: Vec<oneshot::Receiver<()>>) -> Result<Exit, SandboxError> {
-        let exit = self.attend().await?;
+    /// Sees a started process to its end, which may be a cap. Returns when everything it wrote has been written out.
+    pub async fn run(
+        mut self,
+        outputs: Vec<oneshot::Receiver<()>>,
+    ) -> Result<(Exit, Option<Cap>), SandboxError> {
+        let (mut exit, met) = self.attend().await?;
         self.drained(outputs, exit.death.is_some()).await;
-        Ok(exit)
+        let met = met.or_else(|| self.caps.output_met());
+        if let Some(cap) = met {
+            exit.status = cap.exit_code();
+        }
+        Ok((exit, met))
     }
 
-    /// Passes the user's wishes on until the process has ended.
-    async fn attend(&mut self) -> Result<Exit, SandboxError> {
+    /// Passes the user's wishes on until the process has ended; a cap that is met ends it.
+    async fn attend(&mut self) -> Result<(Exit, Option<Cap>), SandboxError> {
         let mut asked_to_end = 0;
+        let mut met = None;
+        let cap = self.caps.met(self.sandbox, &self.process.container);
+        tokio::pin!(cap);
         let end = self.sandbox.wait(self.process);
         tokio::pin!(end);
         loop {
             tokio::select! {
-                exit = &mut end => return exit,
+                exit = &mut end => return Ok((exit?, met)),
+                cap = &mut cap, if met.is_none() => {
+                    met = Some(cap);
+                    self.sandbox.shutdown().await;
+                }
                 wish = self.signals.next() => {
                     asked_to_end += u32::from(wish.asks_to_end());
                     if asked_to_end == ENOUGH {

@@ -1,0 +1,175 @@
+//! `ampoule run --receipt FILE`: what a run was made of and how it ended, for whoever has to prove or repeat it.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::Spec;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{FileError, vm_memory_mib};
+use crate::{
+    cli::RunArgs,
+    image::{Digest, Image},
+    paths::Paths,
+    registry::Ended,
+    timestamp::Timestamp,
+};
+
+/// The file, open since before the run, and what is known before it.
+pub struct Receipt {
+    path: PathBuf,
+    file: File,
+    facts: Facts,
+}
+
+/// What a VM has, and a serial console.
+const DEVICES: [&str; 5] = [
+    "virtio-vsock",
+    "virtio-rng",
+    "virtio-blk: guest image, read-only",
+    "virtio-blk: root file system, read-only",
+    "virtio-blk: scratch",
+];
+
+/// Digests are those of OCI: `sha256:` and 64 hexadecimal digits.
+#[derive(Debug, Serialize)]
+struct Facts {
+    ampoule: &'static str,
+    began: Timestamp,
+    kernel: Part,
+    guest_image: Part,
+    /// Its system call filters are part of it.
+    vmm: Part,
+    /// As it was given, and the digest of what that was.
+    image: Named,
+    /// The container's OCI spec, and the seccomp profile in it.
+    spec: Digest,
+    seccomp: Option<Digest>,
+    devices: Vec<&'static str>,
+    limits: Limits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<Ended>,
+}
+
+#[derive(Debug, Serialize)]
+struct Part {
+    path: PathBuf,
+    digest: Digest,
+}
+
+#[derive(Debug, Serialize)]
+struct Named {
+    reference: String,
+    digest: String,
+}
+
+/// Bytes, MiB, counts, seconds; null is none.
+#[derive(Debug, Serialize)]
+struct Limits {
+    memory: u64,
+    vm_memory_mib: u32,
+    vcpus: u8,
+    milli_cpus: Option<u32>,
+    pids: u32,
+    scratch: Option<u64>,
+    timeout: Option<u32>,
+    cpu_time: Option<u32>,
+    output: Option<u64>,
+}
+
+impl Limits {
+    fn new(args: &RunArgs) -> Self {
+        Self {
+            memory: args.memory.0,
+            vm_memory_mib: vm_memory_mib(args.memory.0),
+            vcpus: args.cpus.vcpus(),
+            milli_cpus: args.cpus.quota(),
+            pids: args.pids_limit,
+            scratch: (!args.read_only).then_some(args.scratch_size.0),
+            timeout: args.timeout,
+            cpu_time: args.cpu_time,
+            output: args.output_limit.map(|limit| limit.0),
+        }
+    }
+}
+
+impl Receipt {
+    /// Opens the file and looks at every part, before any of them is used.
+    pub fn begin(
+        path: &Path,
+        args: &RunArgs,
+        paths: &Paths,
+        image: &Image,
+        spec: &Spec,
+    ) -> Result<Self, FileError> {
+        let file = File::create(path).map_err(|source| FileError { path: path.into(), source })?;
+        let spec = canonical(spec).map_err(|source| FileError { path: path.into(), source })?;
+        let seccomp = spec.pointer("/linux/seccomp");
+        let facts = Facts {
+            ampoule: env!("CARGO_PKG_VERSION"),
+            began: Timestamp::now(),
+            kernel: part(&paths.kernel)?,
+            guest_image: part(&paths.guest)?,
+            vmm: part(&paths.vmm)?,
+            image: Named { reference: image.reference.clone(), digest: image.digest.clone() },
+            spec: digest(&spec),
+            seccomp: seccomp.map(digest),
+            devices: DEVICES[..if args.read_only { 4 } else { 5 }].into(),
+            limits: Limits::new(args),
+            ended: None,
+        };
+        Ok(Self { path: path.into(), file, facts })
+    }
+
+    pub fn finish(mut self, ended: Ended) -> Result<(), FileError> {
+        self.facts.ended = Some(ended);
+        let mut write = || -> io::Result<()> {
+            let mut text = serde_json::to_vec_pretty(&self.facts)?;
+            text.push(b'\n');
+            self.file.write_all(&text)
+        };
+        write().map_err(|source| FileError { path: self.path.clone(), source })
+    }
+}
+
+/// The spec as one value: sets in it are in order, and so are an object's keys.
+fn canonical(spec: &Spec) -> io::Result<Value> {
+    let mut spec = serde_json::to_value(spec)?;
+    let sets = spec.pointer_mut("/process/capabilities").and_then(Value::as_object_mut);
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
+        set.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+    }
+    Ok(spec)
+}
+
+fn digest(value: &Value) -> Digest {
+    Digest::of(value.to_string().as_bytes())
+}
+
+fn part(path: &Path) -> Result<Part, FileError> {
+    let bytes = fs::read(path).map_err(|source| FileError { path: path.into(), source })?;
+    Ok(Part { path: path.into(), digest: Digest::of(&bytes) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_spec::{RunOptions, run_spec};
+
+    #[test]
+    fn the_same_spec_has_the_same_digest() {
+        let options = || RunOptions { command: vec!["sh".into()], ..Default::default() };
+        let spec = || canonical(&run_spec(&Default::default(), &options()).unwrap()).unwrap();
+        let first = digest(&spec());
+        for _ in 0..10 {
+            assert_eq!(digest(&spec()), first);
+        }
+        let other = RunOptions { read_only: true, ..options() };
+        let other = canonical(&run_spec(&Default::default(), &other).unwrap()).unwrap();
+        assert_ne!(digest(&other), first);
+    }
+}
