@@ -80,7 +80,7 @@ async fn several_containers_share_a_vm_and_nothing_else() {
         streams.stdin.take().unwrap().write_all(b"\n").await.unwrap();
         let ended = pod.end(&init(name), streams).await;
         assert_eq!(ended.text(), format!("{name}\n{name}\n1\n{name}"));
-        assert_eq!(ended.exit.status, 0);
+        assert_eq!(ended.exit.status, 0, "{:?}", ended.exit);
     }
     pod.sandbox.shutdown().await;
 }
