@@ -269,3 +269,6 @@ fn open_kept(path: &Path) -> Result<File, RootFsError> {
         Err(source) => Err(RootFsError::Open { path: path.into(), source: source.into() }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,3 +169,6 @@ fn describe(layers: &[PathBuf]) -> String {
         n => format!("{top} and {} layers below it", n - 1),
     }
 }
+
+#[cfg(test)]
+mod tests;
