@@ -136,7 +136,7 @@ async fn every_kind_of_mount_becomes_a_root() {
     let view = [mount("ext4", &host.path("disk"), &["loop", "ro"])];
     let seen = host.says(&pod, "disk-view", &view, "cat /kept; touch /x 2>&1; true").await;
     assert!(seen.starts_with("w\n") && seen.contains("Read-only"), "{seen}");
-    host.sh("e2fsck -fn disk >/dev/null");
+    host.sh("e2fsck -fn disk >/dev/null 2>&1");
 
     let layer = mount("erofs", &host.path("layer.erofs"), &["ro", "loop"]);
     let base = mount("erofs", &host.alpine.display().to_string(), &["ro", "loop"]);

@@ -150,6 +150,26 @@ fn what_is_no_disk_is_refused_at_once() {
 }
 
 #[test]
+fn more_disks_than_a_vm_has_are_refused() {
+    let bench = Bench::new();
+    fs::write(bench.path("layer"), vec![0; 4096]).unwrap();
+    let layer = Mount::image(Path::new(&bench.path("layer")));
+    let stack = |count: usize| {
+        let mut mounts = vec![layer.clone(); count];
+        let lowers = format!("lowerdir={{{{ overlay 0 {} }}}}", count - 1);
+        mounts.push(Mount {
+            kind: "format/overlay".into(),
+            options: vec![lowers],
+            ..layer.clone()
+        });
+        prepare(&bench.store, &mounts, Path::new(""), None)
+    };
+    assert_eq!(stack(15).unwrap().disks.len(), 15);
+    let error = stack(16).unwrap_err().to_string();
+    assert!(error.contains("16 disks") && error.contains("15"), "{error}");
+}
+
+#[test]
 fn merged_metadata_comes_with_its_devices() {
     let bench = Bench::new();
     let paths = ["meta", "1", "2"].map(|name| {
