@@ -268,7 +268,7 @@ pub enum ImageCommand {
     Inspect(ImageNamesArgs),
     /// Forget names; what no name needs goes a day later, or with `prune`
     Rm(ImageNamesArgs),
-    /// Remove what no name needs: downloads and unnamed root file systems
+    /// Remove what no name needs: downloads, unnamed root file systems, those made of containerd's snapshots
     #[command(after_help = PRUNE_HELP)]
     Prune(PruneArgs),
 }

@@ -7,6 +7,9 @@
 //! memory = "512m"
 //! vcpus = 1
 //!
+//! [store]
+//! snapshots = "20g"                                    # most that containerd's converted snapshots may take
+//!
 //! [registries."docker.io"]
 //! mirrors = ["mirror.example.org", "cache.lan:5000"]   # asked first, in this order
 //!
@@ -36,6 +39,7 @@ pub struct Config {
     /// Settings that an annotation of a pod may make, by their names as `sandbox.memory`.
     pub annotations: BTreeSet<String>,
     pub sandbox: SandboxSettings,
+    pub store: StoreSettings,
     /// By `HOST` or `HOST:PORT`, as image names have it.
     pub registries: BTreeMap<String, Registry>,
 }
@@ -57,6 +61,15 @@ pub struct SandboxSettings {
     pub kernel: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest_image: Option<PathBuf>,
+}
+
+/// What the image store may keep.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreSettings {
+    /// Root file systems made of containerd's snapshots: when they take more, those go that no sandbox uses and
+    /// that were used the longest time ago.
+    pub snapshots: Memory,
 }
 
 /// What is to be known of one registry.
@@ -97,6 +110,7 @@ impl Default for Config {
         Self {
             annotations: sizes.map(String::from).into(),
             sandbox: SandboxSettings::default(),
+            store: StoreSettings::default(),
             registries: BTreeMap::new(),
         }
     }
@@ -112,6 +126,12 @@ impl Default for SandboxSettings {
             kernel: None,
             guest_image: None,
         }
+    }
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self { snapshots: Memory(20 << 30) }
     }
 }
 
