@@ -78,6 +78,7 @@ impl Pod {
             disks,
             spare_disks: 2,
             cmdline: String::new(),
+            seeded: false,
             boot_timeout: LIMIT,
         };
         let (sandbox, events) = Sandbox::create(config).await.expect("a sandbox");
@@ -99,6 +100,7 @@ impl Pod {
             rootfs: self.roots.pop().expect("a free root file system"),
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
             init: false,
+            fixed: Default::default(),
         };
         self.sandbox.create_container(config).await.expect("a container").streams
     }

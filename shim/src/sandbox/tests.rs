@@ -127,6 +127,7 @@ fn container(id: &str) -> ContainerConfig {
         rootfs: RootFs { lower_slot: 1, lower_type: "erofs".into(), upper: Upper::Tmpfs },
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
         init: false,
+        fixed: Fixed::default(),
     }
 }
 
