@@ -8,7 +8,7 @@ use tempfile::TempDir;
 /// 2001-02-03T04:05:06Z
 const THEN: u64 = 981_173_106;
 
-/// Draws in every way there is, also from several processes at a time, and prints what it got.
+/// Draws in every way there is, also from processes beside each other, and prints what it got.
 const DRAW: &str = r#"
     draw() { perl -e '$b = "\0" x $ARGV[0]; $n = syscall(318, $b, $ARGV[0], 0); print "$n ", unpack("H*", $b), "\n"' $1; }
     draw 16; draw 100; draw 100000 | sha256sum
@@ -17,9 +17,11 @@ const DRAW: &str = r#"
     head -c 40 /dev/urandom | od -An -tx1; head -c 8 /dev/random | od -An -tx1
     head -c 1000000 /dev/urandom | sha256sum
     echo seed > /dev/urandom && echo written
-    for n in 1 2 3 4; do (draw 32; draw 20000; head -c 20000 /dev/urandom | sha256sum) > /tmp/$n & done; wait
-    cat /tmp/1 /tmp/2 /tmp/3 /tmp/4
-    grep stack /proc/self/maps; hostname"#;
+    for n in 1 2 3 4; do
+        perl -e '$b = "\0" x 9; open F, "/dev/urandom"; for (1..200) {
+            syscall(318, $b, 9, 0); sysread(F, $c, 99); $s .= $b . $c } print unpack("%63C*", $s), "\n"' > /tmp/$n &
+    done; wait; cat /tmp/1 /tmp/2 /tmp/3 /tmp/4
+    grep stack /proc/self/maps | sed 's/^/at /'; hostname"#;
 /// What must not be there, and what must not work.
 const NOT: &str = r#"
     grep -ow -e rdrand -e rdseed /proc/cpuinfo; grep vdso /proc/self/maps
