@@ -14,15 +14,18 @@ use std::{
 };
 
 use ampoule_agent_api::agent::{
-    CreateContainerRequest, CreateExecRequest, PidsResponse, StatsResponse, pids_response,
+    CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, PidsResponse, StartResponse,
+    StatsResponse, pids_response,
 };
 
 use crate::{
-    cgroup::Cgroup,
+    cgroup::{self, Cgroup},
+    clock, console,
     error::Error,
-    oci::{self, NamespaceKind, Seccomp},
+    oci::{self, ConsoleSize, NamespaceKind, Seccomp},
     plan::{Exec, Init, Plan, StepError, at},
     process::{Ending, Exit, Process, Recipe},
+    random::{self, Random},
     reaper::Reaper,
     registry::{Registry, is_valid_id},
     rootfs::Rootfs,
@@ -54,13 +57,29 @@ pub struct Container {
     /// For further processes.
     seccomp: Option<Seccomp>,
     user_namespace: bool,
+    /// What the clock is to show when the first process starts; 0 for what it shows anyway.
+    realtime_ns: u64,
+    /// Where random numbers come from, if that is not the guest's kernel.
+    random: Option<Arc<Random>>,
 }
 
 impl Container {
     /// Makes everything and parks the first process. If this fails, nothing is left.
     pub async fn create(reaper: &Reaper, request: CreateContainerRequest) -> Result<Self, Error> {
-        let CreateContainerRequest { container_id: id, spec, rootfs, stdio, init, .. } = request;
+        let CreateContainerRequest {
+            container_id: id,
+            spec,
+            rootfs,
+            stdio,
+            init,
+            realtime_ns,
+            seed,
+            ..
+        } = request;
         let spec = oci::container(&spec)?;
+        set_clock(realtime_ns)?;
+        let random = (!seed.is_empty()).then(|| Random::new(&seed)).transpose()?;
+        let random_file = random.clone().map(random::device::mount).transpose()?;
         let streams = Streams::connect(&stdio).await?;
         let name = id.clone();
         let rootfs = blocking(move || Rootfs::mount(&name, &rootfs)).await?;
@@ -73,10 +92,18 @@ impl Container {
         };
         let terminal = spec.process.terminal;
         let linux = spec.linux.clone();
-        let plan = Plan::Init(Box::new(Init { spec, rootfs: rootfs.root(), init }));
+        let seeded = random.is_some();
+        let plan = Plan::Init(Box::new(Init { spec, rootfs: rootfs.root(), init, seeded }));
         let namespaces = Namespaces::New(&linux);
-        let recipe =
-            Recipe { plan: &plan, cgroup: cgroup.directory(), namespaces, terminal, streams };
+        let recipe = Recipe {
+            plan: &plan,
+            cgroup: cgroup.directory(),
+            namespaces,
+            terminal,
+            streams,
+            random: random.clone(),
+            random_file,
+        };
         let (init, ending) = match Process::prepare(reaper, recipe).await {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -96,7 +123,18 @@ impl Container {
             execs: Registry::default(),
             user_namespace: linux.has_own(NamespaceKind::User),
             seccomp: linux.seccomp,
+            realtime_ns,
+            random,
         })
+    }
+
+    /// Lets a parked process run its workload.
+    pub async fn start(&self, exec_id: &str) -> Result<StartResponse, Error> {
+        let process = self.process(exec_id)?;
+        if exec_id.is_empty() && process.is_parked() {
+            set_clock(self.realtime_ns)?;
+        }
+        process.start().await
     }
 
     /// Parks one more process.
@@ -120,14 +158,60 @@ impl Container {
             process,
             seccomp: self.seccomp.clone(),
             user_namespace: self.user_namespace,
+            seeded: self.random.is_some(),
         }));
         let namespaces = Namespaces::Of(self.init.pidfd());
-        let recipe =
-            Recipe { plan: &plan, cgroup: directory.as_fd(), namespaces, terminal, streams };
+        let recipe = Recipe {
+            plan: &plan,
+            cgroup: directory.as_fd(),
+            namespaces,
+            terminal,
+            streams,
+            random: self.random.clone(),
+            random_file: None,
+        };
         let (process, ending) = Process::prepare(reaper, recipe).await?;
         conclude(self.cgroup.clone(), ending, false);
         let process = Arc::new(process);
         held.put(process.clone());
+        Ok(process)
+    }
+
+    /// Parks a shell in the guest itself, which ends when this container does.
+    pub async fn create_console(
+        &self,
+        reaper: &Reaper,
+        request: CreateConsoleRequest,
+    ) -> Result<Arc<Process>, Error> {
+        let CreateConsoleRequest { exec_id: id, stdio, terminal, width, height, .. } = request;
+        if !is_valid_id(&id) {
+            return Err(Error::Id(id));
+        }
+        self.expect(&[State::Created, State::Running, State::Paused])?;
+        let held = self.execs.hold(&id).ok_or(Error::Exists(id))?;
+        let streams = Streams::connect(&stdio).await?;
+        let characters = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        let size = ConsoleSize { width: characters(width), height: characters(height) };
+        let plan = Plan::Console(Box::new(console::shell(terminal.then_some(size))));
+        let directory = cgroup::of_agent().map_err(at("cgroup", "agent"))?;
+        let recipe = Recipe {
+            plan: &plan,
+            cgroup: directory.as_fd(),
+            namespaces: Namespaces::Guest,
+            terminal,
+            streams,
+            random: None,
+            random_file: None,
+        };
+        let (process, ending) = Process::prepare(reaper, recipe).await?;
+        conclude(self.cgroup.clone(), ending, false);
+        let process = Arc::new(process);
+        held.put(process.clone());
+        let (init, shell) = (self.init.clone(), process.clone());
+        tokio::spawn(async move {
+            let _ = init.wait().await;
+            let _ = shell.kill().await;
+        });
         Ok(process)
     }
 
@@ -249,6 +333,13 @@ fn conclude(cgroup: Arc<Cgroup>, ending: Ending, is_init: bool) {
         }
         ending.exit.send_replace(Some(Exit { status, oom, at_ns: realtime_ns() }));
     });
+}
+
+fn set_clock(realtime_ns: u64) -> Result<(), StepError> {
+    match realtime_ns {
+        0 => Ok(()),
+        ns => clock::set(ns).map_err(at("clock", "guest")),
+    }
 }
 
 fn realtime_ns() -> u64 {

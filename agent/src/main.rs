@@ -3,9 +3,12 @@
 //! - [`boot`][]: from the first instruction to the end of the VM
 //! - [`ports`][]: stage marks and power-off, [`network`]: loopback
 //! - [`host`][]: the connection to the host, [`service`]: what it may ask for
+//! - [`clock`][]: the guest's clock, where the host sets it
 //! - [`registry`][]: things by id, [`error`]: what can go wrong with them
 //! - [`container`][]: the life of a container, [`process`]: of a process
+//! - [`console`][]: a shell in the guest itself
 //! - [`rootfs`], [`cgroup`], [`stats`]: what a container is made of and what it uses
+//! - [`random`][]: random numbers of a container that was given a seed
 //! - [`stdio`][]: pumps between processes and the host
 //! - [`reaper`][]: exits
 //! - [`oci`][]: the specification, as far as it is enforced
@@ -15,6 +18,8 @@
 
 mod boot;
 mod cgroup;
+mod clock;
+mod console;
 mod container;
 mod error;
 mod host;
@@ -25,6 +30,7 @@ mod oci;
 mod plan;
 mod ports;
 mod process;
+mod random;
 mod reaper;
 mod registry;
 mod rootfs;

@@ -1,7 +1,7 @@
 //! What the agent and the runner of a process (`ampoule-agent init`) say to each other.
 //!
 //! The runner is started with its [`Plan`] in a memory file and a packet socket, on which it answers
-//! [`Report::Prepared`] (with the terminal's master, if there is one) or [`Report::Failed`], waits for
+//! [`Report::Prepared`] (with descriptors, if there are any) or [`Report::Failed`], waits for
 //! [`Order::Start`], and then either sends [`Report::Failed`] once more or becomes the workload, which
 //! closes the socket. Everything is close-on-exec; the workload sees none of it.
 
@@ -26,6 +26,8 @@ pub const CHANNEL_FD: RawFd = 3;
 pub const PLAN_FD: RawFd = 4;
 /// For an exec: a pidfd of the container's init, whose namespaces it joins.
 pub const TARGET_FD: RawFd = 5;
+/// For the first process of a container with a seed: the mount of its /dev/random, detached.
+pub const RANDOM_FD: RawFd = 6;
 /// Longest message of a failure: a packet holds it.
 const MAX_TEXT: usize = 8 * 1024;
 
@@ -35,6 +37,8 @@ pub enum Plan {
     Init(Box<Init>),
     /// Run one more process in a container.
     Exec(Box<Exec>),
+    /// Run a process in the guest itself.
+    Console(Box<Process>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,6 +48,8 @@ pub struct Init {
     pub rootfs: PathBuf,
     /// A PID 1 of ours stays before the workload.
     pub init: bool,
+    /// Random numbers come from the agent: [`RANDOM_FD`] is there.
+    pub seeded: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,6 +59,8 @@ pub struct Exec {
     pub seccomp: Option<Seccomp>,
     /// The container has a user namespace of its own.
     pub user_namespace: bool,
+    /// Random numbers come from the agent.
+    pub seeded: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,7 +70,7 @@ pub enum Order {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
-    /// Parked just before the workload. The terminal's master comes along.
+    /// Parked just before the workload. The terminal's master comes along, then the listener of getrandom(2).
     Prepared,
     Failed {
         fault: Fault,
@@ -178,14 +186,18 @@ mod tests {
             process: Process { args: vec!["a".repeat(1 << 20)], ..Default::default() },
             ..Default::default()
         };
-        let plan =
-            Plan::Init(Box::new(Init { spec: spec.clone(), rootfs: "/run/x".into(), init: true }));
+        let plan = Plan::Init(Box::new(Init {
+            spec: spec.clone(),
+            rootfs: "/run/x".into(),
+            init: true,
+            seeded: false,
+        }));
         match Plan::read(plan.write().unwrap()).unwrap() {
             Plan::Init(init) => {
                 assert_eq!(init.spec, spec);
                 assert_eq!(init.rootfs, PathBuf::from("/run/x"));
             }
-            Plan::Exec(_) => panic!("became an exec"),
+            other => panic!("became {other:?}"),
         }
     }
 

@@ -9,7 +9,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ use tokio::{
 use crate::{
     error::Error,
     plan::{Fault, Order, Plan, Report, StepError, at},
+    random::{self, Random},
     reaper::{Reaper, Status},
     spawn::{Launch, Namespaces, launch},
     stdio::{ChildEnds, Pumps, Streams, null},
@@ -70,17 +71,28 @@ pub struct Recipe<'a> {
     pub namespaces: Namespaces<'a>,
     pub terminal: bool,
     pub streams: Streams,
+    /// Where its random numbers come from, if that is not the kernel, and for a first process the file that takes
+    /// the place of the kernel's devices.
+    pub random: Option<Arc<Random>>,
+    pub random_file: Option<OwnedFd>,
 }
 
 impl Process {
     /// Starts a runner and waits until it is parked. If this fails, the runner is gone.
     pub async fn prepare(reaper: &Reaper, recipe: Recipe<'_>) -> Result<(Self, Ending), StepError> {
-        let Recipe { plan, cgroup, namespaces, terminal, streams } = recipe;
+        let Recipe { plan, cgroup, namespaces, terminal, streams, random, random_file } = recipe;
         let (stdio, streams, pumps) = connect(terminal, streams).map_err(at("stdio", "pipes"))?;
-        let launched = launch(Launch { plan, stdio, cgroup, namespaces })?;
+        let file = random_file.as_ref().map(OwnedFd::as_fd);
+        let launched = launch(Launch { plan, stdio, cgroup, namespaces, random: file })?;
         let status = reaper.expect(launched.pid);
         let prepared = async {
-            let master = prepared(&launched.channel).await?;
+            let mut fds = prepared(&launched.channel).await?.into_iter();
+            let master = if terminal { fds.next() } else { None };
+            if let Some(random) = random {
+                let missing = || at("seed", "listener")(io::Error::from(io::ErrorKind::NotFound));
+                let listener = fds.next().ok_or_else(missing)?;
+                random::calls::serve(listener, random).map_err(at("seed", "listener"))?;
+            }
             match (streams, &master) {
                 (Some(streams), Some(master)) => {
                     streams.through_terminal(master).map_err(at("stdio", "terminal"))
@@ -208,12 +220,12 @@ fn connect(terminal: bool, streams: Streams) -> io::Result<(ChildEnds, Option<St
     Ok((ends, None, pumps))
 }
 
-/// Waits until the runner is parked; gives its terminal's master.
-async fn prepared(channel: &Channel) -> Result<Option<OwnedFd>, StepError> {
+/// Waits until the runner is parked; gives what came along.
+async fn prepared(channel: &Channel) -> Result<Vec<OwnedFd>, StepError> {
     let broken = |e: ChannelError| at("runner", "channel")(io::Error::other(e));
     let answer = timeout(RUNNER, receive(channel)).await;
     match answer {
-        Ok(Ok((Report::Prepared, mut fds))) => Ok(fds.pop()),
+        Ok(Ok((Report::Prepared, fds))) => Ok(fds),
         Ok(Ok((Report::Failed { fault, message }, _))) => Err(StepError::relayed(fault, message)),
         Ok(Err(ChannelError::Closed)) => {
             let cause = "ended before it was prepared";

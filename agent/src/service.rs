@@ -7,21 +7,19 @@ use std::{future::Future, sync::Arc};
 
 use ampoule_agent_api::{
     agent::{
-        ContainerRequest, CreateContainerRequest, CreateExecRequest, CreateResponse, Empty,
-        HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
-        StartResponse, StatsResponse, WaitResponse,
+        ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
+        CreateResponse, Empty, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
+        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, WaitResponse,
     },
     agent_ttrpc::Agent,
 };
 use async_trait::async_trait;
-use rustix::{
-    system::{sethostname, uname},
-    time::{ClockId, Timespec, clock_settime},
-};
+use rustix::system::{sethostname, uname};
 use tokio::sync::Notify;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
+    clock,
     container::Container,
     error::Error,
     plan::{at, refuse},
@@ -30,7 +28,6 @@ use crate::{
     registry::{Registry, is_valid_id},
 };
 
-const SECOND: u64 = 1_000_000_000;
 /// Signals of Linux; 0 asks whether the process is there.
 const SIGNALS: std::ops::RangeInclusive<u32> = 0..=64;
 
@@ -81,7 +78,7 @@ impl Agent for Service {
             let container = Container::create(&sandbox.reaper, req).await?;
             let pid = container.pid();
             held.put(Arc::new(container));
-            Ok(CreateResponse { pid, ..Default::default() })
+            Ok(CreateResponse { pid, fixed: true, ..Default::default() })
         })
         .await
     }
@@ -101,9 +98,24 @@ impl Agent for Service {
         .await
     }
 
+    async fn create_console(
+        &self,
+        _: &TtrpcContext,
+        req: CreateConsoleRequest,
+    ) -> ttrpc::Result<CreateResponse> {
+        let sandbox = self.0.clone();
+        let container = self.container(&req.container_id)?;
+        detached(async move {
+            let process = container.create_console(&sandbox.reaper, req).await?;
+            let pid = process.pid.as_raw_pid() as u32;
+            Ok(CreateResponse { pid, ..Default::default() })
+        })
+        .await
+    }
+
     async fn start(&self, _: &TtrpcContext, req: ProcessRequest) -> ttrpc::Result<StartResponse> {
-        let process = self.process(&req.container_id, &req.exec_id)?;
-        detached(async move { process.start().await }).await
+        let container = self.container(&req.container_id)?;
+        detached(async move { container.start(&req.exec_id).await }).await
     }
 
     async fn signal(&self, _: &TtrpcContext, req: SignalRequest) -> ttrpc::Result<Empty> {
@@ -188,11 +200,7 @@ impl Agent for Service {
 /// Sets the guest's clock and name.
 fn hello(req: &HelloRequest) -> Result<(), Error> {
     if req.realtime_ns != 0 {
-        let now = Timespec {
-            tv_sec: (req.realtime_ns / SECOND) as i64,
-            tv_nsec: (req.realtime_ns % SECOND) as i64,
-        };
-        clock_settime(ClockId::Realtime, now).map_err(at("hello", "clock"))?;
+        clock::set(req.realtime_ns).map_err(at("hello", "clock"))?;
     }
     if !req.hostname.is_empty() {
         sethostname(req.hostname.as_bytes()).map_err(at("hello", &req.hostname))?;

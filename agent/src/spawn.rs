@@ -19,7 +19,7 @@ use rustix::{
 
 use crate::{
     oci::{IdMapping, Linux, NamespaceKind},
-    plan::{CHANNEL_FD, PLAN_FD, Plan, StepError, TARGET_FD, at},
+    plan::{CHANNEL_FD, PLAN_FD, Plan, RANDOM_FD, StepError, TARGET_FD, at},
     stdio::ChildEnds,
 };
 
@@ -38,6 +38,8 @@ pub struct Launch<'a> {
     /// The directory of its cgroup.
     pub cgroup: BorrowedFd<'a>,
     pub namespaces: Namespaces<'a>,
+    /// For [`RANDOM_FD`].
+    pub random: Option<BorrowedFd<'a>>,
 }
 
 /// Where a runner starts. What is not made or joined here, the runner joins itself.
@@ -46,6 +48,8 @@ pub enum Namespaces<'a> {
     New(&'a Linux),
     /// In the PID namespace of a running container, known by a pidfd of its init.
     Of(BorrowedFd<'a>),
+    /// In those of the guest.
+    Guest,
 }
 
 /// A runner that has been started.
@@ -69,6 +73,9 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched, StepError> {
     ];
     if let Namespaces::Of(target) = launch.namespaces {
         fds.push((target.as_raw_fd(), TARGET_FD));
+    }
+    if let Some(random) = launch.random {
+        fds.push((random.as_raw_fd(), RANDOM_FD));
     }
     let user_namespace = match launch.namespaces {
         Namespaces::New(linux) if linux.has_own(NamespaceKind::User) => Some(linux),
@@ -114,6 +121,7 @@ fn in_pid_namespace<T>(
 ) -> Result<T, StepError> {
     let object = "PID namespace";
     let path = match namespaces {
+        Namespaces::Guest => None,
         Namespaces::Of(target) => Some(target.try_clone_to_owned()),
         Namespaces::New(linux) => linux
             .namespace(NamespaceKind::Pid)

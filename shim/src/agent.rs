@@ -8,9 +8,9 @@ use std::{future::Future, time::Duration};
 
 use ampoule_agent_api::{
     agent::{
-        ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse,
-        PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest, StartResponse,
-        StatsResponse, WaitResponse,
+        ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
+        HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
+        StartResponse, StatsResponse, WaitResponse,
     },
     agent_ttrpc::AgentClient,
 };
@@ -65,13 +65,26 @@ impl Agent {
     /// Returns the process's PID in the guest.
     pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<u32> {
         let call = format!("create container {}", request.container_id);
-        Ok(bounded(call, SLOW, |ctx| self.0.create_container(ctx, request)).await?.pid)
+        let wanted = request.realtime_ns != 0 || !request.seed.is_empty();
+        let created =
+            bounded(call.clone(), SLOW, |ctx| self.0.create_container(ctx, request)).await?;
+        if wanted && !created.fixed {
+            let message = "the agent of this guest image cannot be given a clock or a seed".into();
+            return Err(AgentError::Refused { call, code: Code::UNIMPLEMENTED, message });
+        }
+        Ok(created.pid)
     }
 
     /// Returns the process's PID in the guest.
     pub async fn create_exec(&self, request: &CreateExecRequest) -> Result<u32> {
         let call = format!("create exec {}", request.exec_id);
         Ok(bounded(call, SLOW, |ctx| self.0.create_exec(ctx, request)).await?.pid)
+    }
+
+    /// Returns the process's PID in the guest.
+    pub async fn create_console(&self, request: &CreateConsoleRequest) -> Result<u32> {
+        let call = format!("create console {}", request.exec_id);
+        Ok(bounded(call, SLOW, |ctx| self.0.create_console(ctx, request)).await?.pid)
     }
 
     pub async fn start(&self, process: &ProcessRequest) -> Result<StartResponse> {

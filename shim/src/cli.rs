@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
 pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
-pub use values::{Cpus, Memory};
+pub use values::{ClockStart, Cpus, Memory, Seed};
 pub use verbs::*;
 
 const ABOUT: &str = "Runs every container in a virtual machine of its own";
@@ -76,6 +76,9 @@ pub enum Command {
     /// Run a further command in a running container
     #[command(after_help = EXEC_HELP)]
     Exec(ExecArgs),
+    /// Run a shell in the guest of a sandbox, outside of its container, to look for what is wrong
+    #[command(after_help = CONSOLE_HELP)]
+    Console(ConsoleArgs),
     /// Print what a detached container has written
     Logs(LogsArgs),
     /// Connect to the streams of a detached container
@@ -141,6 +144,21 @@ The exit code is the command's, 128 + N if signal N killed it, and
   127  the command was not found
   124, 152, 153  a cap was met: --timeout, --cpu-time, --output-limit
   137  also: the memory limit killed it, or the VM died; stderr says which
+
+Repeatable runs:
+  --hermetic  sets: no network; the image read-only, what is written goes to a layer that is thrown away; no file and
+              no variable of this host; the host name `ampoule` unless --hostname is given. It refuses what would break
+              that: --privileged, variables without a value (-e NAME, or such a line of --env-file), and, while it
+              runs, `ampoule exec`, `cp` and `console`. Standard input is the container's if -i says so. Caps, --clock
+              and --seed are not set by it: give those you want.
+  --clock     is RFC 3339, as 2026-11-21T05:51:40Z, or seconds since 1970. It sets CLOCK_REALTIME. Clocks that count
+              from boot and the processor's counter are as they are, and some time stamps in /proc and /sys are real.
+  --seed      decides what getrandom(2), /dev/random and /dev/urandom give. Each thread has a sequence of its own, by
+              its id in the container: runs are equal as long as they start processes and threads in the same order.
+              Addresses are not randomized, and the processor's own random numbers (RDRAND) are hidden. Not decided by
+              it, since the guest's kernel draws them: the 16 bytes a program gets at its start (AT_RANDOM, from which
+              Go orders its maps), /proc/sys/kernel/random, port numbers, and everything that depends on time or on
+              scheduling. The seed is no secret, and what was drawn from it is none either.
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1 and SIGUSR2 are passed on to the command. If it ignores three
 SIGINT or SIGTERM, the third ends the sandbox.";
@@ -211,6 +229,15 @@ pub struct RunArgs {
     /// End the run when it has written so much to stdout and stderr together; exit code 153
     #[arg(long, value_name = "SIZE", conflicts_with = "detach")]
     pub output_limit: Option<Memory>,
+    /// Take nothing from outside of the command line and the image, and leave nothing behind; see below
+    #[arg(long)]
+    pub hermetic: bool,
+    /// What the guest's clock shows when the command starts; it then goes on as usual
+    #[arg(long, value_name = "TIME")]
+    pub clock: Option<ClockStart>,
+    /// Make the container's random numbers the same for the same seed: a number, or hexadecimal after 0x; see below
+    #[arg(long, value_name = "SEED", conflicts_with = "privileged")]
+    pub seed: Option<Seed>,
     /// Write to a file, as JSON, what the run was: digests of all parts, devices, limits, how it ended
     #[arg(long, value_name = "FILE")]
     pub receipt: Option<PathBuf>,

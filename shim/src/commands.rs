@@ -35,6 +35,7 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
         Command::Run(args) => run::run(&args, &paths, timings),
         Command::Ps(args) => ps::ps(&args, &paths),
         Command::Exec(args) => exec::exec(&args, &paths),
+        Command::Console(args) => exec::console(&args, &paths),
         Command::Logs(args) => logs::logs(&args, &paths),
         Command::Attach(args) => exec::attach_to(&args, &paths),
         Command::Cp(args) => cp::cp(&args, &paths),

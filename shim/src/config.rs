@@ -2,6 +2,7 @@
 //!
 //! ```toml
 //! annotations = ["sandbox.memory"]                     # settings a pod may make for itself
+//! console = true                                       # `ampoule console` may be used; the default is false
 //!
 //! [sandbox]                                            # what a sandbox is when containerd does not say
 //! memory = "512m"
@@ -38,6 +39,8 @@ pub use layers::{ANNOTATION_PREFIX, Layers};
 pub struct Config {
     /// Settings that an annotation of a pod may make, by their names as `sandbox.memory`.
     pub annotations: BTreeSet<String>,
+    /// Whether there may be shells in guests themselves.
+    pub console: bool,
     pub sandbox: SandboxSettings,
     pub store: StoreSettings,
     /// By `HOST` or `HOST:PORT`, as image names have it.
@@ -109,6 +112,7 @@ impl Default for Config {
         let sizes = ["sandbox.memory", "sandbox.scratch_size", "sandbox.vcpus"];
         Self {
             annotations: sizes.map(String::from).into(),
+            console: false,
             sandbox: SandboxSettings::default(),
             store: StoreSettings::default(),
             registries: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! The socket of a running sandbox, `control.sock` in its folder, on which any later command reaches it.
 //!
 //! One packet is one message. A connection speaks of one process: the container's first, or, after
-//! [`Request::Exec`], that one. Streams travel as descriptors ([`Response::Streams`]): the ends of a process's
+//! [`Request::Exec`] or [`Request::Console`], that one. Streams travel as descriptors ([`Response::Streams`]): the ends of a process's
 //! own vsock streams, so that no byte of an exec takes the way over the process that runs the sandbox.
 //! Only the user whose sandbox it is, and root, are answered.
 
@@ -31,6 +31,8 @@ pub use server::{Container, Server};
 pub enum Request {
     /// Prepares a further process, of which the connection speaks from then on: `Streams`.
     Exec(ExecRequest),
+    /// Prepares a shell in the guest itself likewise, with a terminal of this width and height if any: `Streams`.
+    Console(Option<(u16, u16)>),
     /// Lets that process run: `Done`.
     Start,
     /// Waits for the process's end: `Ended`; for a first process, when its sandbox is gone.

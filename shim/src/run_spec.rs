@@ -64,6 +64,8 @@ pub struct RunOptions {
     pub cap_drop: Vec<CapabilityName>,
     /// All that the guest's kernel has: capabilities, devices, system calls.
     pub privileged: bool,
+    /// The kernel's random numbers are not the container's: those of its seed take their place.
+    pub seeded: bool,
     pub seccomp: SeccompChoice,
     pub no_new_privileges: bool,
     /// Masked and read-only paths are left as they are.
@@ -287,7 +289,7 @@ fn mounts(options: &RunOptions) -> Value {
 
 fn resources(options: &RunOptions) -> Value {
     let mut resources = json!({
-        "devices": if options.privileged { json!([{ "allow": true, "access": "rwm" }]) } else { devices() },
+        "devices": if options.privileged { json!([{ "allow": true, "access": "rwm" }]) } else { devices(options.seeded) },
         "memory": { "limit": options.memory },
         "pids": { "limit": options.pids_limit },
     });
@@ -299,7 +301,7 @@ fn resources(options: &RunOptions) -> Value {
 }
 
 /// Nodes of any device may be made; opened may be only the harmless ones.
-fn devices() -> Value {
+fn devices(seeded: bool) -> Value {
     let allow = |kind: &str, major: Option<u32>, minor: Option<u32>, access: &str| {
         let mut rule = json!({ "allow": true, "type": kind, "access": access });
         for (name, number) in [("major", major), ("minor", minor)] {
@@ -309,6 +311,7 @@ fn devices() -> Value {
         }
         rule
     };
+    let random = if seeded { "m" } else { "rwm" };
     json!([
         { "allow": false, "access": "rwm" },
         allow("c", None, None, "m"),
@@ -317,8 +320,8 @@ fn devices() -> Value {
         allow("c", Some(1), Some(3), "rwm"),
         allow("c", Some(1), Some(5), "rwm"),
         allow("c", Some(1), Some(7), "rwm"),
-        allow("c", Some(1), Some(8), "rwm"),
-        allow("c", Some(1), Some(9), "rwm"),
+        allow("c", Some(1), Some(8), random),
+        allow("c", Some(1), Some(9), random),
         // tty, console, ptmx, pts
         allow("c", Some(5), Some(0), "rwm"),
         allow("c", Some(5), Some(1), "rwm"),

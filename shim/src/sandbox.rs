@@ -59,6 +59,8 @@ pub struct SandboxConfig {
     pub spare_disks: u8,
     /// Further words of the guest kernel's command line.
     pub cmdline: String,
+    /// Containers may be given seeds: the guest has no source of randomness that cannot be replaced.
+    pub seeded: bool,
     /// Longest time from start to the agent's hello.
     pub boot_timeout: Duration,
 }
@@ -107,6 +109,16 @@ pub struct ContainerConfig {
     pub stdio: Stdio,
     /// A PID 1 of the agent's stays before the process: it reaps, and passes signals on (docker's `--init`).
     pub init: bool,
+    pub fixed: Fixed,
+}
+
+/// What is given to a container where otherwise each run has its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// What the guest's clock shows when the container starts.
+    pub clock: Option<SystemTime>,
+    /// Where the container's random numbers come from; its sandbox must be [`SandboxConfig::seeded`].
+    pub seed: Option<[u8; 32]>,
 }
 
 /// A further process to be created in a container.
@@ -116,6 +128,15 @@ pub struct ExecConfig {
     pub id: Id,
     pub process: Process,
     pub stdio: Stdio,
+}
+
+/// A shell to be created in the guest itself, beside a container, with which it ends.
+#[derive(Debug)]
+pub struct ConsoleConfig {
+    pub container: Id,
+    pub id: Id,
+    /// Width and height in characters, if it gets a terminal.
+    pub size: Option<(u16, u16)>,
 }
 
 /// Where a container's root file system lies.
@@ -329,6 +350,11 @@ impl Sandbox {
     /// Prepares a further process of a running container likewise.
     pub async fn create_exec(&self, config: ExecConfig) -> Result<Created> {
         self.ask(|reply| Input::CreateExec(Box::new(config), reply)).await
+    }
+
+    /// Prepares a shell in the guest itself, which from then on is a process like an exec.
+    pub async fn create_console(&self, config: ConsoleConfig) -> Result<Created> {
+        self.ask(|reply| Input::CreateConsole(config, reply)).await
     }
 
     /// Lets a created process run its workload.

@@ -15,7 +15,7 @@ const DAY: u64 = 86_400;
 pub struct Timestamp(pub SystemTime);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a time as in 2026-11-21T05:51:40.000000001Z")]
+#[error("not a time of RFC 3339, as 2026-11-21T05:51:40Z or 2026-11-21T05:51:40.5+01:00")]
 pub struct BadTimestamp;
 
 impl Timestamp {
@@ -43,8 +43,40 @@ impl fmt::Display for Timestamp {
 impl FromStr for Timestamp {
     type Err = BadTimestamp;
 
-    /// Reads what [`Display`](fmt::Display) writes, and nothing else.
+    /// Reads RFC 3339: a fraction of at most nine digits, `Z` or an offset.
     fn from_str(text: &str) -> Result<Self, BadTimestamp> {
+        let (local, offset) = zone(text).ok_or(BadTimestamp)?;
+        let (seconds, fraction) = local.split_once('.').unwrap_or((local, "0"));
+        if fraction.is_empty() || fraction.len() > 9 {
+            return Err(BadTimestamp);
+        }
+        let local = Self::read(&format!("{seconds}.{fraction:0<9}Z"))?.0;
+        let offset_by = Duration::from_secs(offset.unsigned_abs());
+        let utc = if offset < 0 { local + offset_by } else { local - offset_by };
+        if utc < UNIX_EPOCH { Err(BadTimestamp) } else { Ok(Self(utc)) }
+    }
+}
+
+/// The text before the zone, and the zone's offset in seconds, east being positive.
+fn zone(text: &str) -> Option<(&str, i64)> {
+    if let Some(local) = text.strip_suffix('Z') {
+        return Some((local, 0));
+    }
+    let (local, zone) = text.split_at_checked(text.len().checked_sub(6)?)?;
+    let [sign, h1, h2, b':', m1, m2] = *zone.as_bytes() else { return None };
+    let digit = |byte: u8| char::from(byte).to_digit(10).map(i64::from);
+    let (hours, minutes) = (digit(h1)? * 10 + digit(h2)?, digit(m1)? * 10 + digit(m2)?);
+    let offset = hours * 3600 + minutes * 60;
+    match sign {
+        b'+' if hours < 24 && minutes < 60 => Some((local, offset)),
+        b'-' if hours < 24 && minutes < 60 => Some((local, -offset)),
+        _ => None,
+    }
+}
+
+impl Timestamp {
+    /// Reads what [`Display`](fmt::Display) writes, and nothing else.
+    fn read(text: &str) -> Result<Self, BadTimestamp> {
         let number = |range: std::ops::Range<usize>| -> Result<u64, BadTimestamp> {
             let digits = text.get(range).ok_or(BadTimestamp)?;
             digits.parse().map_err(|_| BadTimestamp)
@@ -112,9 +144,36 @@ mod tests {
     }
 
     #[test]
+    fn fractions_and_zones_are_those_of_rfc_3339() {
+        for (text, same) in [
+            ("2026-11-21T05:51:40Z", "2026-11-21T05:51:40.000000000Z"),
+            ("2026-11-21T05:51:40.25Z", "2026-11-21T05:51:40.250000000Z"),
+            ("2026-11-21T05:51:40+01:30", "2026-11-21T04:21:40.000000000Z"),
+            ("2026-12-31T23:51:40.5-00:10", "2027-01-01T00:01:40.500000000Z"),
+        ] {
+            assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), same);
+        }
+    }
+
+    #[test]
     fn anything_else_is_refused() {
-        for text in ["", "2026-11-21", "2026-13-21T05:51:40.000000000Z", "ä026-11-21T05:51:40.0Z"]
-        {
+        for text in [
+            "",
+            "Z",
+            "2026-11-21",
+            "2026-11-21T05:51:40",
+            "2026-13-21T05:51:40.000000000Z",
+            "2026-02-30T05:51:40Z",
+            "2026-11-21T05:51:60Z",
+            "2026-11-21T05:51:40.Z",
+            "2026-11-21T05:51:40.0000000000Z",
+            "2026-11-21T05:51:40+1:30",
+            "2026-11-21T05:51:40+24:00",
+            "2026-11-21T05:51:40++1:30",
+            "1970-01-01T00:00:00+01:00",
+            "ä026-11-21T05:51:40.0Z",
+            "2026-11-21T05:51:40ä01:00",
+        ] {
             assert_eq!(text.parse::<Timestamp>(), Err(BadTimestamp), "{text}");
         }
     }

@@ -52,6 +52,8 @@ pub struct VmSetup {
     pub memory_mib: u32,
     /// Further words of the kernel's command line.
     pub cmdline: String,
+    /// The processor's random numbers are kept from the guest.
+    pub hide_random: bool,
     /// Host port on which the guest's agent calls.
     pub agent_port: u32,
 }
@@ -271,6 +273,7 @@ fn config(setup: &VmSetup) -> VmConfig {
         spare_disks: setup.spare_disks,
         guest_cid: 3,
         listen: vec![setup.agent_port],
+        hide_random: setup.hide_random,
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     os::unix::process::ExitStatusExt,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -85,9 +86,24 @@ pub struct Detached(pub String);
 /// `ampoule run -d --name UNIQUE ARGS...`
 #[track_caller]
 pub fn detached<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Detached {
-    let mut ampoule = run([OsString::from("-d")]
-        .into_iter()
-        .chain(args.into_iter().map(|a| a.as_ref().to_owned())));
+    detach(in_background(args))
+}
+
+/// The same, with its configuration below `config`.
+#[track_caller]
+pub fn detached_with<S: AsRef<OsStr>>(
+    config: &Path,
+    args: impl IntoIterator<Item = S>,
+) -> Detached {
+    detach(in_background(args).env("XDG_CONFIG_HOME", config))
+}
+
+fn in_background<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
+    run([OsString::from("-d")].into_iter().chain(args.into_iter().map(|a| a.as_ref().to_owned())))
+}
+
+#[track_caller]
+fn detach(mut ampoule: Ampoule) -> Detached {
     let name = ampoule.name.take().expect("a run");
     let out = ampoule.output().ended_with(0);
     assert_eq!(out.text(), name);

@@ -9,7 +9,9 @@ mod command;
 pub mod sandbox;
 mod skip;
 
-pub use command::{Ampoule, Detached, Outcome, ampoule, assert_nothing_left, detached, run};
+pub use command::{
+    Ampoule, Detached, Outcome, ampoule, assert_nothing_left, detached, detached_with, run,
+};
 pub use skip::skip;
 
 use std::{env, path::PathBuf};

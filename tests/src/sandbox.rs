@@ -79,6 +79,7 @@ impl Pod {
             disks,
             spare_disks: 4,
             cmdline: String::new(),
+            seeded: false,
             boot_timeout: LIMIT,
         };
         let (sandbox, events) = Sandbox::create(config).await.expect("a sandbox");
@@ -106,6 +107,7 @@ impl Pod {
             rootfs,
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
             init: false,
+            fixed: Default::default(),
         };
         self.sandbox.create_container(config).await.expect("a container").streams
     }

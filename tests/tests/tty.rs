@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{Ampoule, ampoule, detached, run};
+use ampoule_tests::{Ampoule, ampoule, detached, detached_with, run};
 use rustix::{
     fs::{Mode, OFlags, open},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -132,4 +132,33 @@ fn exec_and_attach_have_a_terminal_too_and_attach_can_be_left() {
     screen.types("exit 4\n");
     assert_eq!(attach.wait().unwrap().code(), Some(4));
     assert_eq!(sandbox.verb("wait").text(), "4");
+}
+
+#[test]
+fn a_console_is_a_shell_in_the_guest_once_it_is_turned_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("ampoule/config.toml");
+    let sandbox = detached_with(folder.path(), ["--seed", "7", "alpine", "sleep", "600"]);
+    let console = |script: &str| ampoule(["console", &sandbox.0]).stdin(script).output();
+    console("true\n").ended_with(125).says(&["off", "console = true", config.to_str().unwrap()]);
+    std::fs::create_dir(folder.path().join("ampoule")).unwrap();
+    std::fs::write(&config, "console = true\n").unwrap();
+    let script =
+        "cat /proc/1/comm; id -u; ls /run/ampoule; grep CapEff /proc/self/status; exit 3\n";
+    let out = console(script).ended_with(3).text();
+    let expected = format!("ampoule-agent\n0\n{}\nCapEff:\t000001ffffffffff", sandbox.0);
+    assert_eq!(out, expected);
+    let (mut screen, slave) = Screen::new();
+    let mut child = on(&slave, ampoule(["console", &sandbox.0]));
+    screen.types("test -t 0 && stty size; pidof ampoule-agent\n");
+    screen.shows("24 80");
+    screen.shows("1");
+    screen.types("exit 4\n");
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    // The container sees nothing of it, and a further process draws from the seed as well.
+    let out = sandbox.sh("ls -d /proc/[0-9]* | wc -l; head -c 8 /dev/urandom | wc -c").text();
+    assert!(
+        out.ends_with("\n8") && out.split('\n').next().unwrap().parse::<u32>().unwrap() < 6,
+        "{out}"
+    );
 }

@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         spare_disks: 2,
         guest_cid: 3,
         listen: vec![],
+        hide_random: false,
     };
     let fds = [kvm.as_fd(), kernel.as_fd(), console_fd.as_fd(), image.as_fd()];
     ours.send(&Request::Boot(config), &fds)?;

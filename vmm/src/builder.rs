@@ -134,7 +134,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
         latch: reports.latch.clone(),
         filter: Arc::new(Filter::vcpu()?),
     };
-    let vcpus = start_vcpus(&kvm, &vm, config.vcpus, entry, &surroundings)?;
+    let vcpus = start_vcpus(&kvm, &vm, &config, entry, &surroundings)?;
     add_control(&mut event_loop, reports, disks, vsock);
     Ok(Vm { event_loop, vcpus, stamps, _vm: vm })
 }
@@ -261,19 +261,22 @@ impl<'a> Machine<'a> {
 fn start_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
-    count: u8,
+    config: &VmConfig,
     entry: GuestAddress,
     surroundings: &Surroundings,
 ) -> Result<Vec<VcpuHandle>, BuildError> {
     vcpu::prepare_kicks().map_err(BuildError::Signal)?;
-    let supported =
+    let mut supported =
         cpuid::supported(kvm).map_err(|source| KvmError::Setup { what: "CPUID", source })?;
+    if config.hide_random {
+        cpuid::hide_random(&mut supported);
+    }
     let mut vcpus = Vec::new();
-    for id in 0..count {
+    for id in 0..config.vcpus {
         let refused = |source| BuildError::Vcpu { id, source };
         let registers = |source| BuildError::Registers { id, source };
         let fd = vm.create_vcpu(id.into()).map_err(refused)?;
-        let cpuid = cpuid::for_vcpu(&supported, id, count)
+        let cpuid = cpuid::for_vcpu(&supported, id, config.vcpus)
             .map_err(|source| BuildError::Cpuid { id, source })?;
         fd.set_cpuid2(&cpuid).map_err(refused)?;
         regs::set_msrs(&fd).map_err(registers)?;

@@ -8,6 +8,7 @@ use vmm_sys_util::errno;
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_CACHES: u32 = 0x4;
 const LEAF_POWER: u32 = 0x6;
+const LEAF_STRUCTURED_FEATURES: u32 = 0x7;
 const LEAF_PMU: u32 = 0xa;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
@@ -23,12 +24,15 @@ const VMX: u32 = 1 << 5;
 const SMX: u32 = 1 << 6;
 const PDCM: u32 = 1 << 15;
 const TSC_DEADLINE: u32 = 1 << 24;
+const RDRAND: u32 = 1 << 30;
 const HYPERVISOR: u32 = 1 << 31;
 // Leaf 1, EDX.
 const HTT: u32 = 1 << 28;
 // Leaf 6.
 const ARAT: u32 = 1 << 2;
 const ENERGY_BIAS: u32 = 1 << 3;
+// Leaf 7, EBX.
+const RDSEED: u32 = 1 << 18;
 // Leaf 0x8000_0001, ECX.
 const SVM: u32 = 1 << 2;
 const PERFCTR_CORE: u32 = 1 << 23;
@@ -41,6 +45,17 @@ const LEVEL_CORE: u32 = 2;
 /// Asks KVM once (0.3 ms); [`for_vcpu`] makes each vCPU's from it.
 pub fn supported(kvm: &Kvm) -> Result<CpuId, errno::Error> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+}
+
+/// Takes RDRAND and RDSEED out. Where KVM can, it then makes the instructions fault as well.
+pub fn hide_random(cpuid: &mut CpuId) {
+    for entry in cpuid.as_mut_slice() {
+        match (entry.function, entry.index) {
+            (LEAF_FEATURES, _) => entry.ecx &= !RDRAND,
+            (LEAF_STRUCTURED_FEATURES, 0) => entry.ebx &= !RDSEED,
+            _ => {}
+        }
+    }
 }
 
 /// The table of vCPU `id` of `vcpus`. KVM's own leaves (0x4000_0000…: kvm-clock, paravirtual spinlocks) stay.
@@ -141,7 +156,7 @@ mod tests {
             ..Default::default()
         };
         let mut entries = vec![kvm_cpuid_entry2 { eax: 0x1f, ..Default::default() }];
-        entries.extend([1, 4, 6, 0xa, 0xb, 0x1f, 0x4000_0001].map(|f| all(f, 0)));
+        entries.extend([1, 4, 6, 7, 0xa, 0xb, 0x1f, 0x4000_0001].map(|f| all(f, 0)));
         entries.extend([1, 8, 0xa, 0x1d, 0x1e, 0x22].map(|f| all(0x8000_0000 + f, 0)));
         CpuId::from_entries(&entries).unwrap()
     }
@@ -164,6 +179,17 @@ mod tests {
             assert_eq!((e.eax, e.ebx, e.ecx, e.edx), (0, 0, 0, 0), "{hidden:#x}");
         }
         assert_eq!(leaf(&cpuid, 0x4000_0001, 0).eax, u32::MAX);
+    }
+
+    #[test]
+    fn random_numbers_of_the_processor_can_be_hidden() {
+        let mut supported = host();
+        hide_random(&mut supported);
+        for (cpuid, hidden) in [(host(), false), (supported, true)] {
+            let cpuid = for_vcpu(&cpuid, 0, 1).unwrap();
+            assert_eq!(leaf(&cpuid, 1, 0).ecx & RDRAND == 0, hidden);
+            assert_eq!(leaf(&cpuid, 7, 0).ebx & RDSEED == 0, hidden);
+        }
     }
 
     #[test]

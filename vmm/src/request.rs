@@ -110,6 +110,7 @@ mod tests {
             spare_disks: 0,
             guest_cid: 3,
             listen: vec![1024],
+            hide_random: false,
         }
     }
 

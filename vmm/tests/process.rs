@@ -48,6 +48,7 @@ fn config() -> VmConfig {
         spare_disks: 0,
         guest_cid: 3,
         listen: vec![],
+        hide_random: false,
     }
 }
 

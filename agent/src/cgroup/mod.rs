@@ -28,13 +28,14 @@ use crate::{
 };
 
 const ROOT: &str = "/sys/fs/cgroup";
+const AGENT: &str = "/sys/fs/cgroup/agent";
 const CONTAINERS: &str = "/sys/fs/cgroup/containers";
 /// Most processes listed: more than pid_max allows in a guest of ours.
 const MAX_PIDS: usize = 1 << 16;
 
 /// Moves the agent into a leaf of its own and hands the controllers on to the containers.
 pub fn set_up() -> io::Result<()> {
-    for directory in ["/sys/fs/cgroup/agent", CONTAINERS] {
+    for directory in [AGENT, CONTAINERS] {
         match fs::create_dir(directory) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
@@ -45,6 +46,12 @@ pub fn set_up() -> io::Result<()> {
     let all: String = controllers.split_whitespace().map(|c| format!("+{c} ")).collect();
     fs::write("/sys/fs/cgroup/cgroup.subtree_control", &all)?;
     fs::write("/sys/fs/cgroup/containers/cgroup.subtree_control", &all)
+}
+
+/// The directory of the agent's own cgroup.
+pub fn of_agent() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(open(AGENT, flags, Mode::empty())?)
 }
 
 /// Ends every process of every container.

@@ -1,13 +1,13 @@
 //! /dev of the container: the nodes of every container, those of the spec, and the usual links.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::{
     fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, fstat, makedev, mknodat, symlinkat},
     io::Errno,
 };
 
-use super::paths::Root;
+use super::{paths::Root, random};
 use crate::{
     mount,
     oci::{Device, Linux, NamespaceKind},
@@ -23,6 +23,8 @@ const NODES: [(&str, u32, u32); 6] = [
     ("/dev/urandom", 1, 9),
     ("/dev/tty", 5, 0),
 ];
+/// Minor numbers of /dev/random and /dev/urandom.
+const RANDOM: [u32; 2] = [8, 9];
 /// Path, target.
 const LINKS: [(&str, &str); 5] = [
     ("/dev/fd", "/proc/self/fd"),
@@ -33,8 +35,9 @@ const LINKS: [(&str, &str); 5] = [
 ];
 const ANYONE: u32 = 0o666;
 
-/// Makes them all. In a user namespace, where nobody may make nodes, the guest's are bound instead.
-pub fn make(root: &Root, linux: &Linux) -> Result<(), StepError> {
+/// Makes them all. In a user namespace, where nobody may make nodes, the guest's are bound instead. A file that is given
+/// takes the place of the kernel's random numbers.
+pub fn make(root: &Root, linux: &Linux, seeded: Option<&OwnedFd>) -> Result<(), StepError> {
     root.make_directory("/dev")?;
     root.find_plain("/dev").map_err(at("device", "/dev"))?;
     let defaults = NODES.map(|(path, major, minor)| Device {
@@ -47,8 +50,13 @@ pub fn make(root: &Root, linux: &Linux) -> Result<(), StepError> {
         gid: 0,
     });
     let bound = linux.has_own(NamespaceKind::User);
-    for device in defaults.iter().chain(&linux.devices) {
+    let replaced =
+        |device: &&Device| seeded.is_some() && device.major == 1 && RANDOM.contains(&device.minor);
+    for device in defaults.iter().chain(&linux.devices).filter(|device| !replaced(device)) {
         if bound { bind(root, &device.path)? } else { node(root, device)? }
+    }
+    if let Some(file) = seeded {
+        random::place(root, file)?;
     }
     LINKS.iter().try_for_each(|(path, target)| link(root, path, target))
 }

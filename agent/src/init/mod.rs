@@ -6,6 +6,7 @@
 //! - [`mounts`], with [`options`]: the spec's mounts
 //! - [`devices`][]: /dev
 //! - [`terminal`][]: the process's terminal
+//! - [`random`][]: random numbers that come from the agent
 //! - [`user`][]: names to ids, by the container's own files
 //! - [`seccomp`][]: the OCI profile as a BPF program
 //! - [`identity`][]: ids, capabilities, limits
@@ -20,6 +21,7 @@ mod mounts;
 mod namespaces;
 mod options;
 mod paths;
+mod random;
 mod seccomp;
 mod terminal;
 mod user;
@@ -38,7 +40,7 @@ use rustix::{
 
 use crate::{
     oci::Process,
-    plan::{self, CHANNEL_FD, Order, PLAN_FD, Plan, Report, StepError, TARGET_FD, at},
+    plan::{self, CHANNEL_FD, Order, PLAN_FD, Plan, RANDOM_FD, Report, StepError, TARGET_FD, at},
 };
 use paths::Root;
 
@@ -67,6 +69,7 @@ fn prepare_and_become(channel: &Channel, plan: OwnedFd) -> StepError {
     let workload = Plan::read(plan).map_err(at("runner", "plan")).and_then(|plan| match plan {
         Plan::Init(init) => first_process(*init),
         Plan::Exec(exec) => further_process(*exec),
+        Plan::Console(process) => guest_process(*process),
     });
     match workload.and_then(|workload| workload.park(channel)) {
         Ok(workload) => workload.become_it(),
@@ -82,7 +85,9 @@ fn first_process(init: plan::Init) -> Result<Workload, StepError> {
     namespaces::prepare(spec)?;
     let root = mounts::own_root(&init.rootfs)?;
     mounts::mount_all(&root, spec)?;
-    devices::make(&root, &spec.linux)?;
+    // SAFETY: the first process of a container with a seed is given this descriptor too.
+    let random = init.seeded.then(|| unsafe { inherit(RANDOM_FD) });
+    devices::make(&root, &spec.linux, random.as_ref())?;
     let terminal = terminal::open(&root, &spec.process)?;
     if let Some(terminal) = &terminal {
         terminal.bind_console(&root)?;
@@ -93,7 +98,7 @@ fn first_process(init: plan::Init) -> Result<Workload, StepError> {
     mounts::enter(&root)?;
     mounts::finish_root(spec)?;
     let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let workload = workload(init.spec.process, terminal, seccomp)?;
+    let workload = workload(init.spec.process, terminal, seccomp, init.seeded)?;
     Ok(Workload { init: init.init, ..workload })
 }
 
@@ -105,7 +110,14 @@ fn further_process(exec: plan::Exec) -> Result<Workload, StepError> {
     namespaces::join_all(&target, exec.user_namespace)?;
     let terminal = terminal::open(&Root::current()?, &exec.process)?;
     let seccomp = exec.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    workload(exec.process, terminal, seccomp)
+    workload(exec.process, terminal, seccomp, exec.seeded)
+}
+
+/// A process in the guest itself.
+fn guest_process(process: Process) -> Result<Workload, StepError> {
+    begin(&process)?;
+    let terminal = terminal::open(&Root::current()?, &process)?;
+    workload(process, terminal, None, false)
 }
 
 /// What both begin with, while /proc is still the guest's.
@@ -125,6 +137,7 @@ fn workload(
     process: Process,
     terminal: Option<terminal::Terminal>,
     seccomp: Option<seccomp::Filter>,
+    seeded: bool,
 ) -> Result<Workload, StepError> {
     let root = Root::current()?;
     let user = user::resolve(&root, &process.user)?;
@@ -134,8 +147,9 @@ fn workload(
     }
     let command = exec::Command::new(&process, &user.home)?;
     let mut identity = identity::Identity::new(&process, user)?;
+    let listener = seeded.then(random::listen).transpose()?;
     identity.enter(&process.cwd, seccomp.is_some())?;
-    Ok(Workload { identity, command, seccomp, terminal, init: false })
+    Ok(Workload { identity, command, seccomp, terminal, listener, init: false })
 }
 
 /// A process that is ready but for its exec.
@@ -144,6 +158,8 @@ struct Workload {
     command: exec::Command,
     seccomp: Option<seccomp::Filter>,
     terminal: Option<terminal::Terminal>,
+    /// Of getrandom(2), for the agent.
+    listener: Option<OwnedFd>,
     /// This process stays before it.
     init: bool,
 }
@@ -151,8 +167,10 @@ struct Workload {
 impl Workload {
     /// Says that everything is prepared, and waits for the word to start.
     fn park(mut self, channel: &Channel) -> Result<Self, StepError> {
-        let terminal = self.terminal.take();
-        let fds: Vec<BorrowedFd<'_>> = terminal.iter().map(|t| t.master.as_fd()).collect();
+        let (terminal, listener) = (self.terminal.take(), self.listener.take());
+        let master = terminal.as_ref().map(|terminal| terminal.master.as_fd());
+        let listener = listener.as_ref().map(OwnedFd::as_fd);
+        let fds: Vec<BorrowedFd<'_>> = master.into_iter().chain(listener).collect();
         let failed = |e: ChannelError| at("runner", "report")(io::Error::other(e));
         channel.send(&Report::Prepared, &fds).map_err(failed)?;
         loop {

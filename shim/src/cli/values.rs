@@ -1,9 +1,15 @@
 //! Values of options.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use ampoule_vmm_api::config::MAX_VCPUS;
 use serde::{Deserialize, Serialize};
+
+use crate::timestamp::Timestamp;
 
 /// An amount of bytes: a number with an optional suffix b, k, m, g or t, powers of 1024. As JSON or TOML it is such
 /// text.
@@ -15,12 +21,27 @@ pub struct Memory(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpus(pub u32);
 
+/// What a guest's clock is to show when its container starts. A kernel's clock cannot show a time at which it would
+/// have booted before 1970, nor one after 2232.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ClockStart(pub Timestamp);
+
+/// A number of up to 256 bits, big-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(pub [u8; 32]);
+
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
     #[error("must be a number of bytes, with k, m or g for KiB, MiB or GiB, as in 512m")]
     Memory,
     #[error("must be more than 0 and at most {MAX_VCPUS}, as in 0.5 or 2")]
     Cpus,
+    #[error(
+        "must be a time as 2026-11-21T05:51:40Z, or seconds since 1970; from 1970-01-02 up to 2199"
+    )]
+    Clock,
+    #[error("must be a number, as 42, or up to 64 hexadecimal digits after 0x")]
+    Seed,
     #[error("must be a capability of Linux, as NET_ADMIN, or ALL")]
     Capability,
     #[error(
@@ -115,6 +136,62 @@ impl Cpus {
     }
 }
 
+impl FromStr for ClockStart {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        const EARLIEST: Duration = Duration::from_secs(86_400);
+        const LATEST: Duration = Duration::from_secs(7_258_118_400);
+        let time = match text.parse() {
+            Ok(seconds) => UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
+            Err(_) => text.parse().ok().map(|Timestamp(time)| time),
+        };
+        let possible = |time: &SystemTime| {
+            time.duration_since(UNIX_EPOCH).is_ok_and(|t| (EARLIEST..LATEST).contains(&t))
+        };
+        time.filter(possible).map(|time| Self(Timestamp(time))).ok_or(ValueError::Clock)
+    }
+}
+
+impl FromStr for Seed {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let mut bytes = [0; 32];
+        let Some(digits) = text.strip_prefix("0x") else {
+            let number: u64 = text.parse().map_err(|_| ValueError::Seed)?;
+            bytes[24..].copy_from_slice(&number.to_be_bytes());
+            return Ok(Self(bytes));
+        };
+        if !(1..=64).contains(&digits.len()) {
+            return Err(ValueError::Seed);
+        }
+        let padded = format!("{digits:0>64}");
+        for (byte, pair) in bytes.iter_mut().zip(padded.as_bytes().chunks_exact(2)) {
+            let digit = |c: u8| char::from(c).to_digit(16).ok_or(ValueError::Seed);
+            *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// `0x` and all its digits, without zeros before them.
+impl fmt::Display for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        match digits.trim_start_matches('0') {
+            "" => f.write_str("0x0"),
+            digits => write!(f, "0x{digits}"),
+        }
+    }
+}
+
+impl Serialize for Seed {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +215,47 @@ mod tests {
             assert_eq!(text.parse::<Memory>().ok().map(|m| m.0), bytes, "{text}");
         }
         assert_eq!(Memory(64 << 20).to_string(), "64 MiB");
+    }
+
+    #[test]
+    fn starts_of_clocks() {
+        for (text, seconds) in [
+            ("86400", Some(86_400)),
+            ("1980-01-01T00:00:00Z", Some(315_532_800)),
+            ("1980-01-01T01:00:00+01:00", Some(315_532_800)),
+            ("0", None),
+            ("7258118400", None),
+            ("18446744073709551615", None),
+            ("-1", None),
+            ("yesterday", None),
+            ("1980-01-01", None),
+        ] {
+            let time = seconds.map(|s| ClockStart(Timestamp(UNIX_EPOCH + Duration::from_secs(s))));
+            assert_eq!(text.parse().ok(), time, "{text}");
+        }
+    }
+
+    #[test]
+    fn seeds_are_numbers() {
+        for (text, same) in [
+            ("7", Some("0x7")),
+            ("0x07", Some("0x7")),
+            ("0", Some("0x0")),
+            ("18446744073709551615", Some("0xffffffffffffffff")),
+            ("0xABC", Some("0xabc")),
+            (&format!("0x{}", "f".repeat(64)), Some(&*format!("0x{}", "f".repeat(64)))),
+            ("18446744073709551616", None),
+            (&format!("0x{}", "0".repeat(65)), None),
+            ("0x", None),
+            ("0x+1", None),
+            ("0xä", None),
+            ("abc", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            let seed = text.parse::<Seed>().ok().map(|seed| seed.to_string());
+            assert_eq!(seed.as_deref(), same, "{text}");
+        }
     }
 
     #[test]

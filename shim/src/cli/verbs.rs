@@ -65,6 +65,26 @@ pub struct ExecArgs {
     pub command: Vec<String>,
 }
 
+pub(super) const CONSOLE_HELP: &str = "\
+The shell is the guest's BusyBox, as root beside the agent: it sees the container from outside, below /run/ampoule and in
+/proc, and can do anything to it and to the guest. The guest's own files are read-only. The console ends with the
+container. It has a terminal if standard input is one.
+
+Consoles are off. In /etc/ampoule/config.toml or ~/.config/ampoule/config.toml this turns them on, also for sandboxes
+that run already:
+  console = true
+
+Examples:
+  ampoule console web
+  echo 'dmesg | tail; ps' | ampoule console web";
+
+/// `ampoule console`
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    /// Sandbox, by its name or the beginning of it
+    pub name: String,
+}
+
 /// `ampoule logs`
 #[derive(Debug, Args)]
 pub struct LogsArgs {

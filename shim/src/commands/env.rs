@@ -27,8 +27,26 @@ pub fn from_files(files: &[PathBuf]) -> Result<Vec<String>, FileError> {
     Ok(all)
 }
 
+/// The names, of options and files, whose values are those they have here.
+pub fn inherited(options: &[String], files: &[PathBuf]) -> Result<Vec<String>, FileError> {
+    let mut all = options.to_vec();
+    for path in files {
+        let lines = lines(path).map_err(|source| FileError { path: path.clone(), source })?;
+        all.extend(lines);
+    }
+    all.retain(|text| !text.contains('='));
+    Ok(all)
+}
+
 fn read(path: &Path, all: &mut Vec<String>) -> io::Result<()> {
+    all.extend(lines(path)?.iter().filter_map(|line| variable(line)));
+    Ok(())
+}
+
+/// The lines of a file that name variables.
+fn lines(path: &Path) -> io::Result<Vec<String>> {
     let text = fs::read_to_string(path)?;
+    let mut all = Vec::new();
     for (n, line) in text.lines().enumerate() {
         let line = line.trim_start();
         if line.is_empty() || line.starts_with('#') {
@@ -39,9 +57,9 @@ fn read(path: &Path, all: &mut Vec<String>) -> io::Result<()> {
             let text = format!("line {}: {name:?} cannot be the name of a variable", n + 1);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        all.extend(variable(line));
+        all.push(line.to_string());
     }
-    Ok(())
+    Ok(all)
 }
 
 /// `NAME=value` as it is; `NAME` with the value it has here, nothing if it has none.

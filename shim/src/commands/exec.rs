@@ -1,4 +1,4 @@
-//! `ampoule exec` and `ampoule attach`: a process of a running sandbox, with our streams, terminal and signals.
+//! `ampoule exec`, `console` and `attach`: a process of a running sandbox, with our streams, terminal and signals.
 
 use tokio::sync::oneshot;
 
@@ -7,7 +7,7 @@ use super::{
     verb::{self, Result, VerbError, connect},
 };
 use crate::{
-    cli::{AttachArgs, ExecArgs},
+    cli::{AttachArgs, ConsoleArgs, ExecArgs},
     control::{Connection, ControlError, ExecRequest, Request},
     paths::Paths,
     registry::{Ended, Found, Registry},
@@ -37,13 +37,38 @@ pub fn exec(args: &ExecArgs, paths: &Paths) -> u8 {
             return Ok(0);
         }
         let terminal = raw(args.tty && args.interactive)?;
-        let outputs = connect_streams(streams, None)?;
-        connection.ask(&Request::Start).await.map_err(failed)?;
-        let ended = attend(&connection, &mut signals).await.map_err(failed)?;
-        drained(outputs, &mut signals).await;
-        drop(terminal);
-        Ok(ended.code)
+        see_through(&found, &connection, &mut signals, streams, terminal).await
     })
+}
+
+pub fn console(args: &ConsoleArgs, paths: &Paths) -> u8 {
+    verb::run("console", async {
+        let found = Registry::new(&paths.state).find(&args.name)?;
+        let connection = connect(&found)?;
+        let mut signals = listen()?;
+        let size = terminal::is_terminal().then(|| terminal::size().unwrap_or((0, 0)));
+        let streams = connection.console(size).await;
+        let streams = streams.map_err(|e| VerbError::Control(found.name.clone(), e))?;
+        let terminal = raw(size.is_some())?;
+        see_through(&found, &connection, &mut signals, streams, terminal).await
+    })
+}
+
+/// Starts a prepared process and sees it to its end.
+async fn see_through(
+    found: &Found,
+    connection: &Connection,
+    signals: &mut Signals,
+    streams: Streams,
+    terminal: Option<RawTerminal>,
+) -> Result<u8> {
+    let failed = |e| VerbError::Control(found.name.clone(), e);
+    let outputs = connect_streams(streams, None)?;
+    connection.ask(&Request::Start).await.map_err(failed)?;
+    let ended = attend(connection, signals).await.map_err(failed)?;
+    drained(outputs, signals).await;
+    drop(terminal);
+    Ok(ended.code)
 }
 
 fn request(args: &ExecArgs) -> ExecRequest {

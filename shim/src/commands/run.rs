@@ -2,6 +2,7 @@
 
 mod caps;
 mod detach;
+mod hermetic;
 mod receipt;
 mod supervise;
 
@@ -33,7 +34,7 @@ use crate::{
     rootfs::{self, Mount, RootFsError},
     run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
-        ContainerConfig, Created, Exit, FIRST_DISK, ProcessId, Sandbox, SandboxConfig,
+        ContainerConfig, Created, Exit, FIRST_DISK, Fixed, ProcessId, Sandbox, SandboxConfig,
         SandboxError, Stdio, Streams,
     },
     signal_name::Signal,
@@ -46,6 +47,7 @@ use crate::{
 };
 use caps::{Cap, Caps};
 use detach::{Background, Side};
+use hermetic::NotHermetic;
 use receipt::Receipt;
 use supervise::Supervised;
 
@@ -62,6 +64,8 @@ pub enum RunError {
     RootFs(#[from] RootFsError),
     #[error("the input is not a terminal: leave out -t, or -i, or run it from one")]
     NotATerminal,
+    #[error(transparent)]
+    NotHermetic(#[from] NotHermetic),
     #[error(transparent)]
     File(#[from] FileError),
     #[error("{0}")]
@@ -116,6 +120,7 @@ fn begin(
     if args.tty && args.interactive && !args.detach && !terminal::is_terminal() {
         return Err(RunError::NotATerminal);
     }
+    hermetic::check(args)?;
     let image = image::obtain(args.image(), args.pull, paths)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| RunError::Host("start the event loop", e))?;
@@ -153,8 +158,14 @@ async fn run_async(
     let connected = connect(args, &claim, created.streams, caps.budget())?;
     sandbox.start(&process).await?;
     let journal = connected.journal;
-    let container =
-        Container { sandbox: sandbox.clone(), id: name.clone(), process: first, journal };
+    let container = Container {
+        sandbox: sandbox.clone(),
+        id: name.clone(),
+        process: first,
+        journal,
+        hermetic: args.hermetic,
+        config: paths.config.clone(),
+    };
     let server = Server::start(claim.folder(), container)
         .map_err(|e| RunError::Host("open the control socket", e))?;
     claim.started(Timestamp::now())?;
@@ -277,26 +288,37 @@ async fn prepare(
         disks,
         spare_disks: 0,
         cmdline: String::new(),
+        seeded: args.seed.is_some(),
         boot_timeout: Duration::from_secs(args.boot_timeout.into()),
     })
     .await?;
     timings.booted(&sandbox.boot_record().await?);
     let stdio = Stdio { stdin: args.interactive, stdout: true, stderr: !args.tty };
-    let config =
-        ContainerConfig { id: name.clone(), spec, rootfs, stdio, init: args.container.init };
+    let config = ContainerConfig {
+        id: name.clone(),
+        spec,
+        rootfs,
+        stdio,
+        init: args.container.init,
+        fixed: Fixed {
+            clock: args.clock.map(|clock| clock.0.0),
+            seed: args.seed.map(|seed| seed.0),
+        },
+    };
     let created = sandbox.create_container(config).await?;
     Ok((sandbox, created))
 }
 
 fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
     let ContainerArgs { hostname, security_opt, .. } = &args.container;
+    let default = if args.hermetic { hermetic::HOSTNAME } else { name.as_str() };
     let mut options = RunOptions {
         command: args.command().to_vec(),
         env: [env::from_files(&args.container.env_file)?, env::given(&args.env)].concat(),
         workdir: args.workdir.clone(),
         user: args.user.clone(),
         terminal: args.tty.then(|| terminal::size().unwrap_or((0, 0))),
-        hostname: hostname.clone().unwrap_or_else(|| name.to_string()),
+        hostname: hostname.clone().unwrap_or_else(|| default.into()),
         memory: args.memory.0,
         milli_cpus: args.cpus.quota(),
         pids_limit: args.pids_limit,
@@ -305,6 +327,7 @@ fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
         cap_add: args.container.cap_add.clone(),
         cap_drop: args.container.cap_drop.clone(),
         privileged: args.container.privileged,
+        seeded: args.seed.is_some(),
         ulimits: args.container.ulimit.clone(),
         sysctls: args.container.sysctl.clone(),
         tmpfs: args.container.tmpfs.clone(),

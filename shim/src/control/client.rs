@@ -98,6 +98,11 @@ impl Connection {
         self.streams(&Request::Exec(exec)).await
     }
 
+    /// Prepares a shell in the guest itself.
+    pub async fn console(&self, size: Option<(u16, u16)>) -> Result<Streams> {
+        self.streams(&Request::Console(size)).await
+    }
+
     pub async fn attach(&self) -> Result<Streams> {
         self.streams(&Request::Attach).await
     }

@@ -1,6 +1,12 @@
 //! The sandbox's end of its socket, served beside its container by the process that runs it.
 
-use std::{io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use ampoule_agent_api::agent::StatsResponse;
 use oci_spec::runtime::Process;
@@ -15,12 +21,13 @@ use tokio::{
 
 use super::{ExecRequest, Peer, Request, Response, Stats, socket};
 use crate::{
+    config::{Config, ConfigError},
     error::{chain_text, exit_code},
     id::Id,
     journal::Journal,
     registry::Ended,
     run_spec::{RunSpecError, exec_process},
-    sandbox::{ExecConfig, ProcessId, Sandbox, SandboxError, Stdio, Streams},
+    sandbox::{ConsoleConfig, ExecConfig, ProcessId, Sandbox, SandboxError, Stdio, Streams},
     vm::watch as watch_fd,
 };
 
@@ -38,10 +45,20 @@ pub struct Container {
     pub process: Process,
     /// What a detached container writes; none in the foreground.
     pub journal: Option<Arc<Journal>>,
+    /// Nothing is run beside the first process.
+    pub hermetic: bool,
+    /// Files that say whether there may be consoles.
+    pub config: Vec<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum ExecError {
+    #[error("it is hermetic: nothing is run beside its command")]
+    Hermetic,
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("consoles are off: `console = true` at the top of {} turns them on", path.display())]
+    ConsolesOff { path: PathBuf },
     #[error("draw a random name")]
     Random(#[source] io::Error),
     #[error(transparent)]
@@ -134,8 +151,15 @@ async fn converse(peer: Peer, container: Arc<Container>, end: End) {
             biased;
             Some(Ok(response)) = calls.join_next() => peer.send(&response, &[] as &[OwnedFd]),
             request = peer.receive::<Request>() => match request {
-                Ok((Request::Exec(exec), _)) if process.exec.is_none() => {
-                    let (response, streams) = match container.exec(exec).await {
+                Ok((request @ (Request::Exec(_) | Request::Console(_)), _))
+                    if process.exec.is_none() =>
+                {
+                    let prepared = match request {
+                        Request::Exec(exec) => container.exec(exec).await,
+                        Request::Console(size) => container.console(size).await,
+                        _ => continue,
+                    };
+                    let (response, streams) = match prepared {
                         Ok((exec, streams)) => {
                             process = exec;
                             (said(&streams), streams)
@@ -221,7 +245,7 @@ impl Container {
                 self.sandbox.shutdown().await;
                 Response::Done
             }
-            Request::Exec(_) | Request::Attach => {
+            Request::Exec(_) | Request::Console(_) | Request::Attach => {
                 Response::Failed { text: "a connection is for one process".into(), code: 125 }
             }
         }
@@ -229,7 +253,7 @@ impl Container {
 
     /// Prepares a further process.
     async fn exec(&self, exec: ExecRequest) -> Result<(ProcessId, Streams), ExecError> {
-        let id = Id::random().map_err(ExecError::Random)?;
+        let id = self.new_process()?;
         let stdio = Stdio {
             stdin: exec.stdin,
             stdout: exec.output,
@@ -239,6 +263,26 @@ impl Container {
         let config = ExecConfig { container: self.id.clone(), id: id.clone(), process, stdio };
         let created = self.sandbox.create_exec(config).await?;
         Ok((ProcessId::exec(self.id.clone(), id), created.streams))
+    }
+
+    /// Prepares a shell in the guest itself, if the configuration allows that now.
+    async fn console(&self, size: Option<(u16, u16)>) -> Result<(ProcessId, Streams), ExecError> {
+        let id = self.new_process()?;
+        if !Config::load(&self.config)?.console {
+            let path = self.config.last().cloned().unwrap_or_default();
+            return Err(ExecError::ConsolesOff { path });
+        }
+        let config = ConsoleConfig { container: self.id.clone(), id: id.clone(), size };
+        let created = self.sandbox.create_console(config).await?;
+        Ok((ProcessId::exec(self.id.clone(), id), created.streams))
+    }
+
+    /// The id of a further process.
+    fn new_process(&self) -> Result<Id, ExecError> {
+        match self.hermetic {
+            true => Err(ExecError::Hermetic),
+            false => Id::random().map_err(ExecError::Random),
+        }
     }
 
     /// Sees an exec to its end that nobody asks for any more. One that was never started is ended.

@@ -24,6 +24,9 @@ const MAX_FAULTS: u32 = 16;
 /// to say what is too much, when it is used.
 const OVERCOMMIT: &str = "sysctl.vm.overcommit_memory=1";
 
+/// Without the vDSO, the C library's random numbers all come by a system call, which the agent can answer.
+const SEEDED: &str = "vdso=0";
+
 /// A VM whose agent is ready.
 pub(super) struct Booted {
     pub vm: Vm,
@@ -104,6 +107,7 @@ fn give_up(vm: &mut Vm, error: AgentError, limit: Duration) {
 }
 
 fn setup(config: SandboxConfig) -> VmSetup {
+    let seeded = if config.seeded { SEEDED } else { "" };
     VmSetup {
         vmm: config.vmm,
         name: config.name.to_string(),
@@ -113,7 +117,8 @@ fn setup(config: SandboxConfig) -> VmSetup {
         spare_disks: config.spare_disks,
         vcpus: config.vcpus,
         memory_mib: config.memory_mib,
-        cmdline: format!("{OVERCOMMIT} {}", config.cmdline),
+        cmdline: format!("{OVERCOMMIT} {seeded} {}", config.cmdline),
+        hide_random: config.seeded,
         agent_port: AGENT_PORT,
     }
 }

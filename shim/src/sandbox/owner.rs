@@ -8,7 +8,8 @@ use std::{
 };
 
 use ampoule_agent_api::agent::{
-    self, CreateContainerRequest, CreateExecRequest, StartResponse, WaitResponse,
+    self, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, StartResponse,
+    WaitResponse,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -16,12 +17,12 @@ use tokio::{
 };
 
 use super::{
-    BootRecord, ContainerConfig, Created, Event, ExecConfig, Exit, ProcessId, Refused, Reply,
-    SandboxError, Stdio, Streams, answer,
+    BootRecord, ConsoleConfig, ContainerConfig, Created, Event, ExecConfig, Exit, ProcessId,
+    Refused, Reply, SandboxError, Stdio, Streams, answer,
     boot::Booted,
     disks::{Disks, Turn},
     table::Table,
-    wire::{UNKNOWN, exit, exit_of, failure, rootfs, streams},
+    wire::{UNKNOWN, exit, exit_of, failure, realtime_ns, rootfs, streams},
 };
 use crate::{
     agent::{Agent, AgentError, Code},
@@ -40,6 +41,7 @@ const DISK_LIMIT: Duration = Duration::from_secs(5);
 pub(super) enum Input {
     CreateContainer(Box<ContainerConfig>, Reply<Created>),
     CreateExec(Box<ExecConfig>, Reply<Created>),
+    CreateConsole(ConsoleConfig, Reply<Created>),
     Start(ProcessId, Reply<()>),
     Wait(ProcessId, Reply<Exit>),
     Freeze(Id, bool, Reply<()>),
@@ -121,6 +123,7 @@ impl Owner {
         match input {
             Input::CreateContainer(config, reply) => self.create_container(*config, reply),
             Input::CreateExec(config, reply) => self.create_exec(*config, reply),
+            Input::CreateConsole(config, reply) => self.create_console(&config, reply),
             Input::Start(process, reply) => self.start(process, reply),
             Input::Wait(process, reply) => self.wait(process, reply),
             Input::Freeze(container, on, reply) => self.freeze(container, on, reply),
@@ -178,6 +181,8 @@ impl Owner {
             rootfs: Some(rootfs(&config.rootfs)).into(),
             stdio: Some(stdio).into(),
             init: config.init,
+            realtime_ns: config.fixed.clock.map_or(0, realtime_ns),
+            seed: config.fixed.seed.map(Vec::from).unwrap_or_default(),
             ..Default::default()
         };
         let agent = self.agent.clone();
@@ -206,6 +211,30 @@ impl Owner {
         let agent = self.agent.clone();
         self.calls.spawn(async move {
             Done::Created(process, agent.create_exec(&request).await, streams, reply)
+        });
+    }
+
+    fn create_console(&mut self, config: &ConsoleConfig, reply: Reply<Created>) {
+        let process = ProcessId::exec(config.container.clone(), config.id.clone());
+        let terminal = config.size.is_some();
+        let wanted = Stdio { stdin: true, stdout: true, stderr: !terminal };
+        let (stdio, streams) = match self.admit(&process, wanted) {
+            Ok(admitted) => admitted,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let (width, height) = config.size.unwrap_or_default();
+        let request = CreateConsoleRequest {
+            container_id: config.container.to_string(),
+            exec_id: config.id.to_string(),
+            stdio: Some(stdio).into(),
+            terminal,
+            width: width.into(),
+            height: height.into(),
+            ..Default::default()
+        };
+        let agent = self.agent.clone();
+        self.calls.spawn(async move {
+            Done::Created(process, agent.create_console(&request).await, streams, reply)
         });
     }
 

@@ -130,6 +130,7 @@ fn container(id: &str) -> ContainerConfig {
         },
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
         init: false,
+        fixed: Fixed::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Between the sandbox's words and the agent's messages.
 
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ampoule_agent_api::agent::{
     self, StartResponse, WaitResponse, root_fs, start_response::Failure,
@@ -55,6 +55,12 @@ pub(super) fn rootfs(rootfs: &RootFs) -> agent::RootFs {
         upper_slot: slot.into(),
         ..Default::default()
     }
+}
+
+/// Never 0, which is none.
+pub(super) fn realtime_ns(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
 /// Asks for the streams of a process, each on a port that nobody can guess.

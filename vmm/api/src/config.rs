@@ -29,6 +29,8 @@ pub struct VmConfig {
     pub guest_cid: u32,
     /// Host ports the guest may connect to, once each. One stream descriptor each.
     pub listen: Vec<u32>,
+    /// Keep the processor's own random numbers (RDRAND, RDSEED) from the guest.
+    pub hide_random: bool,
 }
 
 /// One virtio-blk device.

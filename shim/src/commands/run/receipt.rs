@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{FileError, vm_memory_mib};
 use crate::{
-    cli::RunArgs,
+    cli::{ClockStart, RunArgs, Seed},
     image::{Digest, Image},
     paths::Paths,
     registry::Ended,
@@ -51,6 +51,10 @@ struct Facts {
     seccomp: Option<Digest>,
     devices: Vec<&'static str>,
     limits: Limits,
+    hermetic: bool,
+    /// What the guest's clock showed at the start, and the seed of its random numbers; null is neither.
+    clock: Option<ClockStart>,
+    seed: Option<Seed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<Ended>,
 }
@@ -120,6 +124,9 @@ impl Receipt {
             seccomp: seccomp.map(digest),
             devices: DEVICES[..if args.read_only { 4 } else { 5 }].into(),
             limits: Limits::new(args),
+            hermetic: args.hermetic,
+            clock: args.clock,
+            seed: args.seed,
             ended: None,
         };
         Ok(Self { path: path.into(), file, facts })
