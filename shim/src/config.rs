@@ -121,6 +121,14 @@ fn vcpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
     vcpus.ok_or_else(|| D::Error::custom(format!("must be 1 to {MAX_VCPUS}, not {number}")))
 }
 
+impl ConfigError {
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Self::Read { path, .. } | Self::Parse { path, .. } => path,
+        }
+    }
+}
+
 impl Config {
     /// What the files say, and those in the folders beside them.
     pub fn load(paths: &[PathBuf]) -> Result<Self, ConfigError> {

@@ -16,7 +16,7 @@ use crate::id::Id;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
-    #[error("sandbox {0}: the name is in use: choose another --name")]
+    #[error("sandbox {0}: the name is in use")]
     InUse(Id),
     #[error("{}", path.display())]
     Io { path: PathBuf, source: io::Error },

@@ -37,13 +37,13 @@ use crate::{
 pub enum RegistryError {
     #[error(transparent)]
     Name(#[from] NameError),
-    #[error("sandbox {0}: the name is that of an ended sandbox: remove it with `ampoule rm {0}`")]
+    #[error("sandbox {0}: the name is that of an ended sandbox")]
     Ended(Id),
-    #[error("sandbox {0:?}: there is none; `ampoule ps -a` lists them")]
+    #[error("sandbox {0:?}: there is none")]
     NotFound(String),
-    #[error("sandbox {0:?}: that begins the names {1}: write more of it")]
+    #[error("sandbox {0:?}: that begins the names {1}")]
     Ambiguous(String, String),
-    #[error("state folder {}: belongs to user {owner}: set XDG_RUNTIME_DIR to a folder of yours", path.display())]
+    #[error("state folder {}: belongs to user {owner}", path.display())]
     Foreign { path: PathBuf, owner: u32 },
     #[error("{}", path.display())]
     Io { path: PathBuf, source: io::Error },

@@ -65,8 +65,8 @@ pub fn rm(args: &RmArgs, paths: &Paths) -> u8 {
         let registry = Registry::new(&paths.state);
         let found = registry.find(&name)?;
         if found.is_alive() && !args.force {
-            let why = "it runs: stop it first, or use -f";
-            return Err(VerbError::Not(found.name, why));
+            let (why, hint) = ("it runs", "stop it first, or use -f");
+            return Err(VerbError::Refused { name: found.name, why, hint });
         }
         if found.is_alive() {
             make_end(&registry, &found).await?;

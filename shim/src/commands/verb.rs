@@ -10,10 +10,10 @@ use rustix::{
 use super::FAILURE;
 use crate::{
     control::{Connection, ControlError, Request},
-    error::{exit_code, report},
+    error::{exit_code, tell},
     id::Id,
     registry::{Ended, Found, Registry, RegistryError, Status},
-    text::{complain, print},
+    text::print,
 };
 
 /// How long a sandbox may take to be gone once it has no choice.
@@ -28,6 +28,13 @@ pub enum VerbError {
     Control(Id, #[source] ControlError),
     #[error("sandbox {0}: {1}")]
     Not(Id, &'static str),
+    /// Not so, but in another way.
+    #[error("sandbox {name}: {why}")]
+    Refused { name: Id, why: &'static str, hint: &'static str },
+    #[error("{0}")]
+    Options(String),
+    #[error("{what} {object}")]
+    Copy { what: &'static str, object: String, source: std::io::Error },
     #[error("{0}")]
     Host(&'static str, #[source] std::io::Error),
 }
@@ -56,7 +63,7 @@ pub(super) fn run(verb: &str, work: impl Future<Output = Result<u8>>) -> u8 {
         Err(e) => Err(VerbError::Host("start the event loop", e)),
     };
     result.unwrap_or_else(|error| {
-        complain(&report(verb, &error));
+        tell(verb, &error, error.exit_code());
         error.exit_code()
     })
 }
@@ -73,7 +80,7 @@ pub(super) fn each<F: Future<Output = Result<()>>>(
             match work(name.clone()).await {
                 Ok(()) => print(&format!("{name}\n")),
                 Err(error) => {
-                    complain(&report(verb, &error));
+                    tell(verb, &error, FAILURE);
                     code = FAILURE;
                 }
             }
@@ -109,7 +116,7 @@ pub(super) async fn end_of(registry: &Registry, found: &Found) -> Result<Ended> 
         (Some(ended), _) => Ok(ended.clone()),
         (None, Status::Dead) => Err(VerbError::Not(
             found.name.clone(),
-            "how it ended is not known: the process that ran it was killed",
+            "how it ended is not known, the process that ran it was killed",
         )),
         (None, _) => connect(&now).and(Err(VerbError::Not(found.name.clone(), "it still runs"))),
     }

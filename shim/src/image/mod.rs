@@ -44,6 +44,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 
 pub use digest::Digest;
+pub use erofs::FormatError;
 pub use error::{ImageError, LayerError};
 pub use reference::{Name, Reference, ReferenceError, Version};
 pub use registry::RegistryError;
