@@ -3,15 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod registry;
+mod user;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use registry::{
-    Layout, Proxy, Registry, Setup, User, body, digest, free_port, skopeo, stderr, tar, tar_of,
-};
+use registry::{Layout, Proxy, Registry, Setup, body, digest, free_port, skopeo, tar, tar_of};
+use user::{User, stderr};
 
 const PLAIN: Setup = Setup { password: false, tls: false };
 

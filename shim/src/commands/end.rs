@@ -111,7 +111,7 @@ async fn ends(
             // How it ended does not matter, nor whether it did before it was asked.
             (Ok(_) | Err(VerbError::Registry(RegistryError::NotFound(_))), _) => Ok(true),
             (Err(_), Err(VerbError::Control(_, ControlError::Gone))) => {
-                Ok(!registry.is_held(&found.name))
+                Ok(!registry.is_held(&found.name)?)
             }
             (Err(error), _) => Err(error),
         }

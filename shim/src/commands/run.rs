@@ -25,6 +25,7 @@ use crate::{
     cli::{ContainerArgs, Memory, RunArgs, SecurityOption},
     control::{Container, Server},
     error::{exit_code, tell},
+    event_loop::event_loop,
     id::Id,
     image::{Image, ImageError},
     journal::Journal,
@@ -128,7 +129,7 @@ fn begin(
         return Err(RunError::NotATerminal);
     }
     let image = image::obtain(args.image(), args.pull, paths)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = event_loop();
     let runtime = runtime.map_err(|e| RunError::Host("start the event loop", e))?;
     runtime.block_on(run_async(args, paths, image, timings, background))
 }

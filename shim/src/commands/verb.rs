@@ -11,6 +11,7 @@ use super::FAILURE;
 use crate::{
     control::{Connection, ControlError, Request},
     error::{exit_code, tell},
+    event_loop::event_loop,
     id::Id,
     registry::{Ended, Found, Registry, RegistryError, Status},
     text::print,
@@ -52,7 +53,7 @@ pub(super) type Result<T> = std::result::Result<T, VerbError>;
 
 /// Runs a verb to its exit code, and prints what went wrong.
 pub(super) fn run(verb: &str, work: impl Future<Output = Result<u8>>) -> u8 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = event_loop();
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(work);
@@ -130,7 +131,7 @@ pub(super) fn end_process(registry: &Registry, found: &Found, signal: Signal) ->
     };
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
     // Only now is it sure whose process that is: while the name is held, it is the one in the record.
-    if !registry.is_held(&found.name) {
+    if !registry.is_held(&found.name)? {
         return Ok(());
     }
     pidfd_send_signal(&process, signal).map_err(failed)?;
