@@ -122,9 +122,13 @@ fn vcpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
 }
 
 impl ConfigError {
-    pub fn path(&self) -> &PathBuf {
+    /// The file or the annotation.
+    pub fn object(&self) -> String {
         match self {
-            Self::Read { path, .. } | Self::Parse { path, .. } => path,
+            Self::Read { path, .. } => path.display().to_string(),
+            Self::Parse { origin: name, .. }
+            | Self::Annotation { name, .. }
+            | Self::Value { name, .. } => name.clone(),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use user::{User, stderr};
+use user::{User, stderr, with_descriptors};
 
 /// No command of these tests takes longer.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -171,6 +171,7 @@ fn a_disk_that_fills_up_at_any_point_of_an_import_is_named() {
         }
         assert!(failed > 5, "{failed}");
         assert_eq!(user.ok(&["images", "-q"]), "docker.io/library/x:latest\n");
+        assert_eq!(user.count("rootfs"), 1);
     }
 }
 
@@ -226,8 +227,7 @@ fn a_read_only_run_is_named_and_what_only_reads_works() {
         assert_eq!(error(&output)["phase"], "state");
     }
     assert_eq!(command(&["ps", "-a"]).stdout, b"[]\n");
-    let output = command(&["stop", "web"]);
-    assert!(stderr(&output).contains("there is none"), "{output:?}");
+    assert!(user.error(&["stop", "web"]).contains("there is none"));
     drop(state);
     let Some(_store) = Mount::new(user.path("store"), "ro") else { return };
     assert!(!works(&command(&["images"]), "Read-only file system"));
@@ -266,14 +266,6 @@ fn whichever_descriptor_is_refused_the_command_works_or_says_so() {
             }
         }
     }
-}
-
-fn with_descriptors(limit: u32, command: Command) -> Output {
-    let mut shell = Command::new("sh");
-    let script = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
-    shell.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
-    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    end(spawn(shell))
 }
 
 #[test]

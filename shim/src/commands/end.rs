@@ -15,6 +15,9 @@ use crate::{
     text::print,
 };
 
+/// How long what killed processes have written may take to be read by whoever reads it.
+const DRAINED: Duration = Duration::from_secs(3);
+
 pub fn stop(args: &StopArgs, paths: &Paths) -> u8 {
     verb::each("stop", &args.names, |name| async move {
         let registry = Registry::new(&paths.state);
@@ -82,8 +85,8 @@ async fn make_end(registry: &Registry, found: &Found) -> Result<()> {
         return end_process(registry, found, HostSignal::TERM);
     }
     let kill = Request::Signal { signal: Signal::KILL.number(), all: true };
-    for request in [kill, Request::Shutdown] {
-        if ends(registry, found, &request, GONE).await? {
+    for (request, patience) in [(kill, DRAINED), (Request::Shutdown, GONE)] {
+        if ends(registry, found, &request, patience).await? {
             return Ok(());
         }
     }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::chain;
 use crate::{
     commands::{RunError, VerbError},
+    config::ConfigError,
     control::ControlError,
     image::{FormatError, ImageError},
     kvm,
@@ -104,10 +105,13 @@ pub(super) fn of(error: &(dyn Error + 'static)) -> Facts {
         verb(error)
     } else if let Some(error) = error.downcast_ref::<ImageError>() {
         image(error)
+    } else if let Some(error) = error.downcast_ref::<ConfigError>() {
+        Facts::at(Phase::Config).of(error.object())
     } else {
         Facts::at(Phase::Host)
     };
-    facts.hint = facts.hint.or_else(|| refusal(error).and_then(way_round).map(String::from));
+    // What the system ran short of comes first: whatever was asked of it would have been refused.
+    facts.hint = refusal(error).and_then(way_round).map(String::from).or(facts.hint);
     facts
 }
 
@@ -254,8 +258,8 @@ fn died(phase: Phase, death: &Death) -> Facts {
         facts.hint("this /dev/kvm may be emulated: see `ampoule check`")
     } else if death.blames_memory() {
         facts.hint("the guest had too little memory: give it more with --memory")
-    } else if death.lacked_memory() {
-        facts.hint("--memory asks for more than this host gives")
+    } else if death.blames_memory_size() {
+        facts.hint("choose another --memory")
     } else {
         facts
     }

@@ -48,7 +48,8 @@ fn died_in_boot(console: &[&str]) -> RunError {
 }
 
 fn unreachable() -> ImageError {
-    let source = PullError::Unreachable { host: "docker.io".into(), why: "no route".into() };
+    let source =
+        PullError::Unreachable { host: "docker.io".into(), source: refused(libc::ECONNREFUSED) };
     ImageError::Pull { name: "alpin:latest".into(), source }
 }
 
@@ -92,14 +93,14 @@ fn rows() -> Vec<Row<'static>> {
         (
             "run",
             Box::new(RunError::Image(unreachable())),
-            "run: pull: `alpin:latest` cannot be pulled: the registry docker.io cannot be reached: no route",
+            "run: pull: `alpin:latest` cannot be pulled: the registry docker.io cannot be reached: Connection refused (os error 111)",
             Some("alpin:latest"),
             "ampoule images",
         ),
         (
             "image pull",
             Box::new(unreachable()),
-            "image pull: `alpin:latest` cannot be pulled: the registry docker.io cannot be reached: no route",
+            "image pull: `alpin:latest` cannot be pulled: the registry docker.io cannot be reached: Connection refused (os error 111)",
             Some("alpin:latest"),
             "ampoule images",
         ),

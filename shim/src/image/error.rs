@@ -105,7 +105,7 @@ impl ImageError {
         let path = |path: &PathBuf| path.display().to_string();
         Some(match self {
             Self::Reference(error) => return error.object(),
-            Self::Config(error) => path(error.path()),
+            Self::Config(error) => error.object(),
             Self::EventLoop { .. } => return None,
             Self::NoMkfs { .. } => "mkfs.ext4".into(),
             Self::Unknown { name, .. }

@@ -103,8 +103,8 @@ impl Death {
             .any(|line| words.iter().any(|w| line.contains(w)))
     }
 
-    /// Whether the host did not give the VM its memory.
-    pub fn lacked_memory(&self) -> bool {
+    /// Whether it is no size for a VM's memory, or not on this host.
+    pub fn blames_memory_size(&self) -> bool {
         self.cause == Cause::Stopped(StopCause::BootFailed)
             && self.detail.starts_with("guest memory")
     }

@@ -61,3 +61,12 @@ impl User {
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
+
+/// Runs a command that may open files up to this number of them; standard input, output and error count.
+pub fn with_descriptors(limit: u32, command: Command) -> Output {
+    let mut shell = Command::new("sh");
+    let script = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+    shell.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.stdin(Stdio::null()).output().unwrap()
+}

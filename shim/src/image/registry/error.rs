@@ -12,8 +12,8 @@ const WORDS: usize = 200;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    #[error("the registry {host} cannot be reached: {why}")]
-    Unreachable { host: String, why: String },
+    #[error("the registry {host} cannot be reached")]
+    Unreachable { host: String, source: io::Error },
     #[error("the registry {host} has no {repository} or keeps it from you ({reason})")]
     Denied { host: String, repository: String, reason: String },
     #[error("the registry {host} has no such image: {what} is unknown to it")]
@@ -84,7 +84,7 @@ impl Request {
         let Self { host, repository, what } = self;
         match error {
             E::RequestError(e) if e.is_connect() => {
-                RegistryError::Unreachable { host, why: innermost(&e) }
+                RegistryError::Unreachable { host, source: innermost(&e) }
             }
             E::UnauthorizedError { .. } => {
                 RegistryError::Denied { host, repository, reason: "not authorized".into() }
@@ -129,7 +129,10 @@ impl Request {
 }
 
 /// What the system said; the layers of the HTTP library around it say nothing a user could use.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let last = std::iter::successors(Some(error), |e| e.source()).last();
-    last.map(|error| one_line(&error.to_string(), WORDS)).unwrap_or_default()
+fn innermost(error: &(dyn std::error::Error + 'static)) -> io::Error {
+    let last = std::iter::successors(Some(error), |e| e.source()).last().unwrap_or(error);
+    match last.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::other(one_line(&last.to_string(), WORDS)),
+    }
 }
