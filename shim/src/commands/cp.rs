@@ -76,7 +76,7 @@ async fn fetch(found: &Found, path: &str, target: &Path) -> Result<()> {
     let (folder, name) = split(path)?;
     let target = if target.is_dir() { target.join(name) } else { target.to_path_buf() };
     if target.is_dir() {
-        return Err(failed("to", target.display())(io::ErrorKind::AlreadyExists.into()));
+        return Err(failed("target", target.display())(io::ErrorKind::AlreadyExists.into()));
     }
     let parent = match target.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -96,7 +96,7 @@ async fn fetch(found: &Found, path: &str, target: &Path) -> Result<()> {
 
 /// To the container.
 async fn send(found: &Found, source: &Path, path: &str) -> Result<()> {
-    let source = source.canonicalize().map_err(failed("from", source.display()))?;
+    let source = source.canonicalize().map_err(failed("source", source.display()))?;
     let own = source.file_name().and_then(|name| name.to_str()).map(String::from);
     let into_folder = path.is_empty() || path.ends_with('/') || is_folder(found, path).await?;
     let (folder, name) = match own {

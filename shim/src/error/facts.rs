@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::chain;
 use crate::{
-    commands::{RunError, VerbError},
+    commands::{RunError, VerbError, install::InstallError},
     config::ConfigError,
     control::ControlError,
     image::{FormatError, ImageError},
@@ -107,6 +107,8 @@ pub(super) fn of(error: &(dyn Error + 'static)) -> Facts {
         image(error)
     } else if let Some(error) = error.downcast_ref::<ConfigError>() {
         Facts::at(Phase::Config).of(error.object())
+    } else if let Some(error) = error.downcast_ref::<InstallError>() {
+        Facts::at(Phase::Host).of(error.path().display())
     } else {
         Facts::at(Phase::Host)
     };
