@@ -5,6 +5,7 @@ mod probe;
 use std::{fmt, path::Path};
 
 use kvm_ioctls::{Cap, Kvm};
+use serde::Serialize;
 
 use crate::{kvm, paths::Paths};
 pub use probe::{ProbeError, Speed};
@@ -24,7 +25,7 @@ const CAPABILITIES: [(Cap, &str); 6] = [
 ];
 
 /// What was found of one thing.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub what: String,
     /// The way out, if it is not good.

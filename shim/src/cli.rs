@@ -16,6 +16,10 @@ pub use verbs::*;
 const ABOUT: &str = "Runs every container in a virtual machine of its own";
 
 const FILES: &str = "\
+Errors are on stderr: `ampoule: COMMAND: PHASE: what failed, on which object: why`, the last lines of the guest's console if
+its VM died, and a hint where a way out is known. With --json each is one line there:
+  {\"error\": {\"command\", \"phase\", \"object\", \"message\", \"causes\", \"hint\", \"console\", \"exit_code\"}}
+
 Files and environment:
   PREFIX/bin/ampoule-vmm                AMPOULE_VMM     the VM process
   PREFIX/share/ampoule/vmlinux          AMPOULE_KERNEL  the guest kernel (or --kernel)
@@ -50,6 +54,9 @@ pub struct Global {
     /// Guest image with the agent [default: PREFIX/share/ampoule/guest.erofs]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Guest")]
     pub guest_image: Option<PathBuf>,
+    /// For programs: errors are one line of JSON on stderr; so is, on stdout, what ps, stats, images and check find
+    #[arg(long, global = true)]
+    pub json: bool,
 }
 
 impl Global {
@@ -203,7 +210,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub name: Option<Id>,
     /// Memory the container may use, in bytes or with k, m, g; the VM has some more for its kernel
-    #[arg(short, long, value_name = "SIZE", default_value = "512m")]
+    #[arg(short, long, value_name = "SIZE", default_value = "512m", value_parser = values::container_memory)]
     pub memory: Memory,
     /// CPUs; the VM has this many, rounded up, and the container a quota if it is not whole
     #[arg(long, value_name = "N", default_value = "1")]

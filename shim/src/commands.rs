@@ -17,11 +17,13 @@ pub mod stats;
 mod verb;
 pub mod version;
 
+pub use run::RunError;
+pub use verb::VerbError;
+
 use crate::{
     cli::{Cli, Command, ImageCommand},
-    error::report,
+    error::tell,
     paths::{Environment, Paths},
-    text::complain,
     timings::Timings,
 };
 
@@ -61,11 +63,11 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
     }
 }
 
-fn done(phase: &str, result: Result<(), impl std::error::Error + 'static>) -> u8 {
+fn done(command: &str, result: Result<(), impl std::error::Error + 'static>) -> u8 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            complain(&report(phase, &error));
+            tell(command, &error, FAILURE);
             FAILURE
         }
     }

@@ -145,6 +145,18 @@ fn vcpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
     vcpus.ok_or_else(|| D::Error::custom(format!("must be 1 to {MAX_VCPUS}, not {number}")))
 }
 
+impl ConfigError {
+    /// The file or the annotation.
+    pub fn object(&self) -> String {
+        match self {
+            Self::Read { path, .. } => path.display().to_string(),
+            Self::Parse { origin: name, .. }
+            | Self::Annotation { name, .. }
+            | Self::Value { name, .. } => name.clone(),
+        }
+    }
+}
+
 impl Config {
     /// What the files say, and those in the folders beside them.
     pub fn load(paths: &[PathBuf]) -> Result<Self, ConfigError> {

@@ -10,7 +10,7 @@ use std::{
 const API_VERSION: i32 = 12;
 /// `_IO(KVMIO, 0x00)`, KVM_GET_API_VERSION.
 const GET_API_VERSION: libc::c_ulong = 0xae00;
-const DEVICE: &str = "/dev/kvm";
+pub const DEVICE: &str = "/dev/kvm";
 
 /// Why there is no KVM.
 #[derive(Debug, thiserror::Error)]

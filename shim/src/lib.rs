@@ -11,6 +11,7 @@
 //! - [`stdio`], [`terminal`], [`signals`]: the user's end of a workload
 //! - [`registry`], [`control`]: the sandboxes of a user on disk, and the socket of each
 //! - [`journal`], [`log`]: what a detached container writes, and who is attached to it
+//! - [`event_loop`]: what a command runs in
 //! - [`timings`], [`clock`]: the spans of a run
 //! - [`check`]: whether this host can run sandboxes
 //! - [`config`]: the file `config.toml`
@@ -27,6 +28,7 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod error;
+pub mod event_loop;
 pub mod id;
 pub mod image;
 pub mod journal;

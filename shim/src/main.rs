@@ -3,9 +3,7 @@
 use std::process::ExitCode;
 
 use ampoule_shim::{
-    cli::Cli,
-    commands::{FAILURE, dispatch},
-    timings::Timings,
+    cli::Cli, commands::dispatch, error::usage, text::speak_json, timings::Timings,
 };
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -17,12 +15,12 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("AMPOULE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Cli::try_parse() {
-        Ok(cli) => dispatch(cli, timings).into(),
-        Err(error) => {
-            // Help and the version are "errors" that go to standard output.
-            let wanted = !error.use_stderr();
-            let _ = error.print();
-            if wanted { ExitCode::SUCCESS } else { FAILURE.into() }
+        Ok(cli) => {
+            if cli.global.json {
+                speak_json();
+            }
+            dispatch(cli, timings).into()
         }
+        Err(error) => usage::answer(&error).into(),
     }
 }

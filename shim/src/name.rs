@@ -16,7 +16,7 @@ use crate::id::Id;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
-    #[error("sandbox {0}: the name is in use: choose another --name")]
+    #[error("sandbox {0}: the name is in use")]
     InUse(Id),
     #[error("{}", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -44,11 +44,19 @@ impl HeldName {
     }
 }
 
-/// Whether a process holds `name`: its sandbox lives. If that cannot be told, it does not.
-pub fn is_held(state: &Path, name: &Id) -> bool {
-    let Ok(file) = OpenOptions::new().write(true).open(state.join("names")) else { return false };
-    lock_byte(&file, libc::F_OFD_GETLK, offset(name))
-        .is_ok_and(|found| found.l_type != libc::F_UNLCK as libc::c_short)
+/// Whether a process holds `name`: its sandbox lives.
+pub fn is_held(state: &Path, name: &Id) -> Result<bool, NameError> {
+    let path = state.join("names");
+    let look = || -> io::Result<bool> {
+        // Whoever may read it may ask: so in a file system that is read-only, too.
+        let file = OpenOptions::new().read(true).open(&path)?;
+        let found = lock_byte(&file, libc::F_OFD_GETLK, offset(name))?;
+        Ok(found.l_type != libc::F_UNLCK as libc::c_short)
+    };
+    match look() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        held => held.map_err(|source| NameError::Io { path: path.clone(), source }),
+    }
 }
 
 /// 63 bits of the name's SHA-256: two names of one host do not meet.
@@ -83,10 +91,10 @@ mod tests {
         let held = HeldName::take(state.path(), &web).unwrap();
         let again = HeldName::take(state.path(), &web);
         assert!(matches!(again, Err(NameError::InUse(_))), "{again:?}");
-        assert!(is_held(state.path(), &web) && !is_held(state.path(), &other));
+        assert!(is_held(state.path(), &web).unwrap() && !is_held(state.path(), &other).unwrap());
         HeldName::take(state.path(), &other).unwrap();
         drop(held);
-        assert!(!is_held(state.path(), &web));
+        assert!(!is_held(state.path(), &web).unwrap());
         HeldName::take(state.path(), &web).unwrap();
     }
 }

@@ -37,13 +37,13 @@ use crate::{
 pub enum RegistryError {
     #[error(transparent)]
     Name(#[from] NameError),
-    #[error("sandbox {0}: the name is that of an ended sandbox: remove it with `ampoule rm {0}`")]
+    #[error("sandbox {0}: the name is that of an ended sandbox")]
     Ended(Id),
-    #[error("sandbox {0:?}: there is none; `ampoule ps -a` lists them")]
+    #[error("sandbox {0:?}: there is none")]
     NotFound(String),
-    #[error("sandbox {0:?}: that begins the names {1}: write more of it")]
+    #[error("sandbox {0:?}: that begins the names {1}")]
     Ambiguous(String, String),
-    #[error("state folder {}: belongs to user {owner}: set XDG_RUNTIME_DIR to a folder of yours", path.display())]
+    #[error("state folder {}: belongs to user {owner}", path.display())]
     Foreign { path: PathBuf, owner: u32 },
     #[error("{}", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -125,7 +125,12 @@ impl Registry {
         remove(&folder)?;
         remove(&new)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&new).map_err(failed)?;
-        record.write(&new).and_then(|()| fs::rename(&new, &folder)).map_err(failed)?;
+        let placed = record.write(&new).and_then(|()| fs::rename(&new, &folder));
+        placed.map_err(|source| {
+            // The first error is the one to tell.
+            let _ = remove(&new);
+            failed(source)
+        })?;
         Ok(Claim { folder, record, _held: held })
     }
 
@@ -138,7 +143,8 @@ impl Registry {
             Err(source) => return Err(RegistryError::Io { path, source }),
         };
         let names = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-        let mut all: Vec<Found> = names.filter_map(|name| self.look(name)).collect();
+        let all = names.filter_map(|name| self.look(name).transpose());
+        let mut all = all.collect::<Result<Vec<Found>>>()?;
         all.retain(|found| {
             let forgotten = found.status == Status::Dead && found.record.remove;
             !(forgotten && self.remove(&found.name).is_ok())
@@ -149,7 +155,9 @@ impl Registry {
 
     /// The one of this name, or the only one whose name begins so.
     pub fn find(&self, text: &str) -> Result<Found> {
-        if let Some(found) = text.parse().ok().and_then(|name| self.look(name)) {
+        if let Ok(name) = text.parse()
+            && let Some(found) = self.look(name)?
+        {
             return Ok(found);
         }
         let mut all = self.list()?;
@@ -171,23 +179,33 @@ impl Registry {
     }
 
     /// Whether it still lives; of a sandbox found earlier.
-    pub fn is_held(&self, name: &Id) -> bool {
-        name::is_held(&self.0, name)
+    pub fn is_held(&self, name: &Id) -> Result<bool> {
+        Ok(name::is_held(&self.0, name)?)
     }
 
-    fn look(&self, name: Id) -> Option<Found> {
-        let folder = self.sandboxes().ok()?.join(name.as_str());
+    /// None if there is none, or its record is not ours.
+    fn look(&self, name: Id) -> Result<Option<Found>> {
+        let folder = self.sandboxes()?.join(name.as_str());
         // The lock first: what ends after this look is at worst seen as it was before.
-        let held = self.is_held(&name);
-        let record = Record::read(&folder).ok()?;
+        let held = self.is_held(&name)?;
+        let record = match Record::read(&folder) {
+            Ok(record) => record,
+            Err(e) if is_refusal(&e) => return Err(RegistryError::Io { path: folder, source: e }),
+            Err(_) => return Ok(None),
+        };
         let status = match (&record.ended, held, &record.started) {
             (Some(_), ..) => Status::Exited,
             (None, false, _) => Status::Dead,
             (None, true, None) => Status::Created,
             (None, true, Some(_)) => Status::Running,
         };
-        Some(Found { name, folder, record, status })
+        Ok(Some(Found { name, folder, record, status }))
     }
+}
+
+/// Whether it was not for the file that it could not be read.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EIO))
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -90,9 +90,9 @@ pub enum SeccompChoice {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunSpecError {
-    #[error("the image names no command: give one after the image")]
+    #[error("the image names no command")]
     NoCommand,
-    #[error("working directory {0:?}: not an absolute path")]
+    #[error("--workdir {0:?}: not an absolute path")]
     Workdir(String),
     #[error("seccomp profile")]
     Seccomp(#[source] serde_json::Error),

@@ -50,8 +50,8 @@ const RTMAX: u32 = 64;
 pub struct Signal(u32);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("signal {0:?}: must be a name as TERM or SIGTERM, or a number from 1 to {RTMAX}")]
-pub struct BadSignal(String);
+#[error("must be a signal's name as TERM or SIGTERM, or a number from 1 to {RTMAX}")]
+pub struct BadSignal;
 
 impl Signal {
     pub const TERM: Self = Self(15);
@@ -72,7 +72,7 @@ impl FromStr for Signal {
         let number = named.or_else(|| real_time(name)).or_else(|| name.parse().ok());
         match number {
             Some(number @ 1..=RTMAX) => Ok(Self(number)),
-            _ => Err(BadSignal(text.chars().take(100).collect())),
+            _ => Err(BadSignal),
         }
     }
 }

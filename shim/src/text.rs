@@ -1,6 +1,28 @@
-//! Text that came from a guest, made safe for a terminal, and short; and text for the user.
+//! Text that came from a guest, made safe for a terminal, and short; and text for the user, or for a program.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Whether the command line has `--json`.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// From now on this program speaks to a machine.
+pub fn speak_json() {
+    JSON.store(true, Ordering::Relaxed);
+}
+
+pub fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
+}
+
+/// Tells people on standard error what goes on.
+pub fn remark(text: &str) {
+    if !is_json() {
+        complain(&format!("ampoule: {text}\n"));
+    }
+}
 
 /// Prints to standard output. A reader that has gone is no error of ours.
 pub fn print(text: &str) {

@@ -3,15 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod registry;
+mod user;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use registry::{
-    Layout, Proxy, Registry, Setup, User, body, digest, free_port, skopeo, stderr, tar, tar_of,
-};
+use registry::{Layout, Proxy, Registry, Setup, body, digest, free_port, skopeo, tar, tar_of};
+use user::{User, stderr, with_descriptors};
 
 const PLAIN: Setup = Setup { password: false, tls: false };
 
@@ -382,6 +382,26 @@ fn a_full_disk_is_named_and_hurts_nothing() {
         "{downloading}"
     );
     assert!(converting.contains("No space left") && converting.contains("layer"), "{converting}");
+}
+
+#[test]
+fn whichever_descriptor_is_refused_a_pull_works_or_says_so() {
+    let Some(registry) = registry_with(&Layout::new(&[5000, 5000])) else { return };
+    let (user, name) = (User::new(), format!("{}/test/image:1", registry.host()));
+    user.ok(&["images"]);
+    for limit in 6.. {
+        let output = with_descriptors(limit, user.command(&["image", "pull", &name]));
+        if output.status.success() {
+            break;
+        }
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(125), "{limit}: {text}");
+        assert!(
+            text.contains("Too many open files") && text.contains("ulimit -n"),
+            "{limit}: {text}"
+        );
+        assert_eq!(["rootfs", "tmp", "locks"].map(|part| user.count(part)), [0; 3], "{limit}");
+    }
 }
 
 #[test]

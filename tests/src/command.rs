@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{root, stage};
+use crate::{
+    root, stage,
+    traces::{assert_nothing_left, processes_of, temporary},
+};
 
 /// No command of these tests takes longer, even in the bed.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -72,12 +75,14 @@ pub fn ampoule<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
 /// `ampoule run --name UNIQUE ARGS...`
 pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let name = format!("t{}-{}x", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     // The bed is slow, and slower still when the machine under it has other work.
     let mut all: Vec<OsString> =
         ["run", "--boot-timeout", "100", "--name", &name].map(OsString::from).into();
     all.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
-    Ampoule { name: Some(name), ..ampoule(all) }
+    let temporary = temporary(&name);
+    fs::create_dir_all(&temporary).expect("a folder");
+    Ampoule { name: Some(name), ..ampoule(all).env("TMPDIR", temporary) }
 }
 
 /// A sandbox in the background; what is left of it when the test ends is removed by force.
@@ -261,49 +266,4 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>
         }
         bytes
     })
-}
-
-/// PIDs of the VMMs started for a sandbox, zombies aside.
-pub fn processes_of(name: &str) -> Vec<i32> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-        let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let args: Vec<&[u8]> = cmdline.split(|b| *b == 0).collect();
-        if args[0].ends_with(b"ampoule-vmm") && args.contains(&name.as_bytes()) {
-            found.push(pid);
-        }
-    }
-    found
-}
-
-/// Fails the test if a process, a mount or a file of the sandbox is still there (after a grace of 2 s).
-pub fn assert_nothing_left(name: &str) {
-    let deadline = Instant::now() + Duration::from_secs(2);
-    loop {
-        let left = leftovers(name);
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "left behind by {name}: {left:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn leftovers(name: &str) -> Vec<String> {
-    let mut left: Vec<String> =
-        processes_of(name).iter().map(|pid| format!("process {pid}")).collect();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    left.extend(mounts.lines().filter(|l| l.contains(name)).map(|l| format!("mount {l}")));
-    let mut folders = vec![root(), "/run/ampoule".into()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().contains(name) {
-                left.push(format!("file {}", entry.path().display()));
-            } else if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                folders.push(entry.path());
-            }
-        }
-    }
-    left
 }

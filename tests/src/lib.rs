@@ -1,6 +1,7 @@
 //! Words of the end-to-end tests: they run the staged `ampoule` as a user would.
 //!
 //! - [`ampoule`]: one command line, run to its end within a bound, with what it printed and left behind
+//! - [`assert_nothing_left`]: what a sandbox leaves on its host
 //! - [`detached`]: a sandbox in the background, removed at the end of the test
 //! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`skip`]: a test that cannot run here says why, and is counted
@@ -8,11 +9,11 @@
 mod command;
 pub mod sandbox;
 mod skip;
+mod traces;
 
-pub use command::{
-    Ampoule, Detached, Outcome, ampoule, assert_nothing_left, detached, detached_with, run,
-};
+pub use command::{Ampoule, Detached, Outcome, Running, ampoule, detached, detached_with, run};
 pub use skip::skip;
+pub use traces::{assert_nothing_left, processes_of};
 
 use std::{env, path::PathBuf};
 

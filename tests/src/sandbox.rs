@@ -49,14 +49,37 @@ pub fn init(container: &str) -> ProcessId {
     ProcessId::init(id(container))
 }
 
+/// What a pod is made from, without disks.
+pub fn config(name: &str) -> SandboxConfig {
+    let paths = paths();
+    SandboxConfig {
+        name: id(name),
+        hostname: name.into(),
+        vcpus: 2,
+        memory_mib: 256,
+        vmm: paths.vmm,
+        kernel: paths.kernel,
+        guest_image: paths.guest,
+        disks: Vec::new(),
+        spare_disks: 4,
+        cmdline: String::new(),
+        seeded: false,
+        boot_timeout: LIMIT,
+    }
+}
+
+fn paths() -> Paths {
+    Paths::new(&Environment {
+        exe: stage().join("bin/ampoule"),
+        root: Some(root().into()),
+        ..Environment::default()
+    })
+}
+
 impl Pod {
     /// Boots a VM with root file systems for `containers` containers.
     pub async fn boot(name: &str, containers: u8) -> Self {
-        let paths = Paths::new(&Environment {
-            exe: stage().join("bin/ampoule"),
-            root: Some(root().into()),
-            ..Environment::default()
-        });
+        let paths = paths();
         let store = Store::open(&paths.store).expect("the image store");
         let image = store.resolve(&"alpine".parse::<Reference>().expect("a name")).expect("alpine");
         let (mut disks, mut roots) = (Vec::new(), Vec::new());
@@ -68,20 +91,7 @@ impl Pod {
             roots.push(rootfs);
         }
         roots.reverse();
-        let config = SandboxConfig {
-            name: id(name),
-            hostname: name.into(),
-            vcpus: 2,
-            memory_mib: 256,
-            vmm: paths.vmm,
-            kernel: paths.kernel,
-            guest_image: paths.guest,
-            disks,
-            spare_disks: 4,
-            cmdline: String::new(),
-            seeded: false,
-            boot_timeout: LIMIT,
-        };
+        let config = SandboxConfig { disks, ..config(name) };
         let (sandbox, events) = Sandbox::create(config).await.expect("a sandbox");
         Self { sandbox, events, roots }
     }

@@ -17,6 +17,9 @@ use crate::timestamp::Timestamp;
 #[serde(try_from = "String", into = "String")]
 pub struct Memory(pub u64);
 
+/// In bytes, docker's.
+const LEAST_MEMORY: u64 = 6 << 20;
+
 /// A number of CPUs, in thousandths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpus(pub u32);
@@ -34,6 +37,8 @@ pub struct Seed(pub [u8; 32]);
 pub enum ValueError {
     #[error("must be a number of bytes, with k, m or g for KiB, MiB or GiB, as in 512m")]
     Memory,
+    #[error("must be 6m or more: a container does not start in less")]
+    LittleMemory,
     #[error("must be more than 0 and at most {MAX_VCPUS}, as in 0.5 or 2")]
     Cpus,
     #[error(
@@ -108,6 +113,14 @@ impl fmt::Display for Memory {
             n if n % (1 << 20) == 0 => write!(f, "{} MiB", n >> 20),
             n => write!(f, "{n} bytes"),
         }
+    }
+}
+
+/// The memory of a container: as docker, no less than it takes to start one.
+pub fn container_memory(text: &str) -> Result<Memory, ValueError> {
+    match text.parse()? {
+        Memory(..LEAST_MEMORY) => Err(ValueError::LittleMemory),
+        memory => Ok(memory),
     }
 }
 

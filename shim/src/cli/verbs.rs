@@ -21,9 +21,6 @@ pub struct PsArgs {
     /// Print names only
     #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
-    /// Print a JSON array
-    #[arg(long)]
-    pub json: bool,
     /// Print again whenever a second has passed
     #[arg(long)]
     pub watch: bool,
@@ -180,9 +177,6 @@ the VM's process on this host has used: memory that belongs to it alone.";
 /// `ampoule stats`
 #[derive(Debug, Args)]
 pub struct StatsArgs {
-    /// Print a JSON array
-    #[arg(long)]
-    pub json: bool,
     /// Print again and again
     #[arg(long)]
     pub watch: bool,

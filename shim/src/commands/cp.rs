@@ -4,7 +4,7 @@
 //! stream leads out of, and only what was asked for is moved from there to its place.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{self, Read},
     os::unix::net::UnixStream,
     path::Path,
@@ -50,15 +50,15 @@ pub fn cp(args: &CpArgs, paths: &Paths) -> u8 {
             }
             _ => {
                 let why = "one of the two must be NAME:PATH, the other a path here";
-                return Err(failed("arguments")(io::Error::other(why)));
+                return Err(VerbError::Options(why.into()));
             }
         }
         Ok(0)
     })
 }
 
-fn failed(what: &'static str) -> impl Fn(io::Error) -> VerbError {
-    move |source| VerbError::Host(what, source)
+fn failed(what: &'static str, object: impl fmt::Display) -> impl FnOnce(io::Error) -> VerbError {
+    move |source| VerbError::Copy { what, object: object.to_string(), source }
 }
 
 /// The folder of a path and its last part, which `/`, `.` and `..` do not have.
@@ -66,8 +66,7 @@ fn split(path: &str) -> Result<(&str, &str)> {
     let trimmed = path.trim_end_matches('/');
     let (folder, name) = trimmed.rsplit_once('/').unwrap_or((".", trimmed));
     if matches!(name, "" | "." | "..") {
-        let why = format!("{path:?} has no name to be copied by");
-        return Err(failed("path")(io::Error::other(why)));
+        return Err(VerbError::Options(format!("{path:?} has no name to be copied by")));
     }
     Ok((if folder.is_empty() { "/" } else { folder }, name))
 }
@@ -77,15 +76,14 @@ async fn fetch(found: &Found, path: &str, target: &Path) -> Result<()> {
     let (folder, name) = split(path)?;
     let target = if target.is_dir() { target.join(name) } else { target.to_path_buf() };
     if target.is_dir() {
-        let why = format!("{}: is there already", target.display());
-        return Err(failed("target")(io::Error::other(why)));
+        return Err(failed("target", target.display())(io::ErrorKind::AlreadyExists.into()));
     }
     let parent = match target.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
     let room = tempfile::Builder::new().prefix(".ampoule-cp-").tempdir_in(parent);
-    let room = room.map_err(failed("make a folder beside the target"))?;
+    let room = room.map_err(failed("make a folder in", parent.display()))?;
     let tar = Tool::start(found, &["tar", "-cf", "-", "-C", folder, "--", name], false).await?;
     let to = room.path().to_path_buf();
     tar.run(move |_, stdout| {
@@ -93,12 +91,12 @@ async fn fetch(found: &Found, path: &str, target: &Path) -> Result<()> {
         tar::Archive::new(stdout).unpack(to)
     })
     .await?;
-    fs::rename(room.path().join(name), &target).map_err(failed("move it to the target"))
+    fs::rename(room.path().join(name), &target).map_err(failed("move it to", target.display()))
 }
 
 /// To the container.
 async fn send(found: &Found, source: &Path, path: &str) -> Result<()> {
-    let source = source.canonicalize().map_err(failed("source"))?;
+    let source = source.canonicalize().map_err(failed("source", source.display()))?;
     let own = source.file_name().and_then(|name| name.to_str()).map(String::from);
     let into_folder = path.is_empty() || path.ends_with('/') || is_folder(found, path).await?;
     let (folder, name) = match own {
@@ -144,7 +142,7 @@ impl Tool {
         connection.ask(&Request::Start).await.map_err(at)?;
         let stream = |stream: Option<tokio::net::UnixStream>| stream.map(blocking).transpose();
         let streams = || io::Result::Ok((stream(stdin)?, stream(stdout)?, stream(stderr)?));
-        let (stdin, stdout, stderr) = streams().map_err(failed("streams of the container"))?;
+        let (stdin, stdout, stderr) = streams().map_err(failed("streams of", &found.name))?;
         Ok(Self { name: found.name.clone(), connection, stdin, stdout, stderr })
     }
 
@@ -156,13 +154,14 @@ impl Tool {
     ) -> Result<()> {
         let (stdin, stdout) = (self.stdin.take(), self.stdout.take());
         let work = tokio::task::spawn_blocking(move || work(stdin, stdout));
+        let name = self.name.clone();
         let (code, complaint) = self.ended().await?;
         let worked = work.await.unwrap_or_else(|e| Err(io::Error::other(e)));
-        let said = failed("in the container");
+        let said = failed("in the container of", &name);
         match (code, worked) {
             (1.., _) if !complaint.is_empty() => Err(said(io::Error::other(complaint))),
             (1.., Ok(())) => Err(said(io::Error::other(format!("exit code {code}")))),
-            (_, worked) => worked.map_err(failed("copy")),
+            (_, worked) => worked.map_err(failed("copy with", &name)),
         }
     }
 

@@ -15,6 +15,9 @@ use crate::{
     text::print,
 };
 
+/// How long what killed processes have written may take to be read by whoever reads it.
+const DRAINED: Duration = Duration::from_secs(3);
+
 pub fn stop(args: &StopArgs, paths: &Paths) -> u8 {
     verb::each("stop", &args.names, |name| async move {
         let registry = Registry::new(&paths.state);
@@ -65,8 +68,8 @@ pub fn rm(args: &RmArgs, paths: &Paths) -> u8 {
         let registry = Registry::new(&paths.state);
         let found = registry.find(&name)?;
         if found.is_alive() && !args.force {
-            let why = "it runs: stop it first, or use -f";
-            return Err(VerbError::Not(found.name, why));
+            let (why, hint) = ("it runs", "stop it first, or use -f");
+            return Err(VerbError::Refused { name: found.name, why, hint });
         }
         if found.is_alive() {
             make_end(&registry, &found).await?;
@@ -82,8 +85,8 @@ async fn make_end(registry: &Registry, found: &Found) -> Result<()> {
         return end_process(registry, found, HostSignal::TERM);
     }
     let kill = Request::Signal { signal: Signal::KILL.number(), all: true };
-    for request in [kill, Request::Shutdown] {
-        if ends(registry, found, &request, GONE).await? {
+    for (request, patience) in [(kill, DRAINED), (Request::Shutdown, GONE)] {
+        if ends(registry, found, &request, patience).await? {
             return Ok(());
         }
     }
@@ -111,7 +114,7 @@ async fn ends(
             // How it ended does not matter, nor whether it did before it was asked.
             (Ok(_) | Err(VerbError::Registry(RegistryError::NotFound(_))), _) => Ok(true),
             (Err(_), Err(VerbError::Control(_, ControlError::Gone))) => {
-                Ok(!registry.is_held(&found.name))
+                Ok(!registry.is_held(&found.name)?)
             }
             (Err(error), _) => Err(error),
         }

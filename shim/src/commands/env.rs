@@ -7,10 +7,18 @@ use std::{
 
 /// A file that an option names.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", path.display())]
+#[error("{option} {}", path.display())]
 pub struct FileError {
+    pub option: &'static str,
     pub path: PathBuf,
     pub source: io::Error,
+}
+
+impl FileError {
+    /// Of one option's file.
+    pub fn of(option: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + Copy {
+        move |source| Self { option, path: path.into(), source }
+    }
 }
 
 /// `NAME=value` each, of options.
@@ -22,7 +30,7 @@ pub fn given(options: &[String]) -> Vec<String> {
 pub fn from_files(files: &[PathBuf]) -> Result<Vec<String>, FileError> {
     let mut all = Vec::new();
     for path in files {
-        read(path, &mut all).map_err(|source| FileError { path: path.clone(), source })?;
+        read(path, &mut all).map_err(FileError::of("--env-file", path))?;
     }
     Ok(all)
 }
@@ -31,7 +39,7 @@ pub fn from_files(files: &[PathBuf]) -> Result<Vec<String>, FileError> {
 pub fn inherited(options: &[String], files: &[PathBuf]) -> Result<Vec<String>, FileError> {
     let mut all = options.to_vec();
     for path in files {
-        let lines = lines(path).map_err(|source| FileError { path: path.clone(), source })?;
+        let lines = lines(path).map_err(FileError::of("--env-file", path))?;
         all.extend(lines);
     }
     all.retain(|text| !text.contains('='));
@@ -73,7 +81,7 @@ fn variable(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::report;
+    use crate::error::chain_text;
 
     #[test]
     fn a_variable_without_a_value_is_taken_from_here() {
@@ -96,10 +104,10 @@ mod tests {
         assert_eq!(all, ["A=1", "B=two words", "CARGO_PKG_NAME=ampoule-shim"]);
         for bad in ["A B=1", "=x", "\nA\tB"] {
             let path = file(bad);
-            let error = report("run", &from_files(&[path]).unwrap_err());
+            let error = chain_text(&from_files(&[path]).unwrap_err());
             assert!(error.contains("env") && error.contains("line"), "{error}");
         }
-        let error = report("run", &from_files(&["/no/such".into()]).unwrap_err());
-        assert!(error.contains("/no/such"), "{error}");
+        let error = chain_text(&from_files(&["/no/such".into()]).unwrap_err());
+        assert!(error.starts_with("--env-file /no/such: No such file"), "{error}");
     }
 }

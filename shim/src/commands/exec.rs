@@ -25,8 +25,8 @@ pub fn exec(args: &ExecArgs, paths: &Paths) -> u8 {
     verb::run("exec", async {
         let found = Registry::new(&paths.state).find(&args.name)?;
         if args.tty && args.interactive && !terminal::is_terminal() {
-            let why = "the input is not a terminal: leave out -t, or -i";
-            return Err(VerbError::Not(found.name, why));
+            let (why, hint) = ("the input is not a terminal", "leave out -t, or -i");
+            return Err(VerbError::Refused { name: found.name, why, hint });
         }
         let connection = connect(&found)?;
         let failed = |e| VerbError::Control(found.name.clone(), e);

@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     image::{Image, ImageError, Name, Reference, Registries, Store},
     paths::Paths,
-    text::{complain, print},
+    text::{is_json, print, remark},
 };
 
 /// Pulls an image and prints its digest.
@@ -80,16 +80,11 @@ pub fn prune(args: &PruneArgs, paths: &Paths) -> Result<(), ImageError> {
 }
 
 fn open(paths: &Paths) -> Result<Store, ImageError> {
-    Ok(Store::open(&paths.store)?.with_progress(progress))
+    Ok(Store::open(&paths.store)?.with_progress(remark))
 }
 
 fn parse(names: &[String]) -> Result<Vec<Name>, ImageError> {
     Ok(names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?)
-}
-
-/// Says what takes long.
-fn progress(line: &str) {
-    complain(&format!("ampoule: {line}\n"));
 }
 
 /// A path is taken for what lies there; anything else is a reference as `run` takes it.
@@ -101,7 +96,8 @@ fn find(text: &str) -> Result<Reference, ImageError> {
         _ if has_prefix => text.parse()?,
         _ if path.join("index.json").is_file() => Reference::Oci { layout: path.into(), tag: None },
         _ if path.is_dir() => Reference::Directory(path.into()),
-        _ if path.is_file() => Reference::Tar(path.into()),
+        // What can be no name is a path to a file that is there, or not.
+        _ if path.is_file() || text.starts_with(['/', '.']) => Reference::Tar(path.into()),
         _ => text.parse()?,
     })
 }
@@ -109,6 +105,14 @@ fn find(text: &str) -> Result<Reference, ImageError> {
 /// Prints the store's images, one a line.
 pub fn list(args: &ImagesArgs, paths: &Paths) -> Result<(), ImageError> {
     let images = Store::open(&paths.store)?.list()?;
+    if is_json() {
+        let text = serde_json::to_string(&images);
+        print(&format!(
+            "{}\n",
+            text.map_err(|source| ImageError::Json { object: "the list".into(), source })?
+        ));
+        return Ok(());
+    }
     let width = images.iter().map(|i| i.reference.len()).max().unwrap_or(0).max("NAME".len());
     let mut out = String::new();
     if !args.quiet {

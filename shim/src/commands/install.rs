@@ -43,6 +43,19 @@ pub enum InstallError {
     NoContainerd { path: PathBuf, source: io::Error },
 }
 
+impl InstallError {
+    /// The file that it is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. }
+            | Self::Parse { path, .. }
+            | Self::Version { path, .. }
+            | Self::NoTable { path, .. }
+            | Self::NoContainerd { path, .. } => path,
+        }
+    }
+}
+
 type Result<T> = std::result::Result<T, InstallError>;
 
 pub fn install(args: &InstallArgs) -> Result<()> {

@@ -30,7 +30,8 @@ pub fn logs(args: &LogsArgs, paths: &Paths) -> u8 {
         let found = registry.find(&args.name)?;
         if !found.record.detached {
             let why = "it runs in the foreground: its output went to its `ampoule run`";
-            return Err(VerbError::Not(found.name, why));
+            let hint = "`ampoule run -d` keeps a log";
+            return Err(VerbError::Refused { name: found.name, why, hint });
         }
         match copy(args, &registry, &found) {
             // Whoever read it has read enough.

@@ -9,7 +9,7 @@ use crate::{
     cli::PsArgs,
     paths::Paths,
     registry::{Found, Registry, Status},
-    text::{one_line, print},
+    text::{is_json, one_line, print},
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ pub fn ps(args: &PsArgs, paths: &Paths) -> u8 {
                 print(&text);
                 return Ok(0);
             }
-            print(&format!("{}{text}", if args.json { "" } else { CLEAR }));
+            print(&format!("{}{text}", if is_json() { "" } else { CLEAR }));
             tokio::time::sleep(INTERVAL).await;
         }
     })
@@ -44,7 +44,7 @@ fn wanted(args: &PsArgs, found: &Found) -> bool {
 }
 
 fn show(args: &PsArgs, all: &[Found]) -> String {
-    if args.json {
+    if is_json() {
         return format!("{}\n", Value::from_iter(all.iter().map(as_json)));
     }
     if args.quiet {

@@ -23,9 +23,10 @@ use super::{
 };
 use crate::{
     budget::Budget,
-    cli::{ContainerArgs, RunArgs, SecurityOption},
+    cli::{ContainerArgs, Memory, RunArgs, SecurityOption},
     control::{Container, Server},
-    error::{exit_code, report},
+    error::{exit_code, tell},
+    event_loop::event_loop,
     id::Id,
     image::{Image, ImageError, Store},
     journal::Journal,
@@ -44,6 +45,7 @@ use crate::{
     text::{complain, print},
     timestamp::Timestamp,
     timings::Timings,
+    vm::Death,
 };
 use caps::{Cap, Caps};
 use detach::{Background, Side};
@@ -51,7 +53,7 @@ use hermetic::NotHermetic;
 use receipt::Receipt;
 use supervise::Supervised;
 
-/// Why nothing was run.
+/// Why nothing was run, or why what ran did not come to its own end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
@@ -62,7 +64,7 @@ pub enum RunError {
     Spec(#[from] RunSpecError),
     #[error(transparent)]
     RootFs(#[from] RootFsError),
-    #[error("the input is not a terminal: leave out -t, or -i, or run it from one")]
+    #[error("the input is not a terminal")]
     NotATerminal,
     #[error(transparent)]
     NotHermetic(#[from] NotHermetic),
@@ -75,6 +77,12 @@ pub enum RunError {
     /// A signal came before the workload ran.
     #[error("interrupted")]
     Interrupted(i32),
+    #[error("{0}")]
+    Cap(Cap),
+    #[error("killed by the memory limit of {limit}")]
+    OutOfMemory { name: Id, limit: Memory },
+    #[error("sandbox {name}")]
+    Died { name: Id, source: Arc<Death> },
 }
 
 impl RunError {
@@ -96,10 +104,14 @@ pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
         Err(e) => Err(RunError::Host("go to the background", e)),
     };
     let code = match result {
-        Ok((exit, cap)) => finish(args, &exit, cap),
+        Ok(end) => {
+            let code = end.exit.status;
+            end.explained(args.memory).iter().for_each(|error| tell("run", error, code));
+            code
+        }
         Err(error) => {
             if !matches!(error, RunError::Interrupted(_)) {
-                complain(&report("run", &error));
+                tell("run", &error, error.exit_code());
             }
             error.exit_code()
         }
@@ -116,13 +128,13 @@ fn begin(
     paths: &Paths,
     timings: &mut Timings,
     background: Option<Background>,
-) -> Result<(Exit, Option<Cap>), RunError> {
+) -> Result<End, RunError> {
     if args.tty && args.interactive && !args.detach && !terminal::is_terminal() {
         return Err(RunError::NotATerminal);
     }
     hermetic::check(args)?;
     let image = image::obtain(args.image(), args.pull, paths)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = event_loop();
     let runtime = runtime.map_err(|e| RunError::Host("start the event loop", e))?;
     runtime.block_on(run_async(args, paths, image, timings, background))
 }
@@ -133,7 +145,7 @@ async fn run_async(
     image: Image,
     timings: &mut Timings,
     background: Option<Background>,
-) -> Result<(Exit, Option<Cap>), RunError> {
+) -> Result<End, RunError> {
     let name = match &args.name {
         Some(name) => name.clone(),
         None => Id::random().map_err(|e| RunError::Host("draw a random name", e))?,
@@ -181,10 +193,10 @@ async fn run_async(
     let death = sandbox.shutdown().await;
     timings.ended(connected.first_byte.load(Ordering::Relaxed), death.exits);
     let mut ended = Ended::from(exit.clone());
-    ended.reason = cap.map(|cap| cap.to_string()).or(ended.reason);
+    ended.reason = cap.map(|cap| format!("{cap} ({})", cap.option())).or(ended.reason);
     settle(args, claim, server, ended.clone()).await?;
     receipt.map(|receipt| receipt.finish(ended)).transpose()?;
-    Ok((exit, cap))
+    Ok(End { name, exit, cap })
 }
 
 /// Records or forgets the sandbox, and only then tells of its end: who waited finds everything done.
@@ -346,7 +358,7 @@ fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
 }
 
 fn seccomp_file(path: &Path) -> Result<SeccompChoice, RunError> {
-    let failed = |source| FileError { path: path.into(), source };
+    let failed = FileError::of("--security-opt seccomp", path);
     let profile = fs::read(path).map_err(failed)?;
     let profile = serde_json::from_slice(&profile).map_err(|e| failed(e.into()))?;
     Ok(SeccompChoice::Profile(profile))
@@ -359,17 +371,26 @@ fn vm_memory_mib(limit: u64) -> u32 {
     u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
 }
 
-/// Says how it ended, where the exit code alone does not.
-fn finish(args: &RunArgs, exit: &Exit, cap: Option<Cap>) -> u8 {
-    if let Some(cap) = cap {
-        complain(&format!("ampoule: run: {cap}\n"));
-    } else if let Some(death) = exit.death.as_deref().filter(|death| !death.is_orderly()) {
-        complain(&report("run: sandbox", death));
-    } else if exit.oom && exit.status == 137 {
-        let limit = args.memory;
-        complain(&format!("ampoule: run: killed by the memory limit of {limit} (see --memory)\n"));
+/// How a run ended.
+struct End {
+    name: Id,
+    exit: Exit,
+    cap: Option<Cap>,
+}
+
+impl End {
+    /// Why it ended so, where the exit code alone does not say it.
+    fn explained(self, limit: Memory) -> Option<RunError> {
+        let Self { name, exit, cap } = self;
+        match (cap, exit.death.filter(|death| !death.is_orderly())) {
+            (Some(cap), _) => Some(RunError::Cap(cap)),
+            (None, Some(source)) => Some(RunError::Died { name, source }),
+            (None, None) if exit.oom && exit.status == 137 => {
+                Some(RunError::OutOfMemory { name, limit })
+            }
+            (None, None) => None,
+        }
     }
-    exit.status
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::{
     control::{ControlError, Request, Response, Stats},
     paths::Paths,
     registry::{Found, Registry},
-    text::print,
+    text::{is_json, print},
 };
 
 /// Over which CPU time is counted.
@@ -47,7 +47,7 @@ pub fn stats(args: &StatsArgs, paths: &Paths) -> u8 {
             let rows = rows.filter_map(|(found, (before, after))| {
                 Some((found, before.as_ref()?, after.as_ref()?))
             });
-            print(&if args.json { as_json(rows) } else { as_table(rows) });
+            print(&if is_json() { as_json(rows) } else { as_table(rows) });
             if !args.watch {
                 return Ok(0);
             }

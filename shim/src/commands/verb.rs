@@ -10,10 +10,11 @@ use rustix::{
 use super::FAILURE;
 use crate::{
     control::{Connection, ControlError, Request},
-    error::{exit_code, report},
+    error::{exit_code, tell},
+    event_loop::event_loop,
     id::Id,
     registry::{Ended, Found, Registry, RegistryError, Status},
-    text::{complain, print},
+    text::print,
 };
 
 /// How long a sandbox may take to be gone once it has no choice.
@@ -28,6 +29,13 @@ pub enum VerbError {
     Control(Id, #[source] ControlError),
     #[error("sandbox {0}: {1}")]
     Not(Id, &'static str),
+    /// Not so, but in another way.
+    #[error("sandbox {name}: {why}")]
+    Refused { name: Id, why: &'static str, hint: &'static str },
+    #[error("{0}")]
+    Options(String),
+    #[error("{what} {object}")]
+    Copy { what: &'static str, object: String, source: std::io::Error },
     #[error("{0}")]
     Host(&'static str, #[source] std::io::Error),
 }
@@ -45,7 +53,7 @@ pub(super) type Result<T> = std::result::Result<T, VerbError>;
 
 /// Runs a verb to its exit code, and prints what went wrong.
 pub(super) fn run(verb: &str, work: impl Future<Output = Result<u8>>) -> u8 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = event_loop();
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(work);
@@ -56,7 +64,7 @@ pub(super) fn run(verb: &str, work: impl Future<Output = Result<u8>>) -> u8 {
         Err(e) => Err(VerbError::Host("start the event loop", e)),
     };
     result.unwrap_or_else(|error| {
-        complain(&report(verb, &error));
+        tell(verb, &error, error.exit_code());
         error.exit_code()
     })
 }
@@ -73,7 +81,7 @@ pub(super) fn each<F: Future<Output = Result<()>>>(
             match work(name.clone()).await {
                 Ok(()) => print(&format!("{name}\n")),
                 Err(error) => {
-                    complain(&report(verb, &error));
+                    tell(verb, &error, FAILURE);
                     code = FAILURE;
                 }
             }
@@ -109,7 +117,7 @@ pub(super) async fn end_of(registry: &Registry, found: &Found) -> Result<Ended> 
         (Some(ended), _) => Ok(ended.clone()),
         (None, Status::Dead) => Err(VerbError::Not(
             found.name.clone(),
-            "how it ended is not known: the process that ran it was killed",
+            "how it ended is not known, the process that ran it was killed",
         )),
         (None, _) => connect(&now).and(Err(VerbError::Not(found.name.clone(), "it still runs"))),
     }
@@ -123,7 +131,7 @@ pub(super) fn end_process(registry: &Registry, found: &Found, signal: Signal) ->
     };
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
     // Only now is it sure whose process that is: while the name is held, it is the one in the record.
-    if !registry.is_held(&found.name) {
+    if !registry.is_held(&found.name)? {
         return Ok(());
     }
     pidfd_send_signal(&process, signal).map_err(failed)?;

@@ -20,7 +20,7 @@ pub enum ControlError {
     Silent,
     #[error("control socket: an answer to another question: is it of another version of ampoule?")]
     Unexpected,
-    #[error("the command line is too long: hand a long script over on stdin, with -i")]
+    #[error("the command line is too long")]
     TooLong,
     #[error("control socket")]
     Io(#[from] io::Error),

@@ -213,6 +213,11 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
     Response::Failed { text: chain_text(error), code: exit_code(error) }
 }
 
+/// The console stays in the record: a message has no room for all that a guest may have said.
+fn tell(ended: Ended) -> Response {
+    Response::Ended(Ended { console: Vec::new(), ..ended })
+}
+
 fn done(result: Result<(), SandboxError>) -> Response {
     result.map_or_else(|error| failed(&error), |()| Response::Done)
 }
@@ -223,12 +228,12 @@ impl Container {
             Request::Start => done(self.sandbox.start(&process).await),
             Request::Wait if process.exec.is_none() => {
                 match end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone()) {
-                    Some(ended) => Response::Ended(ended),
+                    Some(ended) => tell(ended),
                     None => Response::Failed { text: "the sandbox is gone".into(), code: 125 },
                 }
             }
             Request::Wait => match self.sandbox.wait(&process).await {
-                Ok(exit) => Response::Ended(exit.into()),
+                Ok(exit) => tell(exit.into()),
                 Err(error) => failed(&error),
             },
             Request::Signal { signal, all } => {

@@ -47,6 +47,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 
 pub use digest::Digest;
+pub use erofs::FormatError;
 pub use error::{ImageError, LayerError};
 pub use overlay::{Dialect, Marks};
 pub use reference::{Name, Reference, ReferenceError, Version};

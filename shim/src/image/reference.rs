@@ -50,8 +50,8 @@ pub enum ReferenceError {
     #[error("`{0}` names no path after its prefix")]
     NoPath(String),
     #[error(
-        "`{0}` is not an image name: lower-case letters, digits, and single `.`, `_`, `-` or `/` \
-         between them; for files write oci:DIR[:TAG], dir:PATH, tar:FILE or docker-archive:FILE"
+        "`{0}` is not an image name, which is lower-case letters, digits, and single `.`, `_`, `-` or `/` \
+         between them"
     )]
     BadName(String),
     #[error(
@@ -62,6 +62,20 @@ pub enum ReferenceError {
     LongName(String),
     #[error("`{reference}` does not end as NAME@DIGEST does")]
     BadDigest { reference: String, source: ParseDigestError },
+}
+
+impl ReferenceError {
+    /// The reference.
+    pub fn object(&self) -> Option<String> {
+        match self {
+            Self::Empty => None,
+            Self::NoPath(text)
+            | Self::BadName(text)
+            | Self::LongName(text)
+            | Self::BadTag { reference: text, .. }
+            | Self::BadDigest { reference: text, .. } => Some(text.clone()),
+        }
+    }
 }
 
 const DOMAIN: &str = "docker.io";

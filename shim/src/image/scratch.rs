@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use super::error::ImageError;
 use super::lock::Lock;
 use super::sparse;
+use crate::cli::Memory;
 
 /// Bytes; less leaves no room beside ext4's own tables, more is beyond any ext4.
 const LEAST: u64 = 16 << 20;
@@ -45,8 +46,8 @@ const UUID: &str = "00000000-0000-4000-8000-000000000002";
 /// A new disk of `size` bytes, rounded up to whole blocks: sparse, unlinked, open for reading and
 /// writing. Templates are kept in `cache`, where the disk's file also lies.
 pub fn scratch(cache: &Path, size: u64) -> Result<File, ImageError> {
-    let (least, most) = (LEAST, MOST);
-    if !(least..=most).contains(&size) {
+    if !(LEAST..=MOST).contains(&size) {
+        let [size, least, most] = [size, LEAST, MOST].map(Memory);
         return Err(ImageError::ScratchSize { size, least, most });
     }
     let size = size.next_multiple_of(BLOCK);

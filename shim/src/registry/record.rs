@@ -50,6 +50,9 @@ pub struct Ended {
     pub oom: bool,
     /// Why, if its VM ended it.
     pub reason: Option<String>,
+    /// The last lines of the guest's console then.
+    #[serde(default)]
+    pub console: Vec<String>,
 }
 
 impl Record {
@@ -78,6 +81,7 @@ impl From<Exit> for Ended {
             at: Timestamp(exit.at),
             oom: exit.oom,
             reason: death.map(|death| chain_text(death)),
+            console: death.map(|death| death.console.clone()).unwrap_or_default(),
         }
     }
 }

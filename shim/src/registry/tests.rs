@@ -30,7 +30,7 @@ fn id(name: &str) -> Id {
 }
 
 fn ended() -> Ended {
-    Ended { code: 3, at: Timestamp(UNIX_EPOCH), oom: false, reason: None }
+    Ended { code: 3, at: Timestamp(UNIX_EPOCH), oom: false, reason: None, console: Vec::new() }
 }
 
 #[test]

@@ -93,6 +93,21 @@ impl Death {
             _ => false,
         }
     }
+
+    /// Whether the guest said that its memory is not enough for it.
+    pub fn blames_memory(&self) -> bool {
+        let words = ["out of memory", "deadlocked on memory", "failed to allocate"];
+        self.console
+            .iter()
+            .map(|line| line.to_lowercase())
+            .any(|line| words.iter().any(|w| line.contains(w)))
+    }
+
+    /// Whether it is no size for a VM's memory, or not on this host.
+    pub fn blames_memory_size(&self) -> bool {
+        self.cause == Cause::Stopped(StopCause::BootFailed)
+            && self.detail.starts_with("guest memory")
+    }
 }
 
 impl fmt::Display for Death {

@@ -1,11 +1,11 @@
 //! What the tests of `pull.rs` share: Debian's `docker-registry` on a port of its own, images to push to
-//! it, a proxy that spoils its answers, and `ampoule` with a store of its own.
+//! it, and a proxy that spoils its answers.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -312,60 +312,4 @@ fn relay(mut client: TcpStream, upstream: &str, seen: &Mutex<Vec<String>>, spoil
 /// Where the body of an answer begins.
 pub fn body(answer: &[u8]) -> usize {
     answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4
-}
-
-/// A user with a home and a store.
-pub struct User {
-    pub folder: TempDir,
-    pub environment: Vec<(&'static str, PathBuf)>,
-}
-
-impl User {
-    pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), environment: Vec::new() }
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        path
-    }
-
-    pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ampoule"));
-        command.args(args).env("HOME", self.folder.path()).env("AMPOULE_ROOT", self.path("store"));
-        for name in ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "SSL_CERT_FILE"] {
-            command.env_remove(name);
-        }
-        command.envs(self.environment.iter().cloned()).stdin(Stdio::null());
-        command
-    }
-
-    /// The output of a command that succeeds.
-    pub fn ok(&self, args: &[&str]) -> String {
-        let output = self.command(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The message of a command that fails as our own failures do.
-    pub fn error(&self, args: &[&str]) -> String {
-        let output = self.command(args).output().unwrap();
-        assert_eq!(output.status.code(), Some(125), "{args:?}: {}", stderr(&output));
-        stderr(&output)
-    }
-
-    /// How many files a folder of the store has.
-    pub fn count(&self, part: &str) -> usize {
-        fs::read_dir(self.path("store").join(part)).unwrap().count()
-    }
-}
-
-pub fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }

@@ -28,18 +28,23 @@ impl Cap {
             Self::Output(_) => 153,
         }
     }
+
+    /// What sets it.
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::Wall(_) => "--timeout",
+            Self::Cpu(_) => "--cpu-time",
+            Self::Output(_) => "--output-limit",
+        }
+    }
 }
 
 impl fmt::Display for Cap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Wall(time) => write!(f, "ended after {} s (see --timeout)", time.as_secs()),
-            Self::Cpu(time) => {
-                write!(f, "ended after {} s of CPU time (see --cpu-time)", time.as_secs())
-            }
-            Self::Output(bytes) => {
-                write!(f, "ended after {bytes} bytes of output (see --output-limit)")
-            }
+            Self::Wall(time) => write!(f, "ended after {} s", time.as_secs()),
+            Self::Cpu(time) => write!(f, "ended after {} s of CPU time", time.as_secs()),
+            Self::Output(bytes) => write!(f, "ended after {bytes} bytes of output"),
         }
     }
 }
@@ -127,7 +132,7 @@ mod tests {
             (Cap::Output(9), 153, "--output-limit"),
         ] {
             assert_eq!(cap.exit_code(), code);
-            assert!(cap.to_string().contains(option), "{cap}");
+            assert_eq!(cap.option(), option);
         }
     }
 }

@@ -110,15 +110,15 @@ impl Receipt {
         image: &Image,
         spec: &Spec,
     ) -> Result<Self, FileError> {
-        let file = File::create(path).map_err(|source| FileError { path: path.into(), source })?;
-        let spec = canonical(spec).map_err(|source| FileError { path: path.into(), source })?;
+        let file = File::create(path).map_err(FileError::of("--receipt", path))?;
+        let spec = canonical(spec).map_err(FileError::of("--receipt", path))?;
         let seccomp = spec.pointer("/linux/seccomp");
         let facts = Facts {
             ampoule: env!("CARGO_PKG_VERSION"),
             began: Timestamp::now(),
-            kernel: part(&paths.kernel)?,
-            guest_image: part(&paths.guest)?,
-            vmm: part(&paths.vmm)?,
+            kernel: part("--kernel", &paths.kernel)?,
+            guest_image: part("--guest-image", &paths.guest)?,
+            vmm: part("AMPOULE_VMM", &paths.vmm)?,
             image: Named { reference: image.reference.clone(), digest: image.digest.clone() },
             spec: digest(&spec),
             seccomp: seccomp.map(digest),
@@ -139,7 +139,7 @@ impl Receipt {
             text.push(b'\n');
             self.file.write_all(&text)
         };
-        write().map_err(|source| FileError { path: self.path.clone(), source })
+        write().map_err(FileError::of("--receipt", &self.path))
     }
 }
 
@@ -157,8 +157,8 @@ fn digest(value: &Value) -> Digest {
     Digest::of(value.to_string().as_bytes())
 }
 
-fn part(path: &Path) -> Result<Part, FileError> {
-    let bytes = fs::read(path).map_err(|source| FileError { path: path.into(), source })?;
+fn part(option: &'static str, path: &Path) -> Result<Part, FileError> {
+    let bytes = fs::read(path).map_err(FileError::of(option, path))?;
     Ok(Part { path: path.into(), digest: Digest::of(&bytes) })
 }
 

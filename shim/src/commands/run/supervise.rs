@@ -9,7 +9,7 @@ use crate::{
     sandbox::{Exit, ProcessId, Sandbox, SandboxError},
     signals::{Signals, Wish},
     terminal,
-    text::complain,
+    text::remark,
 };
 
 /// SIGINTs and SIGTERMs after which a workload that ignores them is ended, as docker does. The text says 3.
@@ -58,8 +58,7 @@ impl Supervised<'_> {
                 wish = self.signals.next() => {
                     asked_to_end += u32::from(wish.asks_to_end());
                     if asked_to_end == ENOUGH {
-                        let text = "ampoule: run: got 3 SIGTERM/SIGINTs, ending the sandbox\n";
-                        complain(text);
+                        remark("run: got 3 SIGTERM/SIGINTs, ending the sandbox");
                         self.sandbox.shutdown().await;
                     } else {
                         self.pass_on(wish);

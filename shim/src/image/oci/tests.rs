@@ -62,7 +62,7 @@ fn without_a_tag_the_choice_must_be_clear() {
     assert_eq!(manifest(&layout, None).unwrap().digest.to_string(), one["digest"]);
     let layout = layout.tag(two.clone(), "b");
     let text = error(&layout, None).to_string();
-    assert!(text.contains("oci:DIR:TAG") && text.contains("a, b"), "{text}");
+    assert!(text.contains("several images") && text.contains("a, b"), "{text}");
     let layout = layout.tag(two.clone(), "latest");
     assert_eq!(manifest(&layout, None).unwrap().digest.to_string(), two["digest"]);
     let text = error(&layout, Some("c")).to_string();

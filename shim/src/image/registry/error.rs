@@ -13,11 +13,8 @@ const WORDS: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     #[error("the registry {host} cannot be reached")]
-    Unreachable { host: String, source: OciDistributionError },
-    #[error(
-        "the registry {host} has no {repository} or keeps it from you ({reason}): check the name, or \
-         `docker login {host}`"
-    )]
+    Unreachable { host: String, source: io::Error },
+    #[error("the registry {host} has no {repository} or keeps it from you ({reason})")]
     Denied { host: String, repository: String, reason: String },
     #[error("the registry {host} has no such image: {what} is unknown to it")]
     Unknown { host: String, what: String },
@@ -33,9 +30,7 @@ pub enum RegistryError {
     Short { host: String, object: String, at: u64, size: u64 },
     #[error("the request to {host} failed")]
     Request { host: String, source: OciDistributionError },
-    #[error(
-        "no connection to {host} can be made secure: is the package ca-certificates installed?"
-    )]
+    #[error("no connection to {host} can be made secure")]
     Client { host: String, source: OciDistributionError },
     #[error("the credentials for registries in {path} cannot be read")]
     Credentials { path: PathBuf, source: io::Error },
@@ -44,6 +39,26 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        let elsewhere = "`ampoule images` lists what is here, `ampoule image import SOURCE NAME` needs no \
+                         registry; for mirrors and plain HTTP see `ampoule image pull --help`";
+        Some(match self {
+            Self::Unreachable { .. } | Self::Slow { .. } => elsewhere.into(),
+            Self::Client { .. } => "is the package ca-certificates installed?".into(),
+            Self::Denied { host, .. } => format!("check the name, or `docker login {host}`"),
+            Self::Unknown { .. } => "check the name and the tag".into(),
+            Self::Cut { .. } | Self::Short { .. } | Self::Request { .. } => {
+                "pull again: it goes on where it was".into()
+            }
+            Self::Answer { transient: true, .. } => "try again later".into(),
+            Self::Credentials { .. } | Self::Credential { .. } => {
+                "`docker login` writes them anew; REGISTRY_AUTH_FILE and DOCKER_CONFIG name other files".into()
+            }
+            Self::Answer { .. } | Self::Long { .. } => return None,
+        })
+    }
+
     /// Whether the same request may well succeed in a moment.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -69,7 +84,7 @@ impl Request {
         let Self { host, repository, what } = self;
         match error {
             E::RequestError(e) if e.is_connect() => {
-                RegistryError::Unreachable { host, source: E::RequestError(e) }
+                RegistryError::Unreachable { host, source: innermost(&e) }
             }
             E::UnauthorizedError { .. } => {
                 RegistryError::Denied { host, repository, reason: "not authorized".into() }
@@ -110,5 +125,14 @@ impl Request {
                 RegistryError::Answer { host, what, answer, transient: false }
             }
         }
+    }
+}
+
+/// What the system said; the layers of the HTTP library around it say nothing a user could use.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> io::Error {
+    let last = std::iter::successors(Some(error), |e| e.source()).last().unwrap_or(error);
+    match last.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::other(one_line(&last.to_string(), WORDS)),
     }
 }

@@ -107,9 +107,18 @@ impl Store {
     /// Takes a stream into the store; the lock of `key` is held, `from` is what to call the stream.
     fn add_blob(&self, key: &str, from: &str, stream: &mut impl Read) -> Result<Blob, ImageError> {
         let path = self.root.join("tmp").join(format!("{key}.blob"));
-        let failed = |source| ImageError::Store { path: path.clone(), source };
+        let added = self.place_blob(&path, from, stream);
+        if added.is_err() {
+            // Of a full disk it takes no room; what stays all the same is swept by the next to open the store.
+            let _ = fs::remove_file(&path);
+        }
+        added
+    }
+
+    fn place_blob(&self, path: &Path, from: &str, stream: impl Read) -> Result<Blob, ImageError> {
+        let failed = |source| ImageError::Store { path: path.into(), source };
         let unreadable = |source| ImageError::Source { path: from.into(), source };
-        let mut file = File::create(&path).map_err(failed)?;
+        let mut file = File::create(path).map_err(failed)?;
         let mut stream = Hashing::new(stream);
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -119,7 +128,7 @@ impl Store {
             }
         }
         let (digest, size) = stream.finish().map_err(unreadable)?;
-        let placed = file.sync_all().and_then(|()| fs::rename(&path, self.blob_path(digest)));
+        let placed = file.sync_all().and_then(|()| fs::rename(path, self.blob_path(digest)));
         placed.map_err(failed)?;
         Ok(Blob { digest, size })
     }

@@ -59,7 +59,8 @@ impl Store {
         let rootfs = key("tar", [&digest]);
         self.build(rootfs, &source.to_string(), |tree, spool| {
             let blob = oci::open_regular(path).map_err(unreadable)?;
-            layer::merge(&Layer { blob, size, digest, kind: LayerKind::Rootfs }, tree, spool)
+            let layer = Layer { blob, size, digest, kind: LayerKind::Rootfs };
+            layer::merge(&layer, tree, spool).map_err(|error| error.named(&source.to_string()))
         })?;
         Ok(Converted { digest, rootfs, config: ImageConfig::of_rootfs() })
     }

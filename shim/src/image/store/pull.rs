@@ -22,6 +22,7 @@ use super::blobs::Partial;
 use super::convert::rootfs_of;
 use crate::config::Endpoint;
 use crate::error::chain_text;
+use crate::event_loop::event_loop;
 use crate::image::digest::Digest;
 use crate::image::oci::{
     self, Blob, INDEXES, Layout, MANIFESTS, MAX_DEPTH, MAX_JSON, Manifest, Next,
@@ -56,7 +57,7 @@ struct Peek {
 impl Store {
     /// Brings the image of a name here from its registry, or a mirror of it, and gives it this name.
     pub fn pull(&self, name: &Name, registries: &Registries) -> Result<Image, ImageError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = event_loop();
         let runtime = runtime.map_err(|source| ImageError::EventLoop { source })?;
         let fetched = runtime.block_on(self.fetch(name, registries));
         // A name server's answer may still be waited for.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Converted, Store};
 use crate::image::digest::Digest;
-use crate::image::{Image, ImageConfig, ImageError, Name};
+use crate::image::{FormatError, Image, ImageConfig, ImageError, Name};
 
 /// What `images/NAME.json` holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,9 +23,14 @@ impl Store {
     /// The image a name stands for, its root file system there and whole.
     pub(super) fn load(&self, name: &Name) -> Result<Image, ImageError> {
         let record = self.record(name)?;
-        self.claim(record.rootfs).map_err(|source| {
+        self.claim(record.rootfs).map_err(|error| {
             let path = self.rootfs_path(record.rootfs);
-            ImageError::Damaged { name: name.familiar(), path, source }
+            match error {
+                FormatError::Io(source) if source.kind() != io::ErrorKind::NotFound => {
+                    ImageError::Store { path, source }
+                }
+                source => ImageError::Damaged { name: name.familiar(), path, source },
+            }
         })?;
         Ok(self.image(name.to_string(), record.into()))
     }
