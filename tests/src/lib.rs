@@ -2,14 +2,17 @@
 //!
 //! - [`ampoule`]: one command line, run to its end within a bound, with what it printed and left behind
 //! - [`detached`]: a sandbox in the background, removed at the end of the test
+//! - [`Footprint`]: what the host holds, to be the same before and after
 //! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
 mod command;
+mod footprint;
 pub mod sandbox;
 mod skip;
 
 pub use command::{Ampoule, Detached, Outcome, ampoule, assert_nothing_left, detached, run};
+pub use footprint::Footprint;
 pub use skip::skip;
 
 use std::{env, path::PathBuf};
