@@ -3,11 +3,13 @@
 //! - [`ampoule`]: one command line, run to its end within a bound, with what it printed and left behind
 //! - [`detached`]: a sandbox in the background, removed at the end of the test
 //! - [`Footprint`]: what the host holds, to be the same before and after
+//! - [`percentiles`]: of the measurements of `make bench`
 //! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
 mod command;
 mod footprint;
+pub mod percentiles;
 pub mod sandbox;
 mod skip;
 
