@@ -234,11 +234,12 @@ impl Running {
         drop(self.child.stdin.take());
         let stdout = drain(self.child.stdout.take());
         let stderr = drain(self.child.stderr.take());
+        let asked = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 break status;
             }
-            if self.began.elapsed() > LIMIT {
+            if asked.elapsed() > LIMIT {
                 let _ = self.child.kill();
                 panic!("still running after {LIMIT:?}: {:?}", self.name);
             }

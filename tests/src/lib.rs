@@ -3,15 +3,20 @@
 //! - [`ampoule`]: one command line, run to its end within a bound, with what it printed and left behind
 //! - [`assert_nothing_left`]: what a sandbox leaves on its host
 //! - [`detached`]: a sandbox in the background, removed at the end of the test
+//! - [`Footprint`]: what the host holds, to be the same before and after
+//! - [`percentiles`]: of the measurements of `make bench`
 //! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
 mod command;
+mod footprint;
+pub mod percentiles;
 pub mod sandbox;
 mod skip;
 mod traces;
 
 pub use command::{Ampoule, Detached, Outcome, Running, ampoule, detached, detached_with, run};
+pub use footprint::Footprint;
 pub use skip::skip;
 pub use traces::{assert_nothing_left, processes_of};
 

@@ -38,11 +38,15 @@ const QUEUE_SIZE: u16 = 256;
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// Requests in one turn.
 const TURN: usize = 64;
+/// What the driver should ask for at once, in sectors: Linux reads twice as much ahead. Without it a program that
+/// starts is read in a hundred small requests, each of which is an interrupt and two VM exits.
+const OPTIMAL_IO: u32 = (256 << 10) / SECTOR as u32;
 /// Discards should start and end on these, in sectors: a page of the host's page cache.
 const DISCARD_ALIGNMENT: u32 = 8;
 
 const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
-const ALWAYS: u64 = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
+const ALWAYS: u64 =
+    1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_TOPOLOGY;
 const WRITABLE: u64 =
     1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 
@@ -106,6 +110,7 @@ impl Block {
         put(0, &self.disk.as_ref().map_or(0, Disk::sectors).to_le_bytes());
         put(12, &MAX_SEGMENTS.to_le_bytes());
         put(20, &(SECTOR as u32).to_le_bytes());
+        put(28, &OPTIMAL_IO.to_le_bytes());
         if self.features & WRITABLE != 0 {
             put(36, &MAX_RANGE_SECTORS.to_le_bytes());
             put(40, &MAX_RANGES.to_le_bytes());

@@ -158,6 +158,7 @@ fn the_configuration_says_what_is_possible() {
     let field = |guest: &mut Guest, at| u32::from_le_bytes(guest.config(at));
     assert_eq!(field(&mut bench.guest, 12), 254);
     assert_eq!(field(&mut bench.guest, 20), 512);
+    assert_eq!(field(&mut bench.guest, 28), 512);
     assert_eq!(field(&mut bench.guest, 36), MAX_RANGE_SECTORS);
     assert_eq!(field(&mut bench.guest, 52), 1);
     assert_eq!(bench.guest.config::<1>(56), [1]);

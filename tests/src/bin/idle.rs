@@ -1,0 +1,93 @@
+//! `idle AMPOULE SECONDS`: the host's memory for an idle sandbox besides its guest's, by process, from smaps after so
+//! many seconds; first when it is the only one, then beside another one, with which it shares the programs' code.
+
+use std::{env, fs, process::Command, thread, time::Duration};
+
+const NAMES: [&str; 2] = ["bench-idle-1", "bench-idle-2"];
+/// No mapping besides the guest's memory is as large.
+const GUEST: u64 = 32 << 10;
+
+/// Sandboxes in the background, removed at the end.
+struct Sandboxes<'a>(&'a str);
+
+/// Memory in KiB: of this process alone (USS), its share of all (PSS), changed by it.
+#[derive(Clone, Copy, Default)]
+struct Memory {
+    uss: u64,
+    pss: u64,
+    dirty: u64,
+}
+
+fn main() {
+    let usage = "usage: idle AMPOULE SECONDS";
+    let mut args = env::args().skip(1);
+    let (ampoule, seconds) = (args.next().expect(usage), args.next().expect(usage));
+    let idle = Duration::from_secs(seconds.parse().expect(usage));
+    let sandboxes = Sandboxes(&ampoule);
+    println!(
+        "\n| memory besides the guest's, KiB, after {seconds} s | USS | PSS | of it dirty |\n|---|---|---|---|"
+    );
+    for (name, others) in NAMES.iter().zip(["alone", "beside another"]) {
+        sandboxes.start(name);
+        thread::sleep(idle);
+        let [shim, vmm] = sandboxes.processes(NAMES[0]).map(memory_of);
+        let both = Memory {
+            uss: shim.uss + vmm.uss,
+            pss: shim.pss + vmm.pss,
+            dirty: shim.dirty + vmm.dirty,
+        };
+        for (what, Memory { uss, pss, dirty }) in
+            [("ampoule", shim), ("ampoule-vmm", vmm), ("**both**", both)]
+        {
+            println!("| {what}, {others} | {uss} | {pss} | {dirty} |");
+        }
+    }
+}
+
+impl Sandboxes<'_> {
+    fn start(&self, name: &str) {
+        self.ampoule(&["run", "-d", "--name", name, "alpine", "--", "sleep", "100000"]);
+    }
+
+    /// PIDs of its shim and its VMM.
+    fn processes(&self, name: &str) -> [u64; 2] {
+        let all: serde_json::Value =
+            serde_json::from_str(&self.ampoule(&["inspect", name])).expect("JSON");
+        let shim = all[0]["pid"].as_u64().expect("a PID");
+        let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
+        let vmm = children.ok().and_then(|all| all.split_whitespace().next()?.parse().ok());
+        [shim, vmm.expect("a child of ampoule")]
+    }
+
+    fn ampoule(&self, args: &[&str]) -> String {
+        let out = Command::new(self.0).args(args).output().expect("ampoule can be run");
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+}
+
+impl Drop for Sandboxes<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new(self.0).args(["rm", "-f"]).args(NAMES).output();
+    }
+}
+
+fn memory_of(pid: u64) -> Memory {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps of a process");
+    let mut sum = Memory::default();
+    let mut counts = true;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(key), Some(Ok(kib))) = (words.next(), words.next().map(str::parse::<u64>)) else {
+            continue;
+        };
+        match key {
+            "Size:" => counts = kib < GUEST,
+            "Pss:" if counts => sum.pss += kib,
+            "Private_Clean:" if counts => sum.uss += kib,
+            "Private_Dirty:" if counts => (sum.uss, sum.dirty) = (sum.uss + kib, sum.dirty + kib),
+            _ => {}
+        }
+    }
+    sum
+}

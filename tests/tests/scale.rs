@@ -1,0 +1,61 @@
+//! Many sandboxes on one host: one after the other, at once, alive together. With `AMPOULE_SCALE=full` there are 100 and
+//! 50 of them (`make test` then gives the bed more memory), without it as many as every `make test` can afford.
+
+use std::{
+    env,
+    io::Write,
+    sync::{Mutex, PoisonError},
+};
+
+use ampoule_tests::{Footprint, ampoule, detached, run};
+
+/// How many start at the same moment.
+const AT_ONCE: usize = 10;
+/// Memory that may be gone after a number of runs: the kernel's own caches, of which not all count as available.
+const SLACK: u64 = 24 << 20;
+
+/// The tests of this file compare the whole host: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// One number for every day, one for `AMPOULE_SCALE=full`.
+fn scaled(everyday: usize, full: usize) -> usize {
+    if env::var("AMPOULE_SCALE").is_ok_and(|scale| scale == "full") { full } else { everyday }
+}
+
+/// After a first sandbox, which leaves caches warm, the host is as before after each further one.
+#[test]
+fn sandboxes_in_a_row_leave_the_host_as_it_was() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let witness = detached(["--memory", "64m", "alpine", "sleep", "3600"]);
+    run(["alpine", "true"]).output().ended_with(0);
+    let before = Footprint::now();
+    for _ in 0..scaled(10, 100) {
+        assert_eq!(run(["alpine", "echo", "hi"]).output().ended_with(0).text(), "hi");
+    }
+    before.assert_unchanged(SLACK);
+    assert_eq!(witness.sh("echo hi").ended_with(0).text(), "hi");
+}
+
+#[test]
+fn sandboxes_start_at_once_and_live_together() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = Footprint::now();
+    let count = scaled(12, 50);
+    let mut alive = Vec::new();
+    while alive.len() < count {
+        let batch = AT_ONCE.min(count - alive.len());
+        let workload = ["-i", "--memory", "64m", "alpine", "--", "sh", "-c", "echo ready; cat"];
+        let mut batch: Vec<_> = (0..batch).map(|_| run(workload).spawn()).collect();
+        batch.iter_mut().for_each(|sandbox| sandbox.wait_for("ready"));
+        alive.extend(batch);
+    }
+    let listed = ampoule(["ps", "-q"]).output().ended_with(0).text();
+    for (number, sandbox) in alive.iter_mut().enumerate() {
+        assert!(listed.lines().any(|name| name == sandbox.name()), "{listed}");
+        let mut stdin = sandbox.child.stdin.as_ref().unwrap();
+        writeln!(stdin, "word {number}").unwrap();
+        sandbox.wait_for(&format!("word {number}\n"));
+    }
+    alive.into_iter().for_each(|sandbox| drop(sandbox.finish().ended_with(0)));
+    before.assert_unchanged(SLACK);
+}
