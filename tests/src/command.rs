@@ -219,9 +219,17 @@ impl Running {
         while !String::from_utf8_lossy(&seen).contains(word) {
             match stdout.read(&mut byte) {
                 Ok(1) => seen.push(byte[0]),
-                _ => panic!("ended before {word:?}: {}", String::from_utf8_lossy(&seen)),
+                _ => self.ended_early(word, &seen),
             }
         }
+    }
+
+    fn ended_early(&mut self, word: &str, seen: &[u8]) -> ! {
+        let _ = self.child.kill();
+        let mut errors = Vec::new();
+        let _ = self.child.stderr.take().expect("piped").read_to_end(&mut errors);
+        let [seen, errors] = [seen, &errors].map(String::from_utf8_lossy);
+        panic!("ended before {word:?} after {:?}: {seen}\n{errors}", self.began.elapsed());
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {

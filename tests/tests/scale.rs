@@ -44,8 +44,10 @@ fn sandboxes_start_at_once_and_live_together() {
     let mut alive = Vec::new();
     while alive.len() < count {
         let batch = AT_ONCE.min(count - alive.len());
-        let workload = ["-i", "--memory", "64m", "alpine", "--", "sh", "-c", "echo ready; cat"];
-        let mut batch: Vec<_> = (0..batch).map(|_| run(workload).spawn()).collect();
+        // Ten boots share what one usually has.
+        let options = ["--boot-timeout", "900", "-i", "--memory", "64m", "alpine"];
+        let workload = options.iter().chain(&["--", "sh", "-c", "echo ready; cat"]);
+        let mut batch: Vec<_> = (0..batch).map(|_| run(workload.clone()).spawn()).collect();
         batch.iter_mut().for_each(|sandbox| sandbox.wait_for("ready"));
         alive.extend(batch);
     }

@@ -38,8 +38,8 @@ const QUEUE_SIZE: u16 = 256;
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// Requests in one turn.
 const TURN: usize = 64;
-/// What the driver should ask for at once, in sectors: Linux reads twice as much ahead. Without it a program that
-/// starts is read in a hundred small requests, each of which is an interrupt and two VM exits.
+/// What the driver should ask for at once, in sectors: Linux reads twice as much ahead, so that a program starts with
+/// fewer requests. Each is an interrupt and two VM exits.
 const OPTIMAL_IO: u32 = (256 << 10) / SECTOR as u32;
 /// Discards should start and end on these, in sectors: a page of the host's page cache.
 const DISCARD_ALIGNMENT: u32 = 8;
