@@ -4,6 +4,7 @@
 //! It outlives containerd: connections and the reader of its log may go and come back. Its end is always the end
 //! of its VM, whose control socket closes with it.
 
+mod door;
 mod fifo;
 
 use std::{
@@ -79,6 +80,8 @@ fn begin_log(bundle: &Path, args: &Args) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(fifo);
     // It cannot be there already.
     let _ = log.try_init();
+    // A panic ends the process; without this nobody would know why.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
 }
 
 async fn serve(
@@ -101,8 +104,9 @@ async fn serve(
         debug: args.debug,
     };
     let tasks = Tasks::new(config, publisher.clone());
+    let (door, connections) = door::open(listener);
     let mut server = Server::new()
-        .add_listener(Listener::from(listener))
+        .add_listener(Listener::new(connections))
         .register_service(task::services(tasks.clone()));
     let mut signals = Signals::listen().map_err(host("listen for signals"))?;
     server.start().await.map_err(DaemonError::Serve)?;
@@ -112,7 +116,7 @@ async fn serve(
     }
     // First of all: a container of the same name that is started now gets a daemon of its own.
     name.remove();
-    server.stop_listen().await;
+    drop(door);
     publisher.flush(LAST_EVENTS).await;
     let _ = timeout(FAREWELL, server.disconnect()).await;
     Ok(())

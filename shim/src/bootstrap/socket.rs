@@ -98,6 +98,15 @@ pub fn claim(path: &Path, shared: bool) -> Result<Claim, SocketError> {
     .map_err(failed)
 }
 
+/// Removes what a daemon that was killed left.
+pub fn remove_dead(path: &Path) -> io::Result<()> {
+    let _lock = lock(path.parent().unwrap_or(Path::new("/")))?;
+    if path.exists() && !is_served(path)? {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
 /// Whether somebody listens. A full backlog is somebody too.
 fn is_served(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -198,9 +207,13 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         assert!(matches!(claim(&path, true).unwrap(), Claim::Served));
+        remove_dead(&path).unwrap();
+        assert!(path.exists());
         // A crashed daemon leaves its name.
         drop(listener);
         assert!(matches!(claim(&path, true).unwrap(), Claim::Made(_)));
+        remove_dead(&path).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

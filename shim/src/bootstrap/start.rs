@@ -24,7 +24,7 @@ use super::{
 };
 
 /// What containerd reads when it is started again: versions before 2 the address, people the PID.
-const ADDRESS: &str = "address";
+pub const ADDRESS: &str = "address";
 pub const PID: &str = "shim.pid";
 
 const CGROUPS: &str = "/sys/fs/cgroup";
