@@ -38,6 +38,9 @@ use crate::{
 use owner::Input;
 pub use table::Refused;
 
+/// The slot of [`SandboxConfig::disks`]' first one; the guest image has the slot before.
+pub const FIRST_DISK: u8 = 1;
+
 /// What a sandbox is made from.
 #[derive(Debug)]
 pub struct SandboxConfig {
@@ -50,7 +53,7 @@ pub struct SandboxConfig {
     pub vmm: PathBuf,
     pub kernel: PathBuf,
     pub guest_image: PathBuf,
-    /// Disks there from boot, in slots 1, 2, ...
+    /// Disks there from boot, in slots [`FIRST_DISK`] and after.
     pub disks: Vec<Disk>,
     /// Empty slots after those, for [`Sandbox::attach_disk`].
     pub spare_disks: u8,
@@ -118,11 +121,19 @@ pub struct ExecConfig {
 /// Where a container's root file system lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootFs {
-    /// Slot of the read-only lower disk.
-    pub lower_slot: u8,
-    /// "erofs" or "ext4".
-    pub lower_type: String,
+    /// Read-only file systems, top first. With none, the root is the disk of [`Upper::Kept`] itself.
+    pub lowers: Vec<Lower>,
     pub upper: Upper,
+}
+
+/// A read-only file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lower {
+    pub slot: u8,
+    /// "erofs" or "ext4".
+    pub kind: String,
+    /// Slots of the further devices of an EROFS that has its data on several.
+    pub devices: Vec<u8>,
 }
 
 /// Where writes to a root file system go.
@@ -132,8 +143,24 @@ pub enum Upper {
     None,
     /// To an ext4 scratch disk in this slot.
     Disk(u8),
+    /// To an ext4 disk in this slot that outlives the sandbox. What was written is there when the container
+    /// has been deleted, which must then come before the end of the VM.
+    Kept(u8),
     /// To guest memory.
     Tmpfs,
+}
+
+impl RootFs {
+    /// All slots it takes.
+    pub fn slots(&self) -> Vec<u8> {
+        let upper = match self.upper {
+            Upper::Disk(slot) | Upper::Kept(slot) => Some(slot),
+            Upper::None | Upper::Tmpfs => None,
+        };
+        let lowers =
+            self.lowers.iter().flat_map(|l| std::iter::once(&l.slot).chain(&l.devices).copied());
+        lowers.chain(upper).collect()
+    }
 }
 
 /// The streams a process gets; the others are `/dev/null`. With a terminal there is no stderr.

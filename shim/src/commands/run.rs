@@ -26,15 +26,15 @@ use crate::{
     control::{Container, Server},
     error::{exit_code, report},
     id::Id,
-    image::{Image, ImageError},
+    image::{Image, ImageError, Store},
     journal::Journal,
     paths::Paths,
     registry::{Claim, Ended, Record, Registry, RegistryError},
-    rootfs::{self, Prepared, RootFsError},
+    rootfs::{self, Mount, RootFsError},
     run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
-        ContainerConfig, Created, Exit, ProcessId, Sandbox, SandboxConfig, SandboxError, Stdio,
-        Streams,
+        ContainerConfig, Created, Exit, FIRST_DISK, ProcessId, Sandbox, SandboxConfig,
+        SandboxError, Stdio, Streams,
     },
     signal_name::Signal,
     signals::Signals,
@@ -262,7 +262,10 @@ async fn prepare(
     timings: &mut Timings,
 ) -> Result<(Sandbox, Created), RunError> {
     let scratch = (!args.read_only).then_some(args.scratch_size.0);
-    let Prepared { disks, rootfs } = rootfs::prepare(&image.rootfs, &paths.store, scratch, 1)?;
+    let store = Store::open(&paths.store)?;
+    let mounts = [Mount::image(&image.rootfs)];
+    let (disks, rootfs) =
+        rootfs::prepare(&store, &mounts, Path::new(""), scratch)?.from_slot(FIRST_DISK);
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: name.clone(),
         hostname: hostname(name.as_str()).to_string(),
