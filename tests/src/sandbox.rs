@@ -99,6 +99,9 @@ impl Pod {
             spec,
             rootfs: self.roots.pop().expect("a free root file system"),
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
+            files: Vec::new(),
+            binds: Vec::new(),
+            joins: None,
             init: false,
         };
         self.sandbox.create_container(config).await.expect("a container").streams

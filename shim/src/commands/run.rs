@@ -34,7 +34,7 @@ use crate::{
     run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
         ContainerConfig, Created, Exit, FIRST_DISK, ProcessId, Sandbox, SandboxConfig,
-        SandboxError, Stdio, Streams,
+        SandboxError, Stdio, Streams, vm_memory_mib,
     },
     signal_name::Signal,
     signals::Signals,
@@ -282,8 +282,16 @@ async fn prepare(
     .await?;
     timings.booted(&sandbox.boot_record().await?);
     let stdio = Stdio { stdin: args.interactive, stdout: true, stderr: !args.tty };
-    let config =
-        ContainerConfig { id: name.clone(), spec, rootfs, stdio, init: args.container.init };
+    let config = ContainerConfig {
+        id: name.clone(),
+        spec,
+        rootfs,
+        stdio,
+        files: Vec::new(),
+        binds: Vec::new(),
+        joins: None,
+        init: args.container.init,
+    };
     let created = sandbox.create_container(config).await?;
     Ok((sandbox, created))
 }
@@ -327,13 +335,6 @@ fn seccomp_file(path: &Path) -> Result<SeccompChoice, RunError> {
     let profile = fs::read(path).map_err(failed)?;
     let profile = serde_json::from_slice(&profile).map_err(|e| failed(e.into()))?;
     Ok(SeccompChoice::Profile(profile))
-}
-
-/// RAM of the VM: the container's limit, and for the guest kernel and agent 64 MiB and a sixteenth (its page
-/// tables and page descriptors grow with the memory). So the limit is met in the container, not in the VM.
-fn vm_memory_mib(limit: u64) -> u32 {
-    let mib = limit.div_ceil(1 << 20);
-    u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
 }
 
 /// Says how it ended, where the exit code alone does not.

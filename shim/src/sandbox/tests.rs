@@ -129,6 +129,9 @@ fn container(id: &str) -> ContainerConfig {
             upper: Upper::Tmpfs,
         },
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
+        files: Vec::new(),
+        binds: Vec::new(),
+        joins: None,
         init: false,
     }
 }

@@ -8,7 +8,7 @@ use ampoule_agent_api::agent::{
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::UnixStream;
 
-use super::{Exit, Lower, RootFs, StartFailure, Stdio, Streams, Upper};
+use super::{Exit, HostFile, Lower, RootFs, StartFailure, Stdio, Streams, Upper};
 use crate::{
     text::one_line,
     vm::{Vm, VmError},
@@ -55,6 +55,10 @@ pub(super) fn rootfs(rootfs: &RootFs) -> agent::RootFs {
         upper_slot: slot.into(),
         ..Default::default()
     }
+}
+
+pub(super) fn file(file: HostFile) -> agent::File {
+    agent::File { content: file.content, mode: file.mode, ..Default::default() }
 }
 
 /// Asks for the streams of a process, each on a port that nobody can guess.
