@@ -308,16 +308,16 @@ fn privileges(containerd: &mut Containerd) {
         "--read-only",
         "--seccomp",
         "--mount",
-        "type=tmpfs,src=tmpfs,dst=/mnt,options=mode=1777",
+        "type=tmpfs,src=tmpfs,dst=/tmp,options=size=1m",
     ];
     if containerd.version == Version::V1_7 {
         options.extend(["--hostname", "mine", "--user", "65534:1"]);
     }
-    let script = "touch /x; touch /mnt/x; grep -E '^(CapEff|Seccomp|NoNewPrivs):' /proc/self/status; hostname; id -u; id -g";
+    let script = "touch /x; touch /tmp/x; grep -E '^(CapEff|Seccomp|NoNewPrivs):' /proc/self/status; hostname; id -u; id -g";
     let out =
         containerd.run(&options, "alpine", "small", &["sh", "-c", script]).output().ended_with(0);
     assert!(out.error().contains("/x: Read-only file system"), "{}", out.error());
-    assert!(!out.error().contains("/mnt/x"), "{}", out.error());
+    assert!(!out.error().contains("/tmp/x"), "{}", out.error());
     let text = out.text().replace('\t', " ");
     assert!(text.contains("NoNewPrivs: 1") && text.contains("Seccomp: 2"), "{text}");
     match containerd.version {
