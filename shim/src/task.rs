@@ -1,20 +1,53 @@
-//! containerd's Task services.
+//! containerd's tasks: the containers of one sandbox, as its Task service sees them. In reading order:
+//!
+//! - [`service`]: the calls, in both of the API's versions
+//! - [`container`], [`process`]: what there is, and how far it is
+//! - [`create`], [`bundle`], [`size`], [`files`]: from a bundle to a container in a VM
+//! - [`pod`], [`anchor`]: the VM they share, and its process on the host
+//! - [`exec`], [`delete`]: further processes, and the end of all
+//! - [`events`]: what the sandbox tells, on its way to containerd
+//! - [`stdio`], [`stats`], [`error`]: streams, numbers, codes
+//!
+//! The first container boots the VM, others join it. When the last one has ended and its output has been passed
+//! on, the VM goes, without being asked; what is left then is known here. The daemon goes when containerd says
+//! so and nothing is left.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+mod anchor;
+mod bundle;
+mod container;
+mod create;
+mod delete;
+mod error;
+mod events;
+mod exec;
+mod files;
+mod pod;
+mod process;
+mod service;
+mod size;
+mod stats;
+mod stdio;
 
-use async_trait::async_trait;
-use containerd_shim_protos::{
-    api::{ConnectRequest, ConnectResponse, Empty, ShutdownRequest},
-    shim_async::{Task, create_task},
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::{Mutex, mpsc, watch};
+
+use crate::{
+    id::Id,
+    paths::Paths,
+    publisher::Publisher,
+    sandbox::{Event, ProcessId},
 };
-use tokio::sync::Notify;
-use ttrpc::r#async::{Service, TtrpcContext};
+use container::{Container, Table};
+pub use error::TaskError;
+use pod::Pod;
+use process::{Process, Status};
+pub use service::services;
 
-use crate::{id::Id, paths::Paths, publisher::Publisher};
+/// How long the end of a VM is waited for.
+const GONE: Duration = Duration::from_secs(2);
 
-/// The service's name for containerd 2; the messages are the same.
-const V3: &str = "containerd.task.v3.Task";
-const V2: &str = "containerd.task.v2.Task";
+type Result<T> = std::result::Result<T, TaskError>;
 
 /// What the tasks of a sandbox are made with.
 #[derive(Clone, Debug)]
@@ -31,39 +64,71 @@ pub struct TasksConfig {
 
 /// The tasks of one sandbox.
 pub struct Tasks {
-    finished: Notify,
+    config: TasksConfig,
+    publisher: Publisher,
+    table: Table,
+    /// The one that new containers join. Locked while it boots.
+    pod: Mutex<Option<Arc<Pod>>>,
+    over: watch::Sender<bool>,
 }
 
 impl Tasks {
-    pub fn new(_config: TasksConfig, _publisher: Publisher) -> Arc<Self> {
-        Arc::new(Self { finished: Notify::new() })
+    pub fn new(config: TasksConfig, publisher: Publisher) -> Arc<Self> {
+        let over = watch::Sender::new(false);
+        Arc::new(Self { config, publisher, table: Table::default(), pod: Mutex::default(), over })
     }
 
     /// Ends when Shutdown was called and no task is left: from then on no Create succeeds.
     pub async fn wait_for_shutdown(&self) {
-        self.finished.notified().await;
-    }
-}
-
-/// The services by name, for [`ttrpc::r#async::Server::register_service`].
-pub fn services(tasks: Arc<Tasks>) -> HashMap<String, Service> {
-    let service = Arc::new(TaskService(tasks));
-    let mut services = create_task(service.clone());
-    services.extend(create_task(service).remove(V3).map(|v2| (V2.to_string(), v2)));
-    services
-}
-
-struct TaskService(Arc<Tasks>);
-
-#[async_trait]
-impl Task for TaskService {
-    async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        let shim_pid = std::process::id();
-        Ok(ConnectResponse { shim_pid, task_pid: shim_pid, ..Default::default() })
+        // We have the sender.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+        if let Some(pod) = self.pod.lock().await.take() {
+            let _ = tokio::time::timeout(GONE, pod.sandbox.shutdown()).await;
+        }
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        self.0.finished.notify_one();
-        Ok(Empty::new())
+    /// Lets the daemon end, if no task is left.
+    fn shut_down(&self) {
+        if self.table.close() {
+            self.over.send_replace(true);
+        }
+    }
+
+    fn process(&self, container: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>)> {
+        let container = self.table.get(container)?;
+        let process = container.process(exec)?;
+        Ok((container, process))
+    }
+
+    /// Passes on what a sandbox tells, to its end.
+    async fn follow(self: Arc<Self>, mut events: mpsc::UnboundedReceiver<Event>) {
+        while let Some(event) = events.recv().await {
+            let Some(ProcessId { container, exec }) = events::subject(&event) else { continue };
+            let exec = exec.as_ref().map_or("", Id::as_str);
+            // Nobody is told of what was given up.
+            let Ok((container, process)) = self.process(container.as_str(), exec) else { continue };
+            events::pass_on(&event, &container, &process, &self.publisher);
+            if matches!(process.status(), Status::Stopped(_)) && process.id.exec.is_none() {
+                tokio::spawn(self.clone().retire());
+            }
+        }
+    }
+
+    /// Ends the VM if nothing needs it any more, once all output has been passed on; says whether it is gone.
+    async fn retire(self: Arc<Self>) -> bool {
+        let mut slot = self.pod.lock().await;
+        if !self.table.is_idle() {
+            return false;
+        }
+        // Whoever comes from now on boots another.
+        let pod = slot.take();
+        drop(slot);
+        for container in self.table.all() {
+            container.init.drained().await;
+        }
+        if let Some(pod) = pod {
+            pod.sandbox.shutdown().await;
+        }
+        true
     }
 }

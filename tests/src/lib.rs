@@ -3,13 +3,19 @@
 //! - [`ampoule`]: one command line, run to its end within a bound, with what it printed and left behind
 //! - [`detached`]: a sandbox in the background, removed at the end of the test
 //! - [`sandbox`]: a sandbox with several containers, through the library
+//! - [`containerd`]: a containerd of a test's own, and what it leaves behind
+//! - [`screen`]: a terminal with its user
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
 mod command;
+pub mod containerd;
 pub mod sandbox;
+pub mod screen;
 mod skip;
 
-pub use command::{Ampoule, Detached, Outcome, ampoule, assert_nothing_left, detached, run};
+pub use command::{
+    Ampoule, Detached, Outcome, ampoule, assert_nothing_left, detached, program, run,
+};
 pub use skip::skip;
 
 use std::{env, path::PathBuf};
