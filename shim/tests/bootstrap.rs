@@ -371,6 +371,10 @@ fn it_says_what_it_is() {
     let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!(info.name, "io.containerd.ampoule.v2");
     assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
+    assert!(info.annotations["containerd.io/runtime-allow-mounts"].contains("erofs"));
+    let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
+    // containerd looks for it without asking whether `linux` is there.
+    assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], false);
     assert_eq!(output.stderr, b"");
     for flag in ["-v", "-version"] {
         let output = Command::new(SHIM).arg(flag).output().unwrap();
