@@ -20,6 +20,7 @@ use ampoule_agent_api::agent::{
 use crate::{
     cgroup::Cgroup,
     error::Error,
+    files::Files,
     oci::{self, NamespaceKind, Seccomp},
     plan::{Exec, Init, Plan, StepError, at},
     process::{Ending, Exit, Process, Recipe},
@@ -59,9 +60,12 @@ pub struct Container {
 impl Container {
     /// Makes everything and parks the first process. If this fails, nothing is left.
     pub async fn create(reaper: &Reaper, request: CreateContainerRequest) -> Result<Self, Error> {
-        let CreateContainerRequest { container_id: id, spec, rootfs, stdio, init, .. } = request;
+        let CreateContainerRequest { container_id: id, spec, rootfs, stdio, init, files, .. } =
+            request;
         let spec = oci::container(&spec)?;
         let streams = Streams::connect(&stdio).await?;
+        // Until the container's mounts have them.
+        let _files = Files::write(&id, &files)?;
         let name = id.clone();
         let rootfs = blocking(move || Rootfs::mount(&name, &rootfs)).await?;
         let cgroup = match Cgroup::create(&id, &spec.linux.resources) {
@@ -185,6 +189,11 @@ impl Container {
     pub async fn resume(&self) -> Result<(), Error> {
         self.expect(&[State::Paused])?;
         Ok(self.cgroup.freeze(false, FREEZE).await.map_err(at("resume", &self.id))?)
+    }
+
+    pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        self.expect(&[State::Created, State::Running, State::Paused])?;
+        Ok(self.cgroup.limit(&oci::resources(resources)?)?)
     }
 
     pub fn stats(&self) -> Result<StatsResponse, Error> {

@@ -5,7 +5,7 @@
 //! - [`host`][]: the connection to the host, [`service`]: what it may ask for
 //! - [`registry`][]: things by id, [`error`]: what can go wrong with them
 //! - [`container`][]: the life of a container, [`process`]: of a process
-//! - [`rootfs`], [`cgroup`], [`stats`]: what a container is made of and what it uses
+//! - [`rootfs`], [`files`], [`cgroup`], [`stats`]: what a container is made of and what it uses
 //! - [`stdio`][]: pumps between processes and the host
 //! - [`reaper`][]: exits
 //! - [`oci`][]: the specification, as far as it is enforced
@@ -17,6 +17,7 @@ mod boot;
 mod cgroup;
 mod container;
 mod error;
+mod files;
 mod host;
 mod init;
 mod mount;

@@ -1,8 +1,9 @@
 //! The root file system of a container, mounted in the agent's own mount namespace.
 //!
-//! Under `/run/ampoule/ID`: `lower` (the image), `scratch` (a disk or a tmpfs, with the directories
-//! `upper` and `work`) and `root` (what the container sees). A [`Rootfs`] owns these mounts; everything
-//! in here blocks, and is called off the runtime's thread.
+//! Under `/run/ampoule/ID`: `lower0` (the image, or its top layer), `lower1`, ..., `scratch` (a disk or a tmpfs,
+//! with the directories `upper` and `work`) and `root` (what the container sees; the only one where a single
+//! file system is all there is). A [`Rootfs`] owns these mounts; everything in here blocks, and is called off
+//! the runtime's thread.
 
 use std::{
     fs,
@@ -13,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_agent_api::agent::{RootFs, root_fs::Upper};
+use ampoule_agent_api::agent::{
+    RootFs,
+    root_fs::{Lower, Upper},
+};
 use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 
 use crate::{
@@ -37,8 +41,8 @@ pub struct Rootfs {
     directory: PathBuf,
     /// In the order they were mounted.
     mounts: Vec<PathBuf>,
-    /// The disk that must be free again.
-    scratch: Option<PathBuf>,
+    /// The disks that must be free again.
+    disks: Vec<PathBuf>,
 }
 
 impl Rootfs {
@@ -47,22 +51,20 @@ impl Rootfs {
         let directory = Path::new(BASE).join(id);
         fs::create_dir_all(&directory).map_err(at(STEP, directory.display()))?;
         // From here on, a failure undoes what was done.
-        let mut rootfs = Self { directory, mounts: Vec::new(), scratch: None };
-        match request.upper.enum_value() {
-            Ok(Upper::NONE) => rootfs.mount_lower("root", request)?,
-            Ok(Upper::DISK) => {
-                rootfs.mount_lower("lower", request)?;
-                rootfs.mount_scratch(request.upper_slot)?;
-                rootfs.mount_overlay()?;
+        let mut rootfs = Self { directory, mounts: Vec::new(), disks: Vec::new() };
+        let upper = request.upper.enum_value();
+        let upper = upper.map_err(|n| refuse(STEP, "upper", format_args!("{n} is not known")))?;
+        match (&request.lowers[..], upper) {
+            ([], Upper::KEPT) => rootfs.mount_disk("root", request.upper_slot, &[])?,
+            ([], _) => return Err(refuse(STEP, "lowers", "there are none")),
+            ([lower], Upper::NONE) => rootfs.mount_lower("root", lower)?,
+            (lowers, upper) => {
+                for (n, lower) in lowers.iter().enumerate() {
+                    rootfs.mount_lower(&format!("lower{n}"), lower)?;
+                }
+                rootfs.mount_upper(upper, request.upper_slot)?;
+                rootfs.mount_overlay(lowers.len(), upper)?;
             }
-            Ok(Upper::TMPFS) => {
-                rootfs.mount_lower("lower", request)?;
-                // Half of the guest's memory, as tmpfs does by itself; the rest is for programs.
-                let options = ["size=50%", "mode=0755"];
-                rootfs.add("scratch", "tmpfs", &options, MountAttrFlags::empty())?;
-                rootfs.mount_overlay()?;
-            }
-            Err(n) => return Err(refuse(STEP, "upper", format_args!("{n} is not known"))),
         }
         Ok(rootfs)
     }
@@ -72,68 +74,95 @@ impl Rootfs {
         self.directory.join("root")
     }
 
-    fn mount_lower(&mut self, name: &str, request: &RootFs) -> Result<(), StepError> {
-        let source = format!("source={}", disk(request.lower_slot)?.display());
-        let options: &[&str] = match request.lower_type.as_str() {
-            "erofs" => &[&source, "ro"],
+    fn mount_lower(&mut self, name: &str, lower: &Lower) -> Result<(), StepError> {
+        let mut options = vec![self.source(lower.slot)?, "ro".to_owned()];
+        match lower.type_.as_str() {
+            "erofs" => {
+                for slot in &lower.devices {
+                    options.push(self.source(*slot)?.replacen("source", "device", 1));
+                }
+            }
             // Its journal, if it has one, cannot be replayed onto a read-only disk.
-            "ext4" => &[&source, "ro", "noload"],
+            "ext4" => options.push("noload".into()),
             other => return Err(refuse(STEP, "lower", format_args!("{other:?} is not supported"))),
-        };
-        self.add(name, &request.lower_type, options, MountAttrFlags::MOUNT_ATTR_RDONLY)
+        }
+        self.add(name, &lower.type_, &options, MountAttrFlags::MOUNT_ATTR_RDONLY)
     }
 
-    fn mount_scratch(&mut self, slot: u32) -> Result<(), StepError> {
+    /// An ext4 that is written to.
+    fn mount_disk(&mut self, name: &str, slot: u32, options: &[&str]) -> Result<(), StepError> {
+        let source = self.source(slot)?;
+        let options: Vec<_> = [&*source].iter().chain(options).map(|&o| o.to_owned()).collect();
+        self.add(name, "ext4", &options, MountAttrFlags::empty())
+    }
+
+    fn mount_upper(&mut self, upper: Upper, slot: u32) -> Result<(), StepError> {
+        match upper {
+            Upper::NONE => Ok(()),
+            Upper::DISK => self.mount_disk("scratch", slot, &["noinit_itable"]),
+            Upper::KEPT => self.mount_disk("scratch", slot, &[]),
+            // Half of the guest's memory, as tmpfs does by itself; the rest is for programs.
+            Upper::TMPFS => {
+                let options = ["size=50%", "mode=0755"].map(str::to_owned);
+                self.add("scratch", "tmpfs", &options, MountAttrFlags::empty())
+            }
+        }
+    }
+
+    fn mount_overlay(&mut self, lowers: usize, upper: Upper) -> Result<(), StepError> {
+        let mut options = vec!["source=overlay".to_owned()];
+        // One by one: the kernel takes no value of more than 255 bytes.
+        let lower = |n| self.directory.join(format!("lower{n}"));
+        options.extend((0..lowers).map(|n| format!("lowerdir+={}", lower(n).display())));
+        if upper != Upper::NONE {
+            let scratch = self.directory.join("scratch");
+            let (top, upper, work) = (lower(0), scratch.join("upper"), scratch.join("work"));
+            // The root directory takes its owner and mode from the upper one.
+            let like = fs::metadata(&top).map_err(at(STEP, top.display()))?;
+            for directory in [&upper, &work] {
+                make_directory(directory, &like).map_err(at(STEP, directory.display()))?;
+            }
+            options.push(format!("upperdir={}", upper.display()));
+            options.push(format!("workdir={}", work.display()));
+        }
+        // Directories of the image can be renamed: package managers do.
+        options.push("redirect_dir=on".into());
+        // Nothing mounts the upper again, or elsewhere.
+        options.push("index=off".into());
+        options.push("metacopy=off".into());
+        if upper != Upper::KEPT {
+            // The scratch disk dies with the sandbox: no need to make it outlive a crash.
+            options.push("volatile".into());
+        }
+        self.add("root", "overlay", &options, MountAttrFlags::empty())
+    }
+
+    /// The option that names a slot's disk, which must be free again in the end.
+    fn source(&mut self, slot: u32) -> Result<String, StepError> {
         let device = disk(slot)?;
         let source = format!("source={}", device.display());
-        self.add("scratch", "ext4", &[&source, "noinit_itable"], MountAttrFlags::empty())?;
-        self.scratch = Some(device);
-        Ok(())
-    }
-
-    fn mount_overlay(&mut self) -> Result<(), StepError> {
-        let path = |name| self.directory.join(name);
-        let (lower, upper, work) = (path("lower"), path("scratch/upper"), path("scratch/work"));
-        // The root directory takes its owner and mode from the upper one.
-        let like = fs::metadata(&lower).map_err(at(STEP, lower.display()))?;
-        for directory in [&upper, &work] {
-            make_directory(directory, &like).map_err(at(STEP, directory.display()))?;
-        }
-        let options = [
-            "source=overlay".to_owned(),
-            format!("lowerdir={}", lower.display()),
-            format!("upperdir={}", upper.display()),
-            format!("workdir={}", work.display()),
-            // Directories of the image can be renamed: package managers do.
-            "redirect_dir=on".to_owned(),
-            // Nothing mounts the upper again, or elsewhere.
-            "index=off".to_owned(),
-            "metacopy=off".to_owned(),
-            // The scratch disk dies with the sandbox: no need to make it outlive a crash.
-            "volatile".to_owned(),
-        ];
-        let options: Vec<&str> = options.iter().map(String::as_str).collect();
-        self.add("root", "overlay", &options, MountAttrFlags::empty())
+        self.disks.push(device);
+        Ok(source)
     }
 
     fn add(
         &mut self,
         name: &str,
         kind: &str,
-        options: &[&str],
+        options: &[String],
         attributes: MountAttrFlags,
     ) -> Result<(), StepError> {
         let path = self.directory.join(name);
         let object = options.first().and_then(|o| o.strip_prefix("source=")).unwrap_or(kind);
         fs::create_dir_all(&path).map_err(at(STEP, path.display()))?;
-        let mount = mount::new(kind, options.iter().copied(), attributes)
+        let mount = mount::new(kind, options.iter().map(String::as_str), attributes)
             .map_err(at(STEP, format_args!("{object} as {kind}")))?;
         mount::attach_at(&mount, &path).map_err(at(STEP, path.display()))?;
         self.mounts.push(path);
         Ok(())
     }
 
-    /// Unmounts everything and waits until the scratch disk is free. May be tried again.
+    /// Unmounts everything and waits until the disks are free. May be tried again.
     pub fn unmount(&mut self) -> Result<(), StepError> {
         let end = Instant::now() + RELEASE;
         while let Some(path) = self.mounts.last() {
@@ -142,13 +171,13 @@ impl Rootfs {
             fs::remove_dir(path).map_err(at("remove", path.display()))?;
             self.mounts.pop();
         }
-        if let Some(disk) = &self.scratch {
+        while let Some(disk) = self.disks.last() {
             // A file system may outlive its mount for a moment: an exclusive open says when it is gone.
             let open = || {
                 fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(disk).map(drop)
             };
             retry(end, open).map_err(at("release", disk.display()))?;
-            self.scratch = None;
+            self.disks.pop();
         }
         match fs::remove_dir(&self.directory) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -195,8 +224,16 @@ fn retry(end: Instant, mut attempt: impl FnMut() -> io::Result<()>) -> io::Resul
     }
 }
 
+/// A directory with this one's owner and mode, unless a kept disk has it already.
 fn make_directory(path: &Path, like: &fs::Metadata) -> io::Result<()> {
-    fs::create_dir(path)?;
+    match fs::create_dir(path) {
+        // A symbolic link is none, whatever it leads to.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let is_directory = fs::symlink_metadata(path)?.is_dir();
+            return if is_directory { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) };
+        }
+        made => made?,
+    }
     chown(path, Some(like.uid()), Some(like.gid()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(like.mode() & 0o7777))
 }

@@ -11,6 +11,10 @@
 //! - [`stdio`], [`terminal`], [`signals`]: the user's end of a workload
 //! - [`registry`], [`control`]: the sandboxes of a user on disk, and the socket of each
 //! - [`journal`], [`log`]: what a detached container writes, and who is attached to it
+//! - [`bootstrap`]: `containerd-shim-ampoule-v2` as containerd calls it: `start`, `delete`, `-info`
+//! - [`daemon`]: the process that `start` leaves behind, one for each sandbox
+//! - [`task`]: containerd's Task services
+//! - [`publisher`]: events, to containerd
 //! - [`timings`], [`clock`]: the spans of a run
 //! - [`check`]: whether this host can run sandboxes
 //! - [`config`]: the file `config.toml`
@@ -18,6 +22,7 @@
 //! - [`error`], [`text`]: what is printed when something is wrong
 
 pub mod agent;
+pub mod bootstrap;
 pub mod budget;
 pub mod capabilities;
 pub mod check;
@@ -26,6 +31,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod error;
 pub mod id;
 pub mod image;
@@ -34,6 +40,7 @@ pub mod kvm;
 pub mod log;
 pub mod name;
 pub mod paths;
+pub mod publisher;
 pub mod registry;
 pub mod rootfs;
 pub mod run_spec;
@@ -43,6 +50,7 @@ pub mod signal_name;
 pub mod signals;
 pub mod spec;
 pub mod stdio;
+pub mod task;
 pub mod terminal;
 pub mod text;
 pub mod timestamp;

@@ -1,52 +1,271 @@
-//! A container's root file system as disks of its VM: the image's file, read-only, and a scratch disk that
-//! takes what is written. Both are descriptors only: the scratch disk has no name, so that whichever way a run
-//! ends nothing is left to remove.
+//! A container's root file system as disks of its VM.
+//!
+//! containerd says what a root file system is made of as a list of [`Mount`]s, which a runtime would mount on the
+//! host. Here nothing is mounted: [`prepare`] turns them into disks, which the agent mounts in the guest.
+//!
+//! | what comes | what the VM gets |
+//! |---|---|
+//! | overlay: the lower directories | one read-only EROFS of all, converted once, shared ([`Store::committed`]) |
+//! | Docker's layer for one container (it has `.dockerenv`), an upper directory that is not empty | an EROFS each, converted at each start ([`Store::changing`]) |
+//! | a bind mount, a plain directory | the same; with the option `ro` it is a committed layer |
+//! | a directory on which an overlay is mounted already (Docker) | as that overlay |
+//! | an ext4 or EROFS image, a block device | itself |
+//!
+//! Above what is read-only lies a scratch disk, or guest memory, for what the container writes. So writes never
+//! reach an upper directory, or the source of a bind mount, of the host; only an ext4 image or device without the
+//! option `ro` takes them itself and keeps them.
+//!
+//! All disks are descriptors, and what is made for one start has no name: whichever way a run ends, nothing is left
+//! to remove.
+//!
+//! - [`plan`]: mounts as layers; pure
+//! - [`overlay`], [`template`], [`mounted`]: the words in them
+
+mod mounted;
+mod overlay;
+mod plan;
+mod template;
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::{
-    image::{self, ImageError},
-    sandbox::{RootFs, Upper},
+    image::{self, Dialect, ImageError, Marks, Store},
+    sandbox::{Lower, RootFs, Sandbox, SandboxError, Upper},
     vm::Disk,
 };
+use plan::{Kind, Layer, Plan, Writes};
+
+/// A mount as containerd describes it (containerd.types.Mount).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mount {
+    pub kind: String,
+    pub source: String,
+    /// Below the root file system; empty for the root itself.
+    pub target: String,
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// An EROFS image that containers may write above.
+    pub fn image(path: &Path) -> Self {
+        let source = path.to_string_lossy().into_owned();
+        Self { kind: "erofs".into(), source, ..Self::default() }
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum RootFsError {
+    /// What was asked for is not what a VM can have.
+    #[error("root file system: {object}: {reason}")]
+    Refused { object: String, reason: String },
     #[error("root file system {}", path.display())]
     Open { path: PathBuf, source: io::Error },
+    #[error("root file system {}: another sandbox writes to it", path.display())]
+    InUse { path: PathBuf },
+    #[error("root file system")]
+    Convert(#[source] ImageError),
     #[error("scratch disk")]
     Scratch(#[source] ImageError),
 }
 
-/// The disks and how the agent is to put them together.
+/// Disks, and how the agent is to put them together.
 #[derive(Debug)]
 pub struct Prepared {
+    /// In the order of their slots.
     pub disks: Vec<Disk>,
-    pub rootfs: RootFs,
+    /// With the places in `disks` for slots.
+    layout: RootFs,
 }
 
-/// Opens `image` as the disk in `first_slot`; if `scratch_bytes` is given, the next slot is a scratch disk of
-/// that size, else what is written stays in guest memory.
-pub fn prepare(
-    image: &Path,
-    store: &Path,
-    scratch_bytes: Option<u64>,
-    first_slot: u8,
-) -> Result<Prepared, RootFsError> {
-    let open = |source| RootFsError::Open { path: image.into(), source };
-    let lower = OpenOptions::new().read(true).open(image).map_err(open)?;
-    let mut disks = vec![Disk { id: "rootfs".into(), read_only: true, file: lower.into() }];
-    let mut upper = Upper::Tmpfs;
-    if let Some(bytes) = scratch_bytes {
-        let scratch =
-            image::scratch(&store.join("scratch"), bytes).map_err(RootFsError::Scratch)?;
-        disks.push(Disk { id: "scratch".into(), read_only: false, file: scratch.into() });
-        upper = Upper::Disk(first_slot + 1);
+impl Prepared {
+    /// The root file system, when the disks are in these slots.
+    pub fn rootfs(&self, slots: &[u8]) -> RootFs {
+        // A slot that was not given is one that the agent refuses.
+        let slot = |place: u8| slots.get(usize::from(place)).copied().unwrap_or(u8::MAX);
+        let lower = |lower: &Lower| Lower {
+            slot: slot(lower.slot),
+            kind: lower.kind.clone(),
+            devices: lower.devices.iter().map(|&place| slot(place)).collect(),
+        };
+        let upper = match self.layout.upper {
+            Upper::Disk(place) => Upper::Disk(slot(place)),
+            Upper::Kept(place) => Upper::Kept(slot(place)),
+            upper @ (Upper::None | Upper::Tmpfs) => upper,
+        };
+        RootFs { lowers: self.layout.lowers.iter().map(lower).collect(), upper }
     }
-    let rootfs = RootFs { lower_slot: first_slot, lower_type: "erofs".into(), upper };
-    Ok(Prepared { disks, rootfs })
+
+    /// The disks for the boot of a VM, from slot `first` on, and the root file system they make.
+    pub fn from_slot(self, first: u8) -> (Vec<Disk>, RootFs) {
+        let slots: Vec<u8> = (first..=u8::MAX).take(self.disks.len()).collect();
+        let rootfs = self.rootfs(&slots);
+        (self.disks, rootfs)
+    }
+
+    /// Attaches the disks to a running sandbox. [`RootFs::slots`] tells what to detach in the end; if this fails,
+    /// that was done.
+    pub async fn attach(mut self, sandbox: &Sandbox) -> Result<RootFs, SandboxError> {
+        let mut slots = Vec::new();
+        for disk in std::mem::take(&mut self.disks) {
+            match sandbox.attach_disk(disk).await {
+                Ok(slot) => slots.push(slot),
+                Err(error) => {
+                    for slot in slots {
+                        // The first error is the one to tell.
+                        let _ = sandbox.detach_disk(slot).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self.rootfs(&slots))
+    }
+}
+
+/// Makes the disks of a root file system: of `mounts`, or without any of the directory `root`, which then is what
+/// `root.path` of the OCI spec names, absolute. What the container writes goes to a scratch disk of `scratch` bytes,
+/// or without one to guest memory, unless the mounts have a place for it. Blocks.
+pub fn prepare(
+    store: &Store,
+    mounts: &[Mount],
+    root: &Path,
+    scratch: Option<u64>,
+) -> Result<Prepared, RootFsError> {
+    let plan = match mounts {
+        [] => mounted::plan(root)?,
+        mounts => plan::plan(mounts)?,
+    };
+    Stack::default().build(store, &plan, scratch)
+}
+
+/// A root file system in the making.
+#[derive(Default)]
+struct Stack {
+    disks: Vec<Disk>,
+    lowers: Vec<Lower>,
+}
+
+impl Stack {
+    fn build(
+        mut self,
+        store: &Store,
+        plan: &Plan,
+        scratch: Option<u64>,
+    ) -> Result<Prepared, RootFsError> {
+        let is_committed = |layer: &Layer| matches!(layer, Layer::Committed(_));
+        for group in plan.layers.chunk_by(|a, b| is_committed(a) && is_committed(b)) {
+            let committed: Vec<PathBuf> = group.iter().filter_map(Layer::committed).collect();
+            self.committed(store, &committed, plan.dialect)?;
+            for layer in group {
+                let alone = plan.layers.len() == 1;
+                match layer {
+                    Layer::Committed(_) => {}
+                    Layer::Changing(path) => self.changing(store, path, alone, plan.dialect)?,
+                    Layer::Image { kind, path, devices } => self.image(*kind, path, devices)?,
+                }
+            }
+        }
+        let upper = match (&plan.writes, scratch) {
+            (Writes::Nowhere, _) => Upper::None,
+            (Writes::Kept(path), _) => Upper::Kept(self.disk("upper", open_kept(path)?, false)),
+            (Writes::Above, None) => Upper::Tmpfs,
+            (Writes::Above, Some(bytes)) => {
+                let disk = image::scratch(&store.root().join("scratch"), bytes);
+                Upper::Disk(self.disk("scratch", disk.map_err(RootFsError::Scratch)?, false))
+            }
+        };
+        Ok(Prepared { disks: self.disks, layout: RootFs { lowers: self.lowers, upper } })
+    }
+
+    /// Layers that are one file system; but Docker's own is another in each container, and those below it are not.
+    fn committed(
+        &mut self,
+        store: &Store,
+        layers: &[PathBuf],
+        dialect: Dialect,
+    ) -> Result<(), RootFsError> {
+        let shared = match layers {
+            [] => return Ok(()),
+            [own, shared @ ..] if !shared.is_empty() && own.join(".dockerenv").exists() => {
+                self.changing(store, own, false, dialect)?;
+                shared
+            }
+            shared => shared,
+        };
+        let file = store.committed(shared, dialect).map_err(RootFsError::Convert)?;
+        self.erofs(file);
+        Ok(())
+    }
+
+    /// A directory as it is now; above others an empty one adds nothing.
+    fn changing(
+        &mut self,
+        store: &Store,
+        path: &Path,
+        alone: bool,
+        dialect: Dialect,
+    ) -> Result<(), RootFsError> {
+        let failed = |source| RootFsError::Open { path: path.into(), source };
+        if !alone && path.read_dir().map_err(failed)?.next().is_none() {
+            return Ok(());
+        }
+        let marks = if alone { Marks::None } else { Marks::Kept };
+        self.erofs(store.changing(path, marks, dialect).map_err(RootFsError::Convert)?);
+        Ok(())
+    }
+
+    fn image(&mut self, kind: Kind, path: &Path, devices: &[PathBuf]) -> Result<(), RootFsError> {
+        let slot = self.disk("lower", open(path, false)?, true);
+        let mut lower = Lower { slot, kind: kind.name().into(), devices: Vec::new() };
+        for device in devices {
+            lower.devices.push(self.disk("device", open(device, false)?, true));
+        }
+        self.lowers.push(lower);
+        Ok(())
+    }
+
+    fn erofs(&mut self, file: File) {
+        let slot = self.disk("lower", file, true);
+        self.lowers.push(Lower { slot, kind: Kind::Erofs.name().into(), devices: Vec::new() });
+    }
+
+    /// Adds a disk and gives its place.
+    fn disk(&mut self, what: &str, file: File, read_only: bool) -> u8 {
+        let place = u8::try_from(self.disks.len()).unwrap_or(u8::MAX);
+        self.disks.push(Disk { id: format!("{what}{place}"), read_only, file: file.into() });
+        place
+    }
+}
+
+/// Opens an image file or a block device.
+fn open(path: &Path, write: bool) -> Result<File, RootFsError> {
+    let failed = |source| RootFsError::Open { path: path.into(), source };
+    let mut options = OpenOptions::new();
+    // What is neither is not waited for.
+    options.read(true).write(write).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let reason = "it is neither an image file nor a block device".into();
+        return Err(RootFsError::Refused { object: path.display().to_string(), reason });
+    }
+    Ok(file)
+}
+
+/// Opens what is written to and kept, for one sandbox alone: the lock goes with the last descriptor, which is
+/// the VM's.
+fn open_kept(path: &Path) -> Result<File, RootFsError> {
+    let file = open(path, true)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RootFsError::InUse { path: path.into() }),
+        Err(source) => Err(RootFsError::Open { path: path.into(), source: source.into() }),
+    }
 }

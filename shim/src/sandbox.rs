@@ -32,11 +32,22 @@ use tokio::{
 use crate::{
     agent::{Agent, AgentError},
     id::Id,
-    spec::SpecError,
+    spec::{SpecError, guest_resources},
     vm::{Death, Disk, VmError},
 };
 use owner::Input;
 pub use table::Refused;
+
+/// RAM of a VM in MiB whose containers may use `limit` bytes: these, and for the guest kernel and agent 64 MiB and
+/// a sixteenth (its page tables and page descriptors grow with the memory). So a limit is met in the container,
+/// not in the VM.
+pub fn vm_memory_mib(limit: u64) -> u32 {
+    let mib = limit.div_ceil(1 << 20);
+    u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
+}
+
+/// The slot of [`SandboxConfig::disks`]' first one; the guest image has the slot before.
+pub const FIRST_DISK: u8 = 1;
 
 /// What a sandbox is made from.
 #[derive(Debug)]
@@ -50,7 +61,7 @@ pub struct SandboxConfig {
     pub vmm: PathBuf,
     pub kernel: PathBuf,
     pub guest_image: PathBuf,
-    /// Disks there from boot, in slots 1, 2, ...
+    /// Disks there from boot, in slots [`FIRST_DISK`] and after.
     pub disks: Vec<Disk>,
     /// Empty slots after those, for [`Sandbox::attach_disk`].
     pub spare_disks: u8,
@@ -102,8 +113,23 @@ pub struct ContainerConfig {
     pub spec: Spec,
     pub rootfs: RootFs,
     pub stdio: Stdio,
+    /// Files of the host that the guest gets a copy of. Binds of others are refused.
+    pub files: Vec<HostFile>,
+    /// Binds of what the guest has of its own: source in the spec, source in the guest.
+    pub binds: Vec<(String, String)>,
+    /// The container whose namespaces are those that the spec names by path; without one that is refused.
+    pub joins: Option<Id>,
     /// A PID 1 of the agent's stays before the process: it reaps, and passes signals on (docker's `--init`).
     pub init: bool,
+}
+
+/// A small file, as it was when it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFile {
+    /// Source of bind mounts in the spec.
+    pub source: String,
+    pub content: Vec<u8>,
+    pub mode: u32,
 }
 
 /// A further process to be created in a container.
@@ -118,11 +144,19 @@ pub struct ExecConfig {
 /// Where a container's root file system lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootFs {
-    /// Slot of the read-only lower disk.
-    pub lower_slot: u8,
-    /// "erofs" or "ext4".
-    pub lower_type: String,
+    /// Read-only file systems, top first. With none, the root is the disk of [`Upper::Kept`] itself.
+    pub lowers: Vec<Lower>,
     pub upper: Upper,
+}
+
+/// A read-only file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lower {
+    pub slot: u8,
+    /// "erofs" or "ext4".
+    pub kind: String,
+    /// Slots of the further devices of an EROFS that has its data on several.
+    pub devices: Vec<u8>,
 }
 
 /// Where writes to a root file system go.
@@ -132,8 +166,24 @@ pub enum Upper {
     None,
     /// To an ext4 scratch disk in this slot.
     Disk(u8),
+    /// To an ext4 disk in this slot that outlives the sandbox. What was written is there when the container
+    /// has been deleted, which must then come before the end of the VM.
+    Kept(u8),
     /// To guest memory.
     Tmpfs,
+}
+
+impl RootFs {
+    /// All slots it takes.
+    pub fn slots(&self) -> Vec<u8> {
+        let upper = match self.upper {
+            Upper::Disk(slot) | Upper::Kept(slot) => Some(slot),
+            Upper::None | Upper::Tmpfs => None,
+        };
+        let lowers =
+            self.lowers.iter().flat_map(|l| std::iter::once(&l.slot).chain(&l.devices).copied());
+        lowers.chain(upper).collect()
+    }
 }
 
 /// The streams a process gets; the others are `/dev/null`. With a terminal there is no stderr.
@@ -334,6 +384,12 @@ impl Sandbox {
 
     pub async fn pids(&self, container: &Id) -> Result<PidsResponse> {
         self.alive(self.agent.pids(container.as_str())).await
+    }
+
+    /// Gives a container other limits: OCI's resources, JSON.
+    pub async fn update(&self, container: &Id, resources: &[u8]) -> Result<()> {
+        let resources = guest_resources(resources)?;
+        self.alive(self.agent.update(container.as_str(), resources)).await
     }
 
     pub async fn pause(&self, container: &Id) -> Result<()> {

@@ -1,16 +1,16 @@
 //! A sandbox with several containers, through the library: what the command line has no words for.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use ampoule_shim::{
     id::Id,
     image::{Reference, Store},
     paths::{Environment, Paths},
-    rootfs,
+    rootfs::{self, Mount},
     run_spec::{RunOptions, run_spec},
     sandbox::{
-        ContainerConfig, Event, ExecConfig, Exit, ProcessId, RootFs, Sandbox, SandboxConfig, Stdio,
-        Streams,
+        ContainerConfig, Event, ExecConfig, Exit, FIRST_DISK, ProcessId, RootFs, Sandbox,
+        SandboxConfig, Stdio, Streams,
     },
 };
 use tokio::{io::AsyncReadExt, sync::mpsc::UnboundedReceiver, time::timeout};
@@ -60,11 +60,12 @@ impl Pod {
         let store = Store::open(&paths.store).expect("the image store");
         let image = store.resolve(&"alpine".parse::<Reference>().expect("a name")).expect("alpine");
         let (mut disks, mut roots) = (Vec::new(), Vec::new());
-        for slot in 0..containers {
-            let prepared =
-                rootfs::prepare(&image.rootfs, &paths.store, None, slot + 1).expect("a rootfs");
-            disks.extend(prepared.disks);
-            roots.push(prepared.rootfs);
+        for slot in (FIRST_DISK..).take(containers.into()) {
+            let mounts = [Mount::image(&image.rootfs)];
+            let prepared = rootfs::prepare(&store, &mounts, Path::new(""), None);
+            let (disk, rootfs) = prepared.expect("a rootfs").from_slot(slot);
+            disks.extend(disk);
+            roots.push(rootfs);
         }
         roots.reverse();
         let config = SandboxConfig {
@@ -98,6 +99,9 @@ impl Pod {
             spec,
             rootfs: self.roots.pop().expect("a free root file system"),
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
+            files: Vec::new(),
+            binds: Vec::new(),
+            joins: None,
             init: false,
         };
         self.sandbox.create_container(config).await.expect("a container").streams

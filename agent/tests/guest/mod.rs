@@ -88,8 +88,11 @@ impl Guest {
             container_id: id.into(),
             spec: serde_json::to_vec(&spec).unwrap(),
             rootfs: Some(RootFs {
-                lower_slot: 1,
-                lower_type: "erofs".into(),
+                lowers: vec![root_fs::Lower {
+                    slot: 1,
+                    type_: "erofs".into(),
+                    ..Default::default()
+                }],
                 upper: upper.into(),
                 upper_slot: 2,
                 ..Default::default()

@@ -26,15 +26,15 @@ use crate::{
     control::{Container, Server},
     error::{exit_code, report},
     id::Id,
-    image::{Image, ImageError},
+    image::{Image, ImageError, Store},
     journal::Journal,
     paths::Paths,
     registry::{Claim, Ended, Record, Registry, RegistryError},
-    rootfs::{self, Prepared, RootFsError},
+    rootfs::{self, Mount, RootFsError},
     run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
-        ContainerConfig, Created, Exit, ProcessId, Sandbox, SandboxConfig, SandboxError, Stdio,
-        Streams,
+        ContainerConfig, Created, Exit, FIRST_DISK, ProcessId, Sandbox, SandboxConfig,
+        SandboxError, Stdio, Streams, vm_memory_mib,
     },
     signal_name::Signal,
     signals::Signals,
@@ -262,7 +262,10 @@ async fn prepare(
     timings: &mut Timings,
 ) -> Result<(Sandbox, Created), RunError> {
     let scratch = (!args.read_only).then_some(args.scratch_size.0);
-    let Prepared { disks, rootfs } = rootfs::prepare(&image.rootfs, &paths.store, scratch, 1)?;
+    let store = Store::open(&paths.store)?;
+    let mounts = [Mount::image(&image.rootfs)];
+    let (disks, rootfs) =
+        rootfs::prepare(&store, &mounts, Path::new(""), scratch)?.from_slot(FIRST_DISK);
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: name.clone(),
         hostname: hostname(name.as_str()).to_string(),
@@ -279,8 +282,16 @@ async fn prepare(
     .await?;
     timings.booted(&sandbox.boot_record().await?);
     let stdio = Stdio { stdin: args.interactive, stdout: true, stderr: !args.tty };
-    let config =
-        ContainerConfig { id: name.clone(), spec, rootfs, stdio, init: args.container.init };
+    let config = ContainerConfig {
+        id: name.clone(),
+        spec,
+        rootfs,
+        stdio,
+        files: Vec::new(),
+        binds: Vec::new(),
+        joins: None,
+        init: args.container.init,
+    };
     let created = sandbox.create_container(config).await?;
     Ok((sandbox, created))
 }
@@ -324,13 +335,6 @@ fn seccomp_file(path: &Path) -> Result<SeccompChoice, RunError> {
     let profile = fs::read(path).map_err(failed)?;
     let profile = serde_json::from_slice(&profile).map_err(|e| failed(e.into()))?;
     Ok(SeccompChoice::Profile(profile))
-}
-
-/// RAM of the VM: the container's limit, and for the guest kernel and agent 64 MiB and a sixteenth (its page
-/// tables and page descriptors grow with the memory). So the limit is met in the container, not in the VM.
-fn vm_memory_mib(limit: u64) -> u32 {
-    let mib = limit.div_ceil(1 << 20);
-    u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
 }
 
 /// Says how it ended, where the exit code alone does not.

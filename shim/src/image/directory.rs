@@ -31,18 +31,24 @@ pub struct Directory {
 }
 
 /// Something found on a walk.
-struct Found<'a> {
+pub struct Found<'a> {
     parent: &'a OwnedFd,
     name: &'a CStr,
     /// Relative to the root of the walk; empty for the root itself.
-    path: &'a [u8],
+    pub path: &'a [u8],
     stat: Stat,
 }
 
-enum WalkError {
+pub enum WalkError {
     Io(io::Error),
     Tree(TreeError),
+    /// An attribute of overlayfs by which the layer is not all there is to its file.
+    Overlay(String),
 }
+
+/// The first name of each inode that has several.
+pub type Links = HashMap<(u64, u64), Vec<u8>>;
+pub type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl Directory {
     /// Looks at all files, reading none.
@@ -53,8 +59,11 @@ impl Directory {
 
     /// Adds all files to `tree` and their contents to `spool`; an error if anything changed meanwhile.
     pub fn merge(&self, tree: &mut Tree, spool: &mut Spool) -> Result<(), ImageError> {
-        let mut links = HashMap::new();
-        let before = walk(&self.path, |found| found.add(tree, spool, &mut links))?;
+        let mut links = Links::new();
+        let before = walk(&self.path, |found| {
+            let attributes = found.attributes()?;
+            found.add(tree, spool, &mut links, attributes)
+        })?;
         let after = walk(&self.path, |_| Ok(()))?;
         if before != self.digest || after != self.digest {
             return Err(ImageError::Changed { path: self.path.clone() });
@@ -64,7 +73,7 @@ impl Directory {
 }
 
 /// Calls `visit` for the root and all below it, parents first, and gives the digest of all it saw.
-fn walk(
+pub fn walk(
     root: &Path,
     mut visit: impl FnMut(&Found) -> Result<(), WalkError>,
 ) -> Result<Digest, ImageError> {
@@ -88,6 +97,9 @@ fn walk(
         WalkError::Io(source) => ImageError::Source { path: root.join(lossy(&path)), source },
         WalkError::Tree(source) => {
             ImageError::SourceEntry { path: root.into(), entry: lossy(&path), source }
+        }
+        WalkError::Overlay(attribute) => {
+            ImageError::SourceOverlay { path: root.into(), entry: lossy(&path), attribute }
         }
     })?;
     Ok(Digest::of_parts(digests.iter().map(|digest| &digest.as_bytes()[..])))
@@ -155,11 +167,13 @@ fn identity(found: &Found) -> Digest {
 }
 
 impl Found<'_> {
-    fn add(
+    /// Adds it to `tree` with these attributes, its content to `spool`.
+    pub fn add(
         &self,
         tree: &mut Tree,
         spool: &mut Spool,
-        links: &mut HashMap<(u64, u64), Vec<u8>>,
+        links: &mut Links,
+        attributes: Attributes,
     ) -> Result<(), WalkError> {
         let kind = FileType::from_raw_mode(self.stat.st_mode);
         if kind != FileType::Directory && self.stat.st_nlink > 1 {
@@ -169,7 +183,7 @@ impl Found<'_> {
             }
             links.insert(inode, self.path.to_vec());
         }
-        let (node, meta) = (self.node(kind, spool)?, self.metadata()?);
+        let (node, meta) = (self.node(kind, spool)?, self.metadata(attributes));
         tree.put(self.path, meta, node)?;
         Ok(())
     }
@@ -195,19 +209,30 @@ impl Found<'_> {
         Ok(openat(self.parent, self.name, flags, Mode::empty())?.into())
     }
 
-    fn metadata(&self) -> Result<Metadata, Errno> {
-        Ok(Metadata {
+    fn metadata(&self, xattrs: Attributes) -> Metadata {
+        Metadata {
             mode: (self.stat.st_mode & 0o7777) as u16,
             uid: self.stat.st_uid,
             gid: self.stat.st_gid,
             mtime: (self.stat.st_mtime, self.stat.st_mtime_nsec as u32),
-            xattrs: self.attributes()?,
-        })
+            xattrs,
+        }
+    }
+
+    /// The mark by which overlayfs hides what lower layers have under this name.
+    pub fn is_whiteout(&self) -> bool {
+        let kind = FileType::from_raw_mode(self.stat.st_mode);
+        kind == FileType::CharacterDevice && self.stat.st_rdev == 0
     }
 
     /// The extended attributes, but for those by which overlayfs talks to itself and those that label
     /// the file for the host's own policy.
-    fn attributes(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
+    pub fn attributes(&self) -> Result<Attributes, Errno> {
+        self.attributes_where(is_carried)
+    }
+
+    /// All extended attributes whose names are wanted.
+    pub fn attributes_where(&self, wanted: impl Fn(&[u8]) -> bool) -> Result<Attributes, Errno> {
         // These calls take no descriptor to start from.
         let directory = format!("/proc/self/fd/{}/", self.parent.as_raw_fd());
         let path = &[directory.as_bytes(), self.name.to_bytes()].concat()[..];
@@ -217,7 +242,8 @@ impl Found<'_> {
             other => other?,
         };
         let mut attributes = BTreeMap::new();
-        for name in list[..length].split(|&byte| byte == 0).filter(|name| is_carried(name)) {
+        let names = list[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
+        for name in names.filter(|name| wanted(name)) {
             let mut value = vec![0; MAX_XATTR];
             let length = lgetxattr(path, name, &mut value[..])?;
             value.truncate(length);
@@ -227,9 +253,10 @@ impl Found<'_> {
     }
 }
 
-fn is_carried(attribute: &[u8]) -> bool {
+/// Whether an attribute is the file's own.
+pub fn is_carried(attribute: &[u8]) -> bool {
     let host: [&[u8]; 2] = [b"trusted.overlay.", b"security.selinux"];
-    !attribute.is_empty() && !host.iter().any(|prefix| attribute.starts_with(prefix))
+    !host.iter().any(|prefix| attribute.starts_with(prefix))
 }
 
 impl From<Errno> for WalkError {

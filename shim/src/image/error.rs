@@ -73,6 +73,11 @@ pub enum ImageError {
     NotADirectory { path: PathBuf },
     #[error("`{entry}` in {path} cannot be part of an image")]
     SourceEntry { path: PathBuf, entry: String, source: TreeError },
+    #[error(
+        "`{entry}` in {path} has the attribute {attribute}: a layer made with overlayfs's redirect_dir or \
+         metacopy cannot be read on its own; set both to off for the snapshotter"
+    )]
+    SourceOverlay { path: PathBuf, entry: String, attribute: String },
     #[error("{path} changed while it was read: run again when nothing writes to it")]
     Changed { path: PathBuf },
     #[error("the image {path} cannot be written")]

@@ -13,6 +13,7 @@
 //! - [`archive`]: the tar stream and its extensions
 //! - [`tree`]: the merged tree: replacement, whiteouts, hard links
 //! - [`directory`]: a directory of the host as a tree
+//! - [`overlay`], [`identity`]: layers of containerd and Docker as a tree, and how they are known again
 //! - [`spool`]: file contents on their way into the image
 //! - [`erofs`]: a tree as an EROFS file system
 //! - [`scratch`]: the empty ext4 disk a container writes to
@@ -23,9 +24,11 @@ mod digest;
 mod directory;
 mod erofs;
 mod error;
+mod identity;
 mod layer;
 mod lock;
 mod oci;
+mod overlay;
 mod progress;
 mod reference;
 mod registry;
@@ -45,6 +48,7 @@ use crate::config::Config;
 
 pub use digest::Digest;
 pub use error::{ImageError, LayerError};
+pub use overlay::{Dialect, Marks};
 pub use reference::{Name, Reference, ReferenceError, Version};
 pub use registry::RegistryError;
 pub use scratch::scratch;

@@ -16,6 +16,7 @@
 //! - [`pull`], [`blobs`]: from a registry, by way of blobs that are verified and shared
 //! - [`archive`]: what comes as one stream, by way of blobs too
 //! - [`convert`]: a source becomes a root file system, once for each content
+//! - [`snapshot`]: containerd's snapshots, converted once and kept as long as there is room
 //! - [`record`]: what a name stands for
 //! - [`prune`]: what goes, and when
 
@@ -25,6 +26,7 @@ mod convert;
 mod prune;
 mod pull;
 mod record;
+mod snapshot;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -43,9 +45,17 @@ const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How long a root file system without a name is kept after its last use.
 const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// What converted snapshots may take if nobody says otherwise.
+pub const SNAPSHOTS: u64 = 20 << 30;
+
+const PARTS: [&str; 7] =
+    ["images", "rootfs", "snapshots", "blobs/sha256", "partial", "locks", "tmp"];
+
 pub struct Store {
     root: PathBuf,
     progress: fn(&str),
+    /// Bytes that converted snapshots may take.
+    snapshots: u64,
 }
 
 /// A root file system of the store, and what is to be run on it.
@@ -58,8 +68,8 @@ struct Converted {
 impl Store {
     /// Opens the store at `root`, making it if it is not there, and clears what killed processes left.
     pub fn open(root: &Path) -> Result<Self, ImageError> {
-        let store = Self { root: root.into(), progress: |_| {} };
-        for part in ["images", "rootfs", "blobs/sha256", "partial", "locks", "tmp"] {
+        let store = Self { root: root.into(), progress: |_| {}, snapshots: SNAPSHOTS };
+        for part in PARTS {
             let path = store.root.join(part);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(|source| ImageError::Store { path, source })?;
@@ -71,6 +81,15 @@ impl Store {
     /// Has `line` called with what takes long enough to be told.
     pub fn with_progress(self, line: fn(&str)) -> Self {
         Self { progress: line, ..self }
+    }
+
+    /// Bounds the bytes that converted snapshots take.
+    pub fn with_snapshots(self, bytes: u64) -> Self {
+        Self { snapshots: bytes, ..self }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The image a reference means; files are converted the first time their content is seen.

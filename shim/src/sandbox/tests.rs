@@ -124,8 +124,14 @@ fn container(id: &str) -> ContainerConfig {
     ContainerConfig {
         id: id.parse().unwrap(),
         spec: serde_json::from_value(spec).unwrap(),
-        rootfs: RootFs { lower_slot: 1, lower_type: "erofs".into(), upper: Upper::Tmpfs },
+        rootfs: RootFs {
+            lowers: vec![Lower { slot: 1, kind: "erofs".into(), devices: Vec::new() }],
+            upper: Upper::Tmpfs,
+        },
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
+        files: Vec::new(),
+        binds: Vec::new(),
+        joins: None,
         init: false,
     }
 }

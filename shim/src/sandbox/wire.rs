@@ -8,7 +8,7 @@ use ampoule_agent_api::agent::{
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::UnixStream;
 
-use super::{Exit, RootFs, StartFailure, Stdio, Streams, Upper};
+use super::{Exit, HostFile, Lower, RootFs, StartFailure, Stdio, Streams, Upper};
 use crate::{
     text::one_line,
     vm::{Vm, VmError},
@@ -40,15 +40,25 @@ pub(super) fn rootfs(rootfs: &RootFs) -> agent::RootFs {
     let (upper, slot) = match rootfs.upper {
         Upper::None => (root_fs::Upper::NONE, 0),
         Upper::Disk(slot) => (root_fs::Upper::DISK, slot),
+        Upper::Kept(slot) => (root_fs::Upper::KEPT, slot),
         Upper::Tmpfs => (root_fs::Upper::TMPFS, 0),
     };
+    let lower = |lower: &Lower| root_fs::Lower {
+        slot: lower.slot.into(),
+        type_: lower.kind.clone(),
+        devices: lower.devices.iter().map(|&slot| slot.into()).collect(),
+        ..Default::default()
+    };
     agent::RootFs {
-        lower_slot: rootfs.lower_slot.into(),
-        lower_type: rootfs.lower_type.clone(),
+        lowers: rootfs.lowers.iter().map(lower).collect(),
         upper: upper.into(),
         upper_slot: slot.into(),
         ..Default::default()
     }
+}
+
+pub(super) fn file(file: HostFile) -> agent::File {
+    agent::File { content: file.content, mode: file.mode, ..Default::default() }
 }
 
 /// Asks for the streams of a process, each on a port that nobody can guess.

@@ -36,7 +36,7 @@ fn base() -> Value {
 
 fn converted(json: Value) -> Result<Value> {
     let spec: Spec = serde_json::from_value(json).unwrap();
-    Ok(serde_json::to_value(guest_spec(&spec)?).unwrap())
+    Ok(serde_json::to_value(guest_spec(&spec, &Counterparts::default())?).unwrap())
 }
 
 /// `base` with the value at `pointer`, whose parent must exist, replaced.

@@ -1,6 +1,7 @@
 //! From a source to a root file system in the store, once for each content.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -77,16 +78,30 @@ impl Store {
         if self.claim(key).is_ok() {
             return Ok(());
         }
+        self.write(key, &self.rootfs_path(key), source, merge, |_| Ok(()))?;
+        self.prune(KEEP).map(drop)
+    }
+
+    /// Converts what `merge` says to the file `place`, and has `kept` called with where it lies just before;
+    /// its key's lock is held.
+    pub(super) fn write(
+        &self,
+        key: Digest,
+        place: &Path,
+        source: &str,
+        merge: impl FnOnce(&mut Tree, &mut Spool) -> Result<(), ImageError>,
+        kept: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), ImageError> {
         (self.progress)(&format!("converting {source}"));
         let mut tree = Tree::new();
         let mut spool = Spool::new(self.unnamed(key)?);
         merge(&mut tree, &mut spool)?;
         let id = key.as_bytes().first_chunk().copied().unwrap_or_default();
-        self.publish(&format!("{}.erofs", key.hex()), &self.rootfs_path(key), |file, path| {
+        self.publish(&format!("{}.erofs", key.hex()), place, |file, path| {
             let written = erofs::write(&tree, &spool, id, file);
+            let written = written.and_then(|()| Ok(kept(path)?));
             written.map_err(|source| ImageError::Write { path: path.into(), source })
-        })?;
-        self.prune(KEEP).map(drop)
+        })
     }
 
     /// Whether a root file system is there and whole; if so, it counts as used now.
@@ -99,7 +114,7 @@ impl Store {
     }
 
     /// A file in `tmp` without a name; its key's lock is held.
-    fn unnamed(&self, key: Digest) -> Result<File, ImageError> {
+    pub(super) fn unnamed(&self, key: Digest) -> Result<File, ImageError> {
         let path = self.root.join("tmp").join(format!("{}.spool", key.hex()));
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(true).open(&path);
@@ -114,7 +129,7 @@ pub(super) fn rootfs_of(manifest: &Manifest) -> Digest {
 }
 
 /// The key of a root file system: all that its bytes depend on.
-fn key<'a>(kind: &str, contents: impl IntoIterator<Item = &'a Digest>) -> Digest {
+pub(super) fn key<'a>(kind: &str, contents: impl IntoIterator<Item = &'a Digest>) -> Digest {
     let version = erofs::VERSION.to_le_bytes();
     let contents = contents.into_iter().map(|digest| &digest.as_bytes()[..]);
     Digest::of_parts([kind.as_bytes(), &version].into_iter().chain(contents))
