@@ -24,6 +24,11 @@ add_layers() {
     umoci gc --layout "$work/oci"
 }
 
+set_pause_command() {
+    umoci config --image "$work/oci:latest" --clear=config.cmd --config.cmd /pause --config.cmd -P
+    umoci gc --layout "$work/oci"
+}
+
 root=$("$here/$base.sh")
 archive=$cache/images/$name-$(hash_of "$here/oci-archive.sh" "$here/oci-layout.sh" "${root##*/}").oci.tar
 lock "archive-$name"
@@ -32,6 +37,7 @@ if [ ! -f "$archive" ]; then
     scratch
     "$here/oci-layout.sh" "$root" "$work/oci" >/dev/null
     [ "$name" != layers ] || step "adding 29 layers" add_layers
+    [ "$name" != pause ] || step "setting its command" set_pause_command
     step "packing the OCI archive of $name" tar -cf "$work/archive" -C "$work/oci" .
     keep "$work/archive" "$archive"
 fi

@@ -13,7 +13,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -61,7 +64,7 @@ pub struct Containerd {
     pub name: String,
     pub inside: Namespaces,
     pub grpc: Grpc,
-    daemon: Child,
+    daemon: Mutex<Child>,
     events: Events,
     mounts: Vec<String>,
 }
@@ -90,7 +93,7 @@ impl Containerd {
             grpc: Grpc::new(inside.path(SOCKET)),
             events: Events::default(),
             mounts: Vec::new(),
-            daemon,
+            daemon: Mutex::new(daemon),
             inside,
         };
         containerd.is_up();
@@ -99,7 +102,7 @@ impl Containerd {
     }
 
     /// Waits until it answers, and listens to its events.
-    fn is_up(&mut self) {
+    fn is_up(&self) {
         let deadline = Instant::now() + LIMIT;
         while !self.grpc.answers() {
             assert!(Instant::now() < deadline, "containerd does not answer: {}", self.log());
@@ -109,17 +112,18 @@ impl Containerd {
     }
 
     /// Kills it as a crash would, leaving shims and tasks alone.
-    pub fn kill(&mut self) {
+    pub fn kill(&self) {
         for process in self.inside.processes() {
             if process.program() == "containerd" {
                 self.inside.kill("KILL", process.pid);
             }
         }
-        self.daemon.wait().expect("the daemon");
+        let mut daemon = self.daemon.lock().expect("the daemon");
+        daemon.wait().expect("the daemon");
     }
 
-    pub fn start_again(&mut self) {
-        self.daemon = daemon(&self.inside, self.version);
+    pub fn start_again(&self) {
+        *self.daemon.lock().expect("the daemon") = daemon(&self.inside, self.version);
         self.is_up();
     }
 

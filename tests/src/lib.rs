@@ -4,11 +4,13 @@
 //! - [`detached`]: a sandbox in the background, removed at the end of the test
 //! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`containerd`]: a containerd of a test's own, and what it leaves behind
+//! - [`cri`]: pods as a kubelet runs them
 //! - [`screen`]: a terminal with its user
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
 mod command;
 pub mod containerd;
+pub mod cri;
 pub mod sandbox;
 pub mod screen;
 mod skip;

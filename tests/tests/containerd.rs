@@ -30,9 +30,9 @@ host!(ampoule_1_6 = Ampoule V1_6: a_run_to_its_end streams a_terminal the_life_o
     commands_that_cannot_start many_waiters limits privileges images containerd_killed the_shim_killed a_storm);
 host!(ampoule_1_7 = Ampoule V1_7: a_run_to_its_end the_life_of_a_task containerd_killed);
 
-fn on(version: Version, runtime: Runtime, test: fn(&mut Containerd)) {
+fn on(version: Version, runtime: Runtime, test: fn(&Containerd)) {
     match Containerd::start(version, runtime) {
-        Ok(mut containerd) => test(&mut containerd),
+        Ok(containerd) => test(&containerd),
         Err(why) => skip(thread::current().name().unwrap_or_default(), &why),
     }
 }
@@ -41,7 +41,7 @@ fn topics(events: &[Event]) -> Vec<&str> {
     events.iter().map(|event| &*event.topic).collect()
 }
 
-fn a_run_to_its_end(containerd: &mut Containerd) {
+fn a_run_to_its_end(containerd: &Containerd) {
     let script = "echo $A $PWD; echo err >&2; head -c 8388608 /dev/zero; exit 7";
     let options = ["--rm", "--env", "A=word", "--cwd", "/tmp"];
     let out = containerd.run(&options, "alpine", "a", &["sh", "-c", script]).output().ended_with(7);
@@ -65,7 +65,7 @@ fn types(containerd: &Containerd, create: &Event, text: &str) {
     fs::write(fifo, text).unwrap();
 }
 
-fn streams(containerd: &mut Containerd) {
+fn streams(containerd: &Containerd) {
     let sent: Vec<u8> =
         (0..1_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let out = containerd
@@ -85,7 +85,7 @@ fn streams(containerd: &mut Containerd) {
     containerd.remove("left");
 }
 
-fn a_terminal(containerd: &mut Containerd) {
+fn a_terminal(containerd: &Containerd) {
     let (mut screen, slave) = Screen::new();
     let ctr = containerd.run(&["--rm", "-t"], "alpine", "t", &["sh"]);
     // A session of its own, so that the terminal tells ctr of its size.
@@ -108,7 +108,7 @@ fn a_terminal(containerd: &mut Containerd) {
     assert_eq!(child.wait().unwrap().code(), Some(5));
 }
 
-fn the_life_of_a_task(containerd: &mut Containerd) {
+fn the_life_of_a_task(containerd: &Containerd) {
     let script = "trap 'exit 43' TERM; while :; do sleep 0.1; done";
     containerd.run(&["-d"], "alpine", "a", &["sh", "-c", script]).output().ended_with(0);
     let twice = containerd.run(&["-d"], "alpine", "a", &["true"]).output().ended_with(1);
@@ -164,7 +164,7 @@ fn the_life_of_a_task(containerd: &mut Containerd) {
     containerd.remove("a");
 }
 
-fn execs(containerd: &mut Containerd) {
+fn execs(containerd: &Containerd) {
     let script = "while :; do sleep 0.1; done";
     containerd.run(&["-d"], "alpine", "a", &["sh", "-c", script]).output().ended_with(0);
     let out = containerd
@@ -221,7 +221,7 @@ fn execs(containerd: &mut Containerd) {
     containerd.remove("a");
 }
 
-fn commands_that_cannot_start(containerd: &mut Containerd) {
+fn commands_that_cannot_start(containerd: &Containerd) {
     for (command, why) in [("no-such", "not found"), ("/etc/passwd", "ermission denied")] {
         let out = containerd.run(&["--rm"], "alpine", "a", &[command]).output().ended_with(1);
         out.says(&[command, why]);
@@ -245,7 +245,7 @@ struct Waited {
     status: u32,
 }
 
-fn many_waiters(containerd: &mut Containerd) {
+fn many_waiters(containerd: &Containerd) {
     let wait = "/containerd.services.tasks.v1.Tasks/Wait";
     let process = Process { container_id: containerd.id("a"), exec_id: String::new() };
     containerd.run(&["-d"], "alpine", "a", &["sleep", "600"]).output().ended_with(0);
@@ -273,7 +273,7 @@ fn metric(value: &serde_json::Value, names: &[&str]) -> Option<u64> {
     }
 }
 
-fn limits(containerd: &mut Containerd) {
+fn limits(containerd: &Containerd) {
     let script = "head -c 200m /dev/zero | tail";
     let options = ["-d", "--memory-limit", "67108864", "--cpus", "0.2"];
     let spin = "while :; do :; done & sleep 600";
@@ -299,7 +299,7 @@ fn limits(containerd: &mut Containerd) {
     containerd.remove("a");
 }
 
-fn privileges(containerd: &mut Containerd) {
+fn privileges(containerd: &Containerd) {
     let host = containerd.inside.path("/run/test/shared");
     fs::create_dir(&host).unwrap();
     fs::write(host.join("file"), "from the host\n").unwrap();
@@ -347,7 +347,7 @@ fn privileges(containerd: &mut Containerd) {
     });
 }
 
-fn images(containerd: &mut Containerd) {
+fn images(containerd: &Containerd) {
     let script = "cd /layers; cat *; ls";
     let out =
         containerd.run(&["--rm"], "layers", "layers", &["sh", "-c", script]).output().ended_with(0);
@@ -363,7 +363,7 @@ fn images(containerd: &mut Containerd) {
     assert!(out.text().ends_with("42"), "{}", out.text());
 }
 
-fn containerd_killed(containerd: &mut Containerd) {
+fn containerd_killed(containerd: &Containerd) {
     containerd.run(&["-d"], "alpine", "on", &["sleep", "600"]).output().ended_with(0);
     let script = "read word; exit 9";
     containerd.run(&["-d"], "alpine", "ends", &["sh", "-c", script]).output().ended_with(0);
@@ -389,7 +389,7 @@ fn containerd_killed(containerd: &mut Containerd) {
     containerd.remove("on");
 }
 
-fn the_shim_killed(containerd: &mut Containerd) {
+fn the_shim_killed(containerd: &Containerd) {
     containerd.run(&["-d"], "alpine", "a", &["sleep", "600"]).output().ended_with(0);
     let (pid, _) = containerd.listed("a").unwrap();
     containerd.inside.kill("KILL", containerd.shim("a"));
@@ -402,9 +402,8 @@ fn the_shim_killed(containerd: &mut Containerd) {
     assert_eq!(again.text(), "again");
 }
 
-fn a_storm(containerd: &mut Containerd) {
+fn a_storm(containerd: &Containerd) {
     let size = env::var("AMPOULE_TEST_STORM").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
-    let containerd = &*containerd;
     for _ in 0..2 {
         thread::scope(|scope| {
             for code in 0..size {
