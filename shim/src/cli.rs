@@ -25,7 +25,7 @@ Files and environment:
   /run/ampoule, or for ordinary users $XDG_RUNTIME_DIR/ampoule or /tmp/ampoule-UID
                                                         records, logs and sockets of sandboxes
   /etc/ampoule/config.toml, ~/.config/ampoule/config.toml
-                                        mirrors and plain-HTTP registries (see `ampoule image pull --help`)
+                                        configuration, with *.toml in config.d beside it (see `ampoule config`)
   ~/.docker/config.json                 REGISTRY_AUTH_FILE, or DOCKER_CONFIG for its folder: credentials
   AMPOULE_LOG                           what is logged to stderr: error, warn, info, debug [default: error]
 
@@ -101,6 +101,9 @@ pub enum Command {
     Image(ImageArgs),
     /// List the images in the store
     Images(ImagesArgs),
+    /// Print the configuration and where each setting comes from
+    #[command(after_help = CONFIG_HELP)]
+    Config(ConfigArgs),
     /// Tell whether this host can run sandboxes, and why not
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
@@ -262,7 +265,7 @@ pub enum ImageCommand {
     Inspect(ImageNamesArgs),
     /// Forget names; what no name needs goes a day later, or with `prune`
     Rm(ImageNamesArgs),
-    /// Remove what no name needs: downloads and unnamed root file systems
+    /// Remove what no name needs: downloads, unnamed root file systems, those made of containerd's snapshots
     #[command(after_help = PRUNE_HELP)]
     Prune(PruneArgs),
 }
@@ -333,6 +336,24 @@ pub struct ImagesArgs {
     /// Print names only
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+const CONFIG_HELP: &str = "\
+Each layer replaces single settings of those before it: what is built in, /etc/ampoule/config.toml,
+/etc/ampoule/config.d/*.toml, the same two in ~/.config/ampoule; for sandboxes of containerd then the runtime
+options ConfigPath and ConfigBody, and annotations `io.ampoule.SETTING` of the pod, as far as `annotations` lists
+them. A key that is not known is an error.
+
+Examples:
+  ampoule config                        # which files are read, and what is not built in
+  ampoule config --effective            # every setting and where its value comes from";
+
+/// `ampoule config`
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Print the built-in settings too
+    #[arg(long)]
+    pub effective: bool,
 }
 
 const CHECK_HELP: &str = "\

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod completion;
+pub mod config;
 pub mod cp;
 pub mod end;
 mod env;
@@ -50,6 +51,7 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
             ImageCommand::Prune(args) => done("image prune", image::prune(&args, &paths)),
         },
         Command::Images(args) => done("images", image::list(&args, &paths)),
+        Command::Config(args) => done("config", config::config(&args, &paths)),
         Command::Check(args) => check::check(&args, &paths),
         Command::Completion(args) => completion::completion(&args),
         Command::Version => version::version(&paths),

@@ -33,11 +33,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ampoule_vmm_api::config::MAX_DISKS;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     image::{self, Dialect, ImageError, Marks, Store},
-    sandbox::{Lower, RootFs, Sandbox, SandboxError, Upper},
+    sandbox::{FIRST_DISK, Lower, RootFs, Sandbox, SandboxError, Upper},
     vm::Disk,
 };
 use plan::{Kind, Layer, Plan, Writes};
@@ -181,6 +182,14 @@ impl Stack {
                 Upper::Disk(self.disk("scratch", disk.map_err(RootFsError::Scratch)?, false))
             }
         };
+        let (count, most) = (self.disks.len(), MAX_DISKS - usize::from(FIRST_DISK));
+        if count > most {
+            let reason = format!(
+                "it takes {count} disks, and a VM has {most}: images of so many layers need a snapshotter that \
+                 gives directories, as overlayfs does"
+            );
+            return Err(plan::refuse("mounts", reason));
+        }
         Ok(Prepared { disks: self.disks, layout: RootFs { lowers: self.lowers, upper } })
     }
 
@@ -269,3 +278,6 @@ fn open_kept(path: &Path) -> Result<File, RootFsError> {
         Err(source) => Err(RootFsError::Open { path: path.into(), source: source.into() }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,7 +77,7 @@ impl Pod {
             kernel: paths.kernel,
             guest_image: paths.guest,
             disks,
-            spare_disks: 2,
+            spare_disks: 4,
             cmdline: String::new(),
             boot_timeout: LIMIT,
         };
@@ -87,6 +87,12 @@ impl Pod {
 
     /// Creates a container on the next free root file system: `sh -c SCRIPT`.
     pub async fn create(&mut self, name: &str, script: &str) -> Streams {
+        let rootfs = self.roots.pop().expect("a free root file system");
+        self.create_on(name, script, rootfs).await
+    }
+
+    /// Creates a container on this root file system.
+    pub async fn create_on(&self, name: &str, script: &str, rootfs: RootFs) -> Streams {
         let options = RunOptions {
             command: ["sh", "-c", script].map(String::from).into(),
             hostname: name.into(),
@@ -97,7 +103,7 @@ impl Pod {
         let config = ContainerConfig {
             id: id(name),
             spec,
-            rootfs: self.roots.pop().expect("a free root file system"),
+            rootfs,
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
             files: Vec::new(),
             binds: Vec::new(),

@@ -69,10 +69,12 @@ pub fn remove(args: &ImageNamesArgs, paths: &Paths) -> Result<(), ImageError> {
 /// Removes what is not needed, and says how much that was.
 pub fn prune(args: &PruneArgs, paths: &Paths) -> Result<(), ImageError> {
     let store = open(paths)?;
-    let freed = match args.keep_size {
-        Some(size) => store.shrink(size.0)?,
-        None => store.prune(std::time::Duration::ZERO)?,
-    };
+    let freed = store.shrink_snapshots(0)?;
+    let freed = freed
+        + match args.keep_size {
+            Some(size) => store.shrink(size.0)?,
+            None => store.prune(std::time::Duration::ZERO)?,
+        };
     print(&format!("{:.1} MB freed\n", freed as f64 / 1e6));
     Ok(())
 }

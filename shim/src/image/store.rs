@@ -45,9 +45,6 @@ const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How long a root file system without a name is kept after its last use.
 const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What converted snapshots may take if nobody says otherwise.
-pub const SNAPSHOTS: u64 = 20 << 30;
-
 const PARTS: [&str; 7] =
     ["images", "rootfs", "snapshots", "blobs/sha256", "partial", "locks", "tmp"];
 
@@ -68,7 +65,7 @@ struct Converted {
 impl Store {
     /// Opens the store at `root`, making it if it is not there, and clears what killed processes left.
     pub fn open(root: &Path) -> Result<Self, ImageError> {
-        let store = Self { root: root.into(), progress: |_| {}, snapshots: SNAPSHOTS };
+        let store = Self { root: root.into(), progress: |_| {}, snapshots: u64::MAX };
         for part in PARTS {
             let path = store.root.join(part);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -83,7 +80,7 @@ impl Store {
         Self { progress: line, ..self }
     }
 
-    /// Bounds the bytes that converted snapshots take.
+    /// Bounds the bytes that converted snapshots take; without this they are not bound.
     pub fn with_snapshots(self, bytes: u64) -> Self {
         Self { snapshots: bytes, ..self }
     }

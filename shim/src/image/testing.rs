@@ -215,6 +215,13 @@ pub struct Seen {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+impl Seen {
+    /// Leaves out which names share an inode.
+    pub fn forget_links(&mut self) {
+        (self.links, self.first) = (0, PathBuf::new());
+    }
+}
+
 /// All files below `root` by their paths. A directory's link count is left out: file systems differ.
 pub fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
     let mut seen = BTreeMap::new();

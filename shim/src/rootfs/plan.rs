@@ -159,3 +159,188 @@ fn check(mount: &Mount) -> Result<(), RootFsError> {
 pub fn refuse(object: &str, reason: impl Into<String>) -> RootFsError {
     RootFsError::Refused { object: object.into(), reason: reason.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
+        let options = options.iter().map(|&o| o.to_owned()).collect();
+        Mount { kind: kind.into(), source: source.into(), target: String::new(), options }
+    }
+
+    fn erofs(path: &str) -> Mount {
+        mount("erofs", path, &["ro", "loop"])
+    }
+
+    fn committed(path: &str) -> Layer {
+        Layer::Committed(path.into())
+    }
+
+    fn changing(path: &str) -> Layer {
+        Layer::Changing(path.into())
+    }
+
+    fn image(kind: Kind, path: &str) -> Layer {
+        Layer::Image { kind, path: path.into(), devices: Vec::new() }
+    }
+
+    fn kept(path: &str) -> Writes {
+        Writes::Kept(path.into())
+    }
+
+    #[test]
+    fn what_the_snapshotters_of_containerd_give() {
+        use Writes::{Above, Nowhere};
+        let active =
+            ["index=off", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs"];
+        let block = [
+            "X-containerd.mkdir.path={{ mount 0 }}/upper:0755",
+            "X-containerd.mkdir.path={{ mount 0 }}/work:0755",
+            "workdir={{ mount 0 }}/work",
+            "upperdir={{ mount 0 }}/upper",
+            "lowerdir={{ overlay 1 2 }}",
+        ];
+        let device = |path: &str| format!("device={path}");
+        let merged =
+            mount("erofs", "/s/2/m", &["ro", "loop", &device("/s/1/l"), &device("/s/2/l")]);
+        let devices = vec![PathBuf::from("/s/1/l"), PathBuf::from("/s/2/l")];
+        let merged_layer = Layer::Image { kind: Kind::Erofs, path: "/s/2/m".into(), devices };
+        let upper = ["workdir=/s/3/work", "upperdir=/s/3/fs"];
+        let (two, one) = (image(Kind::Erofs, "/s/2/l"), image(Kind::Erofs, "/s/1/l"));
+        for (what, mounts, layers, writes) in [
+            (
+                "overlayfs, active",
+                vec![mount("overlay", "overlay", &active)],
+                vec![changing("/s/3/fs"), committed("/s/2/fs"), committed("/s/1/fs")],
+                Above,
+            ),
+            (
+                "overlayfs, a view",
+                vec![mount("overlay", "overlay", &["lowerdir=/s/2/fs:/s/1/fs"])],
+                vec![committed("/s/2/fs"), committed("/s/1/fs")],
+                Nowhere,
+            ),
+            (
+                "overlayfs, a view of one layer",
+                vec![mount("bind", "/s/1/fs", &["ro", "rbind"])],
+                vec![committed("/s/1/fs")],
+                Nowhere,
+            ),
+            (
+                "native",
+                vec![mount("bind", "/s/4", &["rbind", "rw"])],
+                vec![changing("/s/4")],
+                Above,
+            ),
+            ("blockfile", vec![mount("ext4", "/b/1", &["loop", "rw"])], vec![], kept("/b/1")),
+            (
+                "blockfile, a view",
+                vec![mount("ext4", "/b/1", &["loop", "ro"])],
+                vec![image(Kind::Ext4, "/b/1")],
+                Nowhere,
+            ),
+            (
+                "devmapper",
+                vec![mount("ext4", "/dev/mapper/p-snap-1", &[])],
+                vec![],
+                kept("/dev/mapper/p-snap-1"),
+            ),
+            ("erofs, a view of one layer", vec![erofs("/s/1/l")], vec![one.clone()], Nowhere),
+            (
+                "erofs",
+                vec![
+                    erofs("/s/2/l"),
+                    erofs("/s/1/l"),
+                    mount(
+                        "format/mkdir/overlay",
+                        "overlay",
+                        &[&upper[..], &["lowerdir={{ overlay 0 1 }}"]].concat(),
+                    ),
+                ],
+                vec![changing("/s/3/fs"), two.clone(), one.clone()],
+                Above,
+            ),
+            (
+                "erofs, one layer",
+                vec![
+                    erofs("/s/1/l"),
+                    mount(
+                        "format/mkdir/overlay",
+                        "overlay",
+                        &[&upper[..], &["lowerdir={{ mount 0 }}"]].concat(),
+                    ),
+                ],
+                vec![changing("/s/3/fs"), one.clone()],
+                Above,
+            ),
+            (
+                "erofs with a writable image",
+                vec![
+                    mount("ext4", "/s/3/rwlayer.img", &["rw", "loop"]),
+                    erofs("/s/2/l"),
+                    erofs("/s/1/l"),
+                    mount("format/mkdir/overlay", "overlay", &block),
+                ],
+                vec![two, one],
+                kept("/s/3/rwlayer.img"),
+            ),
+            (
+                "erofs with merged metadata, a view",
+                vec![merged, mount("format/bind", "{{ mount 0 }}", &["ro", "rbind"])],
+                vec![merged_layer],
+                Nowhere,
+            ),
+        ] {
+            let plan = plan(&mounts).unwrap();
+            assert_eq!((plan.layers, plan.writes), (layers, writes), "{what}");
+        }
+        let userxattr =
+            plan(&[mount("overlay", "overlay", &["userxattr", "lowerdir=/a"])]).unwrap();
+        assert_eq!(userxattr.dialect, Dialect::User);
+    }
+
+    #[test]
+    fn what_a_guest_cannot_have_is_refused_and_says_why() {
+        let overlay = |option: &str| mount("format/overlay", "overlay", &[option]);
+        for (mounts, part) in [
+            (vec![], "there are none"),
+            (vec![mount("xfs", "/dev/mapper/a", &["nouuid"])], "`xfs`"),
+            (vec![mount("fuse.nydus-overlayfs", "overlay", &[])], "`fuse.nydus-overlayfs`"),
+            (vec![mount("mkfs/ext4", "/a", &["rw"])], "`mkfs`"),
+            (vec![mount("bind", "/a", &["rw", "uidmap=0:1:2"])], "uidmap"),
+            (vec![mount("overlay", "overlay", &["lowerdir=/a", "gidmap=0:1:2"])], "gidmap"),
+            (vec![mount("ext4", "/a", &["loop", "offset=4096"])], "offset"),
+            (
+                vec![mount("erofs", "/a", &["ro", "X-containerd.dmverity=/a.dmverity"])],
+                "dmverity_mode",
+            ),
+            (vec![Mount { target: "/data".into(), ..mount("bind", "/a", &[]) }], "/data"),
+            (vec![mount("overlay", "overlay", &["upperdir=/a"])], "no lowerdir"),
+            (vec![mount("overlay", "overlay", &["lowerdir=/a::/b"])], "data-only"),
+            (vec![overlay("lowerdir={{ mount 0 }}")], "no mount 0"),
+            (vec![erofs("/a"), overlay("lowerdir={{ overlay 0 1 }}")], "no mount 1"),
+            (vec![erofs("/a"), overlay("lowerdir={{ source 0 }}")], "source 0"),
+            (vec![mount("ext4", "/a", &["rw"]), overlay("lowerdir={{ mount 0 }}")], "below others"),
+            (
+                vec![
+                    erofs("/a"),
+                    mount("format/overlay", "o", &["lowerdir=/b", "upperdir={{ mount 0 }}/upper"]),
+                ],
+                "only to /upper of a writable ext4",
+            ),
+        ] {
+            let error = plan(&mounts).unwrap_err().to_string();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_ro_and_rw_counts() {
+        for (options, read_only) in
+            [(&[][..], false), (&["ro"], true), (&["ro", "rw"], false), (&["rw", "ro"], true)]
+        {
+            assert_eq!(is_read_only(&mount("ext4", "/a", options)), read_only);
+        }
+    }
+}

@@ -60,7 +60,7 @@ impl Store {
             Ok(())
         })?;
         drop(lock);
-        self.bound()?;
+        self.shrink_snapshots(self.snapshots)?;
         file.ok_or(ImageError::Store { path: place, source: io::ErrorKind::NotFound.into() })
     }
 
@@ -86,8 +86,8 @@ impl Store {
         read_only(&out).map_err(|source| ImageError::Source { path: path(), source })
     }
 
-    /// Removes snapshots until they take no more than they may.
-    pub(super) fn bound(&self) -> Result<u64, ImageError> {
+    /// Removes unused snapshots until all take at most so many bytes; tells how many bytes that freed.
+    pub fn shrink_snapshots(&self, most: u64) -> Result<u64, ImageError> {
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for path in self.files("snapshots")? {
             // Another may be removing it.
@@ -102,7 +102,7 @@ impl Store {
         let mut size: u64 = files.iter().map(|(_, size, _)| size).sum();
         let mut freed = 0;
         for (_, bytes, path) in files {
-            if size <= self.snapshots {
+            if size <= most {
                 break;
             }
             if remove_unused(&path).map_err(|source| ImageError::Store { path, source })? {
@@ -169,3 +169,6 @@ fn describe(layers: &[PathBuf]) -> String {
         n => format!("{top} and {} layers below it", n - 1),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+
+struct Bench {
+    directory: TempDir,
+    store: Store,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        Self { directory, store }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    fn folder(&self, name: &str, files: &[&str]) -> String {
+        let path = self.directory.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        files.iter().for_each(|file| fs::write(path.join(file), name).unwrap());
+        self.path(name)
+    }
+
+    fn overlay(&self, lowers: &str, upper: &str) -> Mount {
+        let options = vec![format!("lowerdir={lowers}"), format!("upperdir={upper}")];
+        Mount { kind: "overlay".into(), source: "overlay".into(), options, ..Mount::default() }
+    }
+
+    fn prepare(&self, mounts: &[Mount]) -> Prepared {
+        prepare(&self.store, mounts, Path::new(""), Some(16 << 20)).unwrap()
+    }
+
+    fn snapshots(&self) -> usize {
+        fs::read_dir(self.store.root().join("snapshots")).unwrap().count()
+    }
+}
+
+fn lower(slot: u8, kind: &str) -> Lower {
+    Lower { slot, kind: kind.into(), devices: Vec::new() }
+}
+
+/// Names of the disks, and whether they are read-only.
+fn disks(prepared: &Prepared) -> Vec<(&str, bool)> {
+    prepared.disks.iter().map(|disk| (disk.id.as_str(), disk.read_only)).collect()
+}
+
+#[test]
+fn an_overlay_is_one_disk_and_a_scratch_disk() {
+    let bench = Bench::new();
+    let lowers = [bench.folder("2", &["a"]), bench.folder("1", &["b"])].join(":");
+    let mounts = [bench.overlay(&lowers, &bench.folder("3", &[]))];
+    let prepared = bench.prepare(&mounts);
+    assert_eq!(disks(&prepared), [("lower0", true), ("scratch1", false)]);
+    let expected = |lower_slot, upper_slot| RootFs {
+        lowers: vec![lower(lower_slot, "erofs")],
+        upper: Upper::Disk(upper_slot),
+    };
+    assert_eq!(prepared.rootfs(&[9, 4]), expected(9, 4));
+    assert_eq!(prepared.rootfs(&[9, 4]).slots(), [9, 4]);
+    assert_eq!(prepared.from_slot(3).1, expected(3, 4));
+    bench.prepare(&mounts);
+    assert_eq!(bench.snapshots(), 1);
+}
+
+#[test]
+fn a_changed_upper_and_dockers_own_layer_are_disks_of_their_own() {
+    let bench = Bench::new();
+    let own = bench.folder("init", &[".dockerenv"]);
+    let lowers = [own.clone(), bench.folder("2", &["a"]), bench.folder("1", &["b"])].join(":");
+    let upper = bench.folder("3", &["written"]);
+    let prepared = bench.prepare(&[bench.overlay(&lowers, &upper)]);
+    let read_only = ["lower0", "lower1", "lower2"].map(|name| (name, true));
+    assert_eq!(disks(&prepared)[..3], read_only);
+    // Another container of the image has another such layer, and shares the rest.
+    let other = lowers.replace(&own, &bench.folder("init-2", &[".dockerenv"]));
+    bench.prepare(&[bench.overlay(&other, &bench.folder("4", &[]))]);
+    assert_eq!(bench.snapshots(), 1);
+}
+
+#[test]
+fn without_a_scratch_disk_writes_stay_in_memory_and_a_view_takes_none() {
+    let bench = Bench::new();
+    let path = bench.folder("1", &["a"]);
+    let bind = |option: &str| Mount {
+        kind: "bind".into(),
+        source: path.clone(),
+        options: vec!["rbind".into(), option.into()],
+        ..Mount::default()
+    };
+    let upper = |mount: Mount, scratch| {
+        let prepared = prepare(&bench.store, &[mount], Path::new(""), scratch).unwrap();
+        prepared.rootfs(&[1, 2]).upper
+    };
+    assert_eq!(upper(bind("rw"), None), Upper::Tmpfs);
+    assert_eq!(upper(bind("rw"), Some(16 << 20)), Upper::Disk(2));
+    assert_eq!(bench.snapshots(), 0, "what may change is kept by nobody");
+    assert_eq!(upper(bind("ro"), Some(16 << 20)), Upper::None);
+    assert_eq!(bench.snapshots(), 1);
+}
+
+#[test]
+fn a_directory_without_mounts_is_converted_as_it_is() {
+    let bench = Bench::new();
+    let root = bench.folder("rootfs", &["a"]);
+    let prepared = prepare(&bench.store, &[], Path::new(&root), None).unwrap();
+    assert_eq!(disks(&prepared), [("lower0", true)]);
+    let error = prepare(&bench.store, &[], Path::new("/no/such/root"), None).unwrap_err();
+    assert!(error.to_string().contains("/no/such/root"), "{error}");
+}
+
+#[test]
+fn an_image_that_is_written_to_has_one_user() {
+    let bench = Bench::new();
+    let image = bench.path("disk");
+    fs::write(&image, vec![0; 4096]).unwrap();
+    let ext4 = |option: &str| Mount {
+        kind: "ext4".into(),
+        source: image.clone(),
+        options: vec!["loop".into(), option.into()],
+        ..Mount::default()
+    };
+    let first = bench.prepare(&[ext4("rw")]);
+    assert_eq!(disks(&first), [("upper0", false)]);
+    assert_eq!(first.rootfs(&[5]), RootFs { lowers: vec![], upper: Upper::Kept(5) });
+    let again = prepare(&bench.store, &[ext4("rw")], Path::new(""), None).unwrap_err();
+    assert!(matches!(again, RootFsError::InUse { .. }), "{again}");
+    drop(first);
+    let read_only = bench.prepare(&[ext4("ro")]);
+    let expected = RootFs { lowers: vec![lower(5, "ext4")], upper: Upper::None };
+    assert_eq!((disks(&read_only), read_only.rootfs(&[5])), (vec![("lower0", true)], expected));
+}
+
+#[test]
+fn what_is_no_disk_is_refused_at_once() {
+    let bench = Bench::new();
+    let fifo = bench.path("fifo");
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, 0o600.into(), 0).unwrap();
+    for source in [fifo.as_str(), "/dev/null", &bench.folder("folder", &[])] {
+        let mount = Mount::image(Path::new(source));
+        let error = prepare(&bench.store, &[mount], Path::new(""), None).unwrap_err();
+        assert!(error.to_string().contains(source), "{error}");
+    }
+}
+
+#[test]
+fn more_disks_than_a_vm_has_are_refused() {
+    let bench = Bench::new();
+    fs::write(bench.path("layer"), vec![0; 4096]).unwrap();
+    let layer = Mount::image(Path::new(&bench.path("layer")));
+    let stack = |count: usize| {
+        let mut mounts = vec![layer.clone(); count];
+        let lowers = format!("lowerdir={{{{ overlay 0 {} }}}}", count - 1);
+        mounts.push(Mount {
+            kind: "format/overlay".into(),
+            options: vec![lowers],
+            ..layer.clone()
+        });
+        prepare(&bench.store, &mounts, Path::new(""), None)
+    };
+    assert_eq!(stack(15).unwrap().disks.len(), 15);
+    let error = stack(16).unwrap_err().to_string();
+    assert!(error.contains("16 disks") && error.contains("15"), "{error}");
+}
+
+#[test]
+fn merged_metadata_comes_with_its_devices() {
+    let bench = Bench::new();
+    let paths = ["meta", "1", "2"].map(|name| {
+        fs::write(bench.path(name), vec![0; 4096]).unwrap();
+        bench.path(name)
+    });
+    let devices = paths[1..].iter().map(|path| format!("device={path}"));
+    let options = ["ro".to_owned()].into_iter().chain(devices).collect();
+    let mount = Mount { options, ..Mount::image(Path::new(&paths[0])) };
+    let rootfs = bench.prepare(&[mount]).rootfs(&[7, 8, 9]);
+    assert_eq!(rootfs.lowers, [Lower { devices: vec![8, 9], ..lower(7, "erofs") }]);
+    assert_eq!((rootfs.slots(), rootfs.upper), (vec![7, 8, 9], Upper::None));
+}
