@@ -460,4 +460,4 @@ impl Sandbox {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

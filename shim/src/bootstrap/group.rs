@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 /// Annotations that name the group, the first one found counts: that of containerd's own shim (`ctr`, nerdctl),
 /// of containerd's CRI plugin, of CRI-O.
-const GROUP: [&str; 3] = [
+pub const GROUP: [&str; 3] = [
     "io.containerd.runc.v2.group",
     "io.kubernetes.cri.sandbox-id",
     "io.kubernetes.cri-o.SandboxID",

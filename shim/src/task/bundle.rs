@@ -9,16 +9,10 @@ use std::{
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::{anchor::HostNetwork, size::Size};
+use crate::bootstrap::group::GROUP;
 
 /// More than this is no spec.
 const MAX_SIZE: u64 = 16 << 20;
-
-/// Annotations of containers that share a sandbox.
-const GROUPS: [&str; 3] = [
-    "io.containerd.runc.v2.group",
-    "io.kubernetes.cri.sandbox-id",
-    "io.kubernetes.cri-o.SandboxID",
-];
 
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
@@ -64,7 +58,7 @@ impl Bundle {
     /// Whether other containers may come to share this one's sandbox.
     pub fn is_grouped(&self) -> bool {
         let annotations = self.spec.annotations().iter().flatten();
-        annotations.into_iter().any(|(key, _)| GROUPS.contains(&key.as_str()))
+        annotations.into_iter().any(|(key, _)| GROUP.contains(&key.as_str()))
     }
 
     pub fn size(&self) -> Size {

@@ -98,7 +98,7 @@ impl Tasks {
                 init: false,
             })
             .await?;
-        container.init.connected(opened.connect(created.streams), None);
+        container.init.connected(opened.connect(created.streams));
         // Its event is on its way then.
         container.init.until(|status| *status != Status::Creating).await;
         Ok(())

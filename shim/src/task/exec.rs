@@ -11,7 +11,7 @@ use super::{
     Result, Tasks,
     container::Container,
     error::TaskError,
-    process::{Plan, Process, Status},
+    process::{Process, Status},
     stdio::{Opened, Owner, Wanted},
 };
 use crate::{
@@ -65,7 +65,12 @@ impl Tasks {
         Ok(container.pid())
     }
 
-    async fn start_exec(&self, container: &Container, process: &Process, plan: Plan) -> Result<()> {
+    async fn start_exec(
+        &self,
+        container: &Container,
+        process: &Process,
+        plan: OciProcess,
+    ) -> Result<()> {
         let sandbox = &container.pod()?.sandbox;
         let owner = Owner { id: container.id.as_str(), namespace: &self.config.namespace };
         let opened = Opened::open(&process.wanted, owner).await?;
@@ -74,11 +79,11 @@ impl Tasks {
             .create_exec(ExecConfig {
                 container: container.id.clone(),
                 id,
-                process: plan.process.clone(),
+                process: plan,
                 stdio: opened.streams(),
             })
             .await?;
-        process.connected(opened.connect(created.streams), Some(&plan));
+        process.connected(opened.connect(created.streams));
         Ok(sandbox.start(&process.id).await?)
     }
 }

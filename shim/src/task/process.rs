@@ -64,10 +64,10 @@ impl Status {
     }
 }
 
-/// An exec that was asked for.
-#[derive(Debug)]
-pub struct Plan {
-    pub process: OciProcess,
+/// The copying of a process's streams, once there is any. Input may be at its end before that.
+#[derive(Debug, Default)]
+struct Connection {
+    io: Option<Io>,
     stdin_closed: bool,
 }
 
@@ -76,22 +76,22 @@ pub struct Process {
     pub id: ProcessId,
     pub wanted: Wanted,
     status: watch::Sender<Status>,
-    io: Mutex<Option<Io>>,
-    /// Until it is started.
-    plan: Mutex<Option<Plan>>,
+    connection: Mutex<Connection>,
+    /// Of an exec, until it is started.
+    plan: Mutex<Option<OciProcess>>,
 }
 
 impl Process {
     /// A container's first one, which the sandbox is about to make.
     pub fn init(id: ProcessId, wanted: Wanted) -> Self {
         let status = watch::Sender::new(Status::Creating);
-        Self { id, wanted, status, io: Mutex::default(), plan: Mutex::default() }
+        Self { id, wanted, status, connection: Mutex::default(), plan: Mutex::default() }
     }
 
     pub fn exec(id: ProcessId, wanted: Wanted, process: OciProcess) -> Self {
         let status = watch::Sender::new(Status::Created);
-        let plan = Mutex::new(Some(Plan { process, stdin_closed: false }));
-        Self { id, wanted, status, io: Mutex::default(), plan }
+        let plan = Mutex::new(Some(process));
+        Self { id, wanted, status, connection: Mutex::default(), plan }
     }
 
     pub fn status(&self) -> Status {
@@ -117,7 +117,7 @@ impl Process {
     }
 
     /// Takes the plan of an exec that is to be started.
-    pub fn take_plan(&self) -> Option<Plan> {
+    pub fn take_plan(&self) -> Option<OciProcess> {
         lock(&self.plan).take()
     }
 
@@ -126,19 +126,20 @@ impl Process {
         lock(&self.plan).is_some()
     }
 
-    /// Keeps the copying of its streams. `plan` knows whether the input is to end at once.
-    pub fn connected(&self, mut io: Io, plan: Option<&Plan>) {
-        if plan.is_some_and(|plan| plan.stdin_closed) {
+    /// Keeps the copying of its streams.
+    pub fn connected(&self, mut io: Io) {
+        let mut connection = lock(&self.connection);
+        if connection.stdin_closed {
             io.close_stdin();
         }
-        *lock(&self.io) = Some(io);
+        connection.io = Some(io);
     }
 
+    /// A client that has little to say may be done before the process is made.
     pub fn close_stdin(&self) {
-        if let Some(plan) = lock(&self.plan).as_mut() {
-            plan.stdin_closed = true;
-        }
-        if let Some(io) = lock(&self.io).as_mut() {
+        let mut connection = lock(&self.connection);
+        connection.stdin_closed = true;
+        if let Some(io) = &mut connection.io {
             io.close_stdin();
         }
     }
@@ -148,13 +149,13 @@ impl Process {
         let mut plan = lock(&self.plan);
         let Some(plan) = plan.as_mut() else { return false };
         let size = BoxBuilder::default().width(width).height(height).build();
-        plan.process.set_console_size(size.ok());
+        plan.set_console_size(size.ok());
         true
     }
 
     /// Tells when all output has been passed on, or the passing on was given up.
     pub fn drained(&self) -> impl Future<Output = ()> + use<> {
-        let drained = lock(&self.io).as_ref().map(Io::drained);
+        let drained = lock(&self.connection).io.as_ref().map(Io::drained);
         async move {
             if let Some(drained) = drained {
                 drained.await;
@@ -164,7 +165,7 @@ impl Process {
 
     /// Ends the passing on, whatever is still under way.
     pub fn disconnect(&self) {
-        *lock(&self.io) = None;
+        lock(&self.connection).io = None;
     }
 }
 
