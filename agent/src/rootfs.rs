@@ -111,9 +111,10 @@ impl Rootfs {
 
     fn mount_overlay(&mut self, lowers: usize, upper: Upper) -> Result<(), StepError> {
         let mut options = vec!["source=overlay".to_owned()];
-        // One by one: the kernel takes no value of more than 255 bytes.
+        // Several one by one, since the kernel takes no value of more than 255 bytes; kernels before 6.7 cannot.
+        let option = if lowers == 1 { "lowerdir" } else { "lowerdir+" };
         let lower = |n| self.directory.join(format!("lower{n}"));
-        options.extend((0..lowers).map(|n| format!("lowerdir+={}", lower(n).display())));
+        options.extend((0..lowers).map(|n| format!("{option}={}", lower(n).display())));
         if upper != Upper::NONE {
             let scratch = self.directory.join("scratch");
             let (top, upper, work) = (lower(0), scratch.join("upper"), scratch.join("work"));

@@ -104,6 +104,9 @@ pub enum Command {
     /// Print the configuration and where each setting comes from
     #[command(after_help = CONFIG_HELP)]
     Config(ConfigArgs),
+    /// Make containerd know the runtime, and print the RuntimeClass for Kubernetes
+    #[command(after_help = INSTALL_HELP)]
+    Install(InstallArgs),
     /// Tell whether this host can run sandboxes, and why not
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
@@ -354,6 +357,29 @@ pub struct ConfigArgs {
     /// Print the built-in settings too
     #[arg(long)]
     pub effective: bool,
+}
+
+const INSTALL_HELP: &str = "\
+The handler `ampoule` is added to the configuration of containerd's CRI plugin, in format 2 (containerd 1.6, 1.7) or
+3 (2.x); nothing else in the file changes. `ctr` and Docker need none: they take
+`--runtime io.containerd.ampoule.v2` once containerd-shim-ampoule-v2 is in containerd's PATH.
+
+Examples:
+  ampoule install --containerd | kubectl apply -f -
+  ampoule install --containerd --undo";
+
+/// `ampoule install`
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// Edit containerd's configuration
+    #[arg(long, required = true)]
+    pub containerd: bool,
+    /// The file
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    pub config: PathBuf,
+    /// Take the handler out again
+    #[arg(long)]
+    pub undo: bool,
 }
 
 const CHECK_HELP: &str = "\

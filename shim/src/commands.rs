@@ -9,6 +9,7 @@ mod env;
 pub mod exec;
 pub mod image;
 pub mod inspect;
+pub mod install;
 pub mod logs;
 pub mod ps;
 pub mod run;
@@ -52,6 +53,7 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
         },
         Command::Images(args) => done("images", image::list(&args, &paths)),
         Command::Config(args) => done("config", config::config(&args, &paths)),
+        Command::Install(args) => done("install", install::install(&args)),
         Command::Check(args) => check::check(&args, &paths),
         Command::Completion(args) => completion::completion(&args),
         Command::Version => version::version(&paths),

@@ -81,9 +81,11 @@ impl Containerd {
             return Err("containerd-shim-ampoule-v2 is not staged".into());
         }
         let name = format!("c{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let inside = Namespaces::new();
+        let inside = Namespaces::new()?;
         fs::write(inside.path("/run/test/config.toml"), config()).expect("the configuration");
         fs::write(inside.path("/run/test/fstab"), fstab(&root)).expect("the mounts");
+        fs::create_dir(inside.path("/run/test/cni")).expect("a folder");
+        fs::write(inside.path("/run/test/cni/10-pods.conf"), NETWORK).expect("the network");
         adopt(&root, &inside);
         let daemon = daemon(&inside, version);
         let mut containerd = Self {
@@ -331,6 +333,12 @@ conf_dir = "/run/test/cni"
     }
     text
 }
+
+/// The network of all pods: a bridge.
+const NETWORK: &str = r#"{
+    "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "pods0", "isGateway": true,
+    "ipam": {"type": "host-local", "subnet": "10.88.0.0/24", "dataDir": "/run/test/ipam"}
+}"#;
 
 const DATABASES: [&str; 2] = [
     "io.containerd.metadata.v1.bolt/meta.db",

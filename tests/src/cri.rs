@@ -16,12 +16,6 @@ pub use messages::*;
 /// Where pods' logs go, inside.
 const LOGS: &str = "/run/test/pods";
 
-/// One network for all pods: a bridge.
-const NETWORK: &str = r#"{
-    "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "pods0", "isGateway": true,
-    "ipam": {"type": "host-local", "subnet": "10.88.0.0/24", "dataDir": "/run/test/ipam"}
-}"#;
-
 /// A pod that was started.
 pub struct Pod<'a> {
     containerd: &'a Containerd,
@@ -35,8 +29,8 @@ macro_rules! method {
     };
 }
 
-/// Gives containerd a network for its pods, and waits until it has seen it.
-pub fn network(containerd: &Containerd) {
+/// Waits until containerd takes pods.
+pub fn is_up(containerd: &Containerd) {
     #[derive(Clone, PartialEq, Message)]
     struct Condition {
         #[prost(string, tag = "1")]
@@ -54,12 +48,6 @@ pub fn network(containerd: &Containerd) {
         #[prost(message, optional, tag = "1")]
         status: Option<Conditions>,
     }
-    let folder = containerd.inside.path("/run/test/cni");
-    fs::create_dir_all(&folder).expect("a folder");
-    // containerd reads it as soon as it is there.
-    let new = containerd.inside.path("/run/test/pods.conf");
-    fs::write(&new, NETWORK).expect("the network's configuration");
-    fs::rename(new, folder.join("10-pods.conf")).expect("the network's configuration");
     let deadline = Instant::now() + LIMIT;
     loop {
         let answer = containerd.grpc.call::<_, Answer>("k8s.io", method!("Status"), ());

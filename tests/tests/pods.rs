@@ -4,7 +4,7 @@ use std::{thread, time::Instant};
 
 use ampoule_tests::{
     containerd::{Containerd, Runtime, Version},
-    cri::{NamespaceOption, Pod, network},
+    cri::{NamespaceOption, Pod, is_up},
     skip,
 };
 
@@ -25,7 +25,7 @@ host!(ampoule_1_7 = Ampoule V1_7: a_pod);
 fn on(version: Version, runtime: Runtime, test: fn(&Containerd)) {
     match Containerd::start(version, runtime) {
         Ok(containerd) => {
-            network(&containerd);
+            is_up(&containerd);
             test(&containerd);
         }
         Err(why) => skip(thread::current().name().unwrap_or_default(), &why),
@@ -127,7 +127,7 @@ fn containerd_killed(containerd: &Containerd) {
     let members = pods.each_ref().map(|pod| pod.start("member", 0, 0, SERVE));
     containerd.kill();
     containerd.start_again();
-    network(containerd);
+    is_up(containerd);
     for (pod, member) in pods.iter().zip(&members) {
         assert_eq!((pod.status().status.unwrap().state, pod.container(member).state), (0, 1));
         assert_eq!(pod.exec(member, "exit 3", 60).unwrap().exit_code, 3);

@@ -14,6 +14,8 @@ pub const GROUP: [&str; 3] = [
 
 /// More than this is no container's specification.
 const MAX_SIZE: u64 = 16 << 20;
+/// Read at once.
+const USUAL_SIZE: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the container's specification {} cannot be read", path.display())]
@@ -35,7 +37,7 @@ struct Spec {
 pub fn group(bundle: &Path, id: &str) -> Result<String, GroupError> {
     let path = bundle.join("config.json");
     let failed = |source| GroupError { path: path.clone(), source };
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(USUAL_SIZE);
     match File::open(&path) {
         Ok(file) => file.take(MAX_SIZE).read_to_end(&mut text).map_err(failed)?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(id.into()),

@@ -37,11 +37,12 @@ impl Process {
 }
 
 impl Namespaces {
-    pub fn new() -> Self {
+    /// Says why where this process may not make them.
+    pub fn new() -> Result<Self, String> {
         let mut unshare = Command::new("setpriv");
         unshare.args(["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--pid", "--fork"]);
         unshare.args(["--kill-child", "--mount-proc", "sh", "-c", SET_UP]);
-        let unshare = unshare.stdin(Stdio::null()).spawn().expect("util-linux");
+        let mut unshare = unshare.stdin(Stdio::null()).spawn().expect("util-linux");
         let children = format!("/proc/{0}/task/{0}/children", unshare.id());
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -49,7 +50,10 @@ impl Namespaces {
             if let Ok(pid) = pid
                 && fs::exists(format!("/proc/{pid}/root/run/test/ready")).unwrap_or_default()
             {
-                return Self { unshare, pid };
+                return Ok(Self { unshare, pid });
+            }
+            if let Ok(Some(status)) = unshare.try_wait() {
+                return Err(format!("no namespaces of its own here: {status}"));
             }
             assert!(Instant::now() < deadline, "no namespaces");
             thread::sleep(Duration::from_millis(5));
@@ -98,12 +102,6 @@ impl Namespaces {
         let text = fs::read_to_string(self.path("/proc/1/mountinfo")).expect("mounts");
         let words = |line: &str| line.split(' ').skip(3).take(2).collect::<Vec<_>>().join(" at ");
         text.lines().map(words).collect()
-    }
-}
-
-impl Default for Namespaces {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
