@@ -69,6 +69,28 @@ unpack_package() {
     rm -r "$2/deb"
 }
 
+# unpack_from RELEASE DIR PACKAGE...: the same from another release of the mirror that this machine's own comes from,
+# without a change to its sources. Needs `scratch`.
+unpack_from() {
+    local release=$1 dir=$2 own mirror apt=$work/apt-$1 package
+    shift 2
+    own=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+        awk -v release="$own" '$2 == release { print $1; exit }')
+    mkdir -p "$apt/lists/partial"
+    echo "deb $mirror $release main" >"$apt/sources.list"
+    private_apt() {
+        apt_get -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+            -o Dir::State::lists="$apt/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$@"
+    }
+    private_apt update
+    for package in "$@"; do
+        mkdir -p "$apt/$package"
+        (cd "$apt/$package" && private_apt download "$package/$release")
+        dpkg-deb -x "$apt/$package"/*.deb "$dir"
+    done
+}
+
 # hash_of FILE-OR-WORD...: a short hash of the contents of files and of plain words.
 hash_of() {
     local input

@@ -22,6 +22,7 @@ use crate::{
     cgroup::{self, Cgroup},
     clock, console,
     error::Error,
+    files::Files,
     oci::{self, ConsoleSize, NamespaceKind, Seccomp},
     plan::{Exec, Init, Plan, StepError, at},
     process::{Ending, Exit, Process, Recipe},
@@ -72,6 +73,7 @@ impl Container {
             rootfs,
             stdio,
             init,
+            files,
             realtime_ns,
             seed,
             ..
@@ -81,6 +83,8 @@ impl Container {
         let random = (!seed.is_empty()).then(|| Random::new(&seed)).transpose()?;
         let random_file = random.clone().map(random::device::mount).transpose()?;
         let streams = Streams::connect(&stdio).await?;
+        // Until the container's mounts have them.
+        let _files = Files::write(&id, &files)?;
         let name = id.clone();
         let rootfs = blocking(move || Rootfs::mount(&name, &rootfs)).await?;
         let cgroup = match Cgroup::create(&id, &spec.linux.resources) {
@@ -269,6 +273,11 @@ impl Container {
     pub async fn resume(&self) -> Result<(), Error> {
         self.expect(&[State::Paused])?;
         Ok(self.cgroup.freeze(false, FREEZE).await.map_err(at("resume", &self.id))?)
+    }
+
+    pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        self.expect(&[State::Created, State::Running, State::Paused])?;
+        Ok(self.cgroup.limit(&oci::resources(resources)?)?)
     }
 
     pub fn stats(&self) -> Result<StatsResponse, Error> {

@@ -7,7 +7,7 @@
 //! - [`registry`][]: things by id, [`error`]: what can go wrong with them
 //! - [`container`][]: the life of a container, [`process`]: of a process
 //! - [`console`][]: a shell in the guest itself
-//! - [`rootfs`], [`cgroup`], [`stats`]: what a container is made of and what it uses
+//! - [`rootfs`], [`files`], [`cgroup`], [`stats`]: what a container is made of and what it uses
 //! - [`random`][]: random numbers of a container that was given a seed
 //! - [`stdio`][]: pumps between processes and the host
 //! - [`reaper`][]: exits
@@ -22,6 +22,7 @@ mod clock;
 mod console;
 mod container;
 mod error;
+mod files;
 mod host;
 mod init;
 mod mount;

@@ -324,6 +324,16 @@ pub fn process(json: &[u8]) -> Result<Process, StepError> {
     Ok(process)
 }
 
+/// Reads the resources of an update.
+///
+/// # Errors
+/// As [`container`].
+pub fn resources(json: &[u8]) -> Result<Resources, StepError> {
+    let resources: Resources = parse(json)?;
+    refuse_unlimitable(&resources)?;
+    Ok(resources)
+}
+
 fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, StepError> {
     let read = || {
         let mut value: Value = serde_json::from_slice(json)?;
@@ -358,8 +368,11 @@ fn is_empty(value: &Value) -> bool {
 fn refuse_unenforced(spec: &Spec) -> Result<(), StepError> {
     refuse_bad_process(&spec.process)?;
     refuse_bad_namespaces(&spec.linux)?;
-    let memory = &spec.linux.resources.memory;
-    let cpu = &spec.linux.resources.cpu;
+    refuse_unlimitable(&spec.linux.resources)
+}
+
+fn refuse_unlimitable(resources: &Resources) -> Result<(), StepError> {
+    let Resources { memory, cpu, .. } = resources;
     let limits = [
         ("linux.resources.memory.kernel", memory.kernel),
         ("linux.resources.memory.kernelTCP", memory.kernel_tcp),

@@ -9,7 +9,7 @@ use ampoule_agent_api::{
     agent::{
         ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
         CreateResponse, Empty, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
-        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, WaitResponse,
+        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest, WaitResponse,
     },
     agent_ttrpc::Agent,
 };
@@ -158,6 +158,11 @@ impl Agent for Service {
 
     async fn stats(&self, _: &TtrpcContext, req: ContainerRequest) -> ttrpc::Result<StatsResponse> {
         Ok(self.container(&req.container_id)?.stats()?)
+    }
+
+    async fn update(&self, _: &TtrpcContext, req: UpdateRequest) -> ttrpc::Result<Empty> {
+        self.container(&req.container_id)?.update(&req.resources)?;
+        Ok(Empty::new())
     }
 
     async fn pause(&self, _: &TtrpcContext, req: ContainerRequest) -> ttrpc::Result<Empty> {

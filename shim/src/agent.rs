@@ -10,7 +10,7 @@ use ampoule_agent_api::{
     agent::{
         ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
         HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
-        StartResponse, StatsResponse, WaitResponse,
+        StartResponse, StatsResponse, UpdateRequest, WaitResponse,
     },
     agent_ttrpc::AgentClient,
 };
@@ -135,6 +135,13 @@ impl Agent {
     pub async fn stats(&self, container: &str) -> Result<StatsResponse> {
         let request = container_request(container);
         bounded(format!("stats {container}"), QUICK, |ctx| self.0.stats(ctx, &request)).await
+    }
+
+    pub async fn update(&self, container: &str, resources: Vec<u8>) -> Result<()> {
+        let request =
+            UpdateRequest { container_id: container.into(), resources, ..Default::default() };
+        bounded(format!("update {container}"), QUICK, |ctx| self.0.update(ctx, &request)).await?;
+        Ok(())
     }
 
     pub async fn pause(&self, container: &str) -> Result<()> {

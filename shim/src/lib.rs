@@ -12,6 +12,10 @@
 //! - [`registry`], [`control`]: the sandboxes of a user on disk, and the socket of each
 //! - [`journal`], [`log`]: what a detached container writes, and who is attached to it
 //! - [`event_loop`]: what a command runs in
+//! - [`bootstrap`]: `containerd-shim-ampoule-v2` as containerd calls it: `start`, `delete`, `-info`
+//! - [`daemon`]: the process that `start` leaves behind, one for each sandbox
+//! - [`task`]: containerd's Task services
+//! - [`publisher`]: events, to containerd
 //! - [`timings`], [`clock`]: the spans of a run
 //! - [`check`]: whether this host can run sandboxes
 //! - [`config`]: the file `config.toml`
@@ -19,6 +23,7 @@
 //! - [`error`], [`text`]: what is printed when something is wrong
 
 pub mod agent;
+pub mod bootstrap;
 pub mod budget;
 pub mod capabilities;
 pub mod check;
@@ -27,6 +32,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod error;
 pub mod event_loop;
 pub mod id;
@@ -36,6 +42,7 @@ pub mod kvm;
 pub mod log;
 pub mod name;
 pub mod paths;
+pub mod publisher;
 pub mod registry;
 pub mod rootfs;
 pub mod run_spec;
@@ -45,6 +52,7 @@ pub mod signal_name;
 pub mod signals;
 pub mod spec;
 pub mod stdio;
+pub mod task;
 pub mod terminal;
 pub mod text;
 pub mod timestamp;

@@ -32,11 +32,19 @@ use tokio::{
 use crate::{
     agent::{Agent, AgentError},
     id::Id,
-    spec::SpecError,
+    spec::{SpecError, guest_resources},
     vm::{Death, Disk, VmError},
 };
 use owner::Input;
 pub use table::Refused;
+
+/// RAM of a VM in MiB whose containers may use `limit` bytes: these, and for the guest kernel and agent 64 MiB and
+/// a sixteenth (its page tables and page descriptors grow with the memory). So a limit is met in the container,
+/// not in the VM.
+pub fn vm_memory_mib(limit: u64) -> u32 {
+    let mib = limit.div_ceil(1 << 20);
+    u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
+}
 
 /// The slot of [`SandboxConfig::disks`]' first one; the guest image has the slot before.
 pub const FIRST_DISK: u8 = 1;
@@ -107,6 +115,12 @@ pub struct ContainerConfig {
     pub spec: Spec,
     pub rootfs: RootFs,
     pub stdio: Stdio,
+    /// Files of the host that the guest gets a copy of. Binds of others are refused.
+    pub files: Vec<HostFile>,
+    /// Binds of what the guest has of its own: source in the spec, source in the guest.
+    pub binds: Vec<(String, String)>,
+    /// The container whose namespaces are those that the spec names by path; without one that is refused.
+    pub joins: Option<Id>,
     /// A PID 1 of the agent's stays before the process: it reaps, and passes signals on (docker's `--init`).
     pub init: bool,
     pub fixed: Fixed,
@@ -119,6 +133,15 @@ pub struct Fixed {
     pub clock: Option<SystemTime>,
     /// Where the container's random numbers come from; its sandbox must be [`SandboxConfig::seeded`].
     pub seed: Option<[u8; 32]>,
+}
+
+/// A small file, as it was when it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFile {
+    /// Source of bind mounts in the spec.
+    pub source: String,
+    pub content: Vec<u8>,
+    pub mode: u32,
 }
 
 /// A further process to be created in a container.
@@ -389,6 +412,12 @@ impl Sandbox {
         self.alive(self.agent.pids(container.as_str())).await
     }
 
+    /// Gives a container other limits: OCI's resources, JSON.
+    pub async fn update(&self, container: &Id, resources: &[u8]) -> Result<()> {
+        let resources = guest_resources(resources)?;
+        self.alive(self.agent.update(container.as_str(), resources)).await
+    }
+
     pub async fn pause(&self, container: &Id) -> Result<()> {
         self.ask(|reply| Input::Freeze(container.clone(), true, reply)).await
     }
@@ -457,4 +486,4 @@ impl Sandbox {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

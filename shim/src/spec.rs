@@ -4,6 +4,8 @@
 //! name, everything else passes through. [`FIELDS`] is the table; mounts, namespaces and devices, which need a
 //! look inside, follow below it.
 
+use std::collections::HashMap;
+
 use oci_spec::runtime::{Process, Spec};
 use serde_json::Value;
 
@@ -111,8 +113,17 @@ const DEFAULT_DEVICES: &[&str] = &[
     "/dev/ptmx",
 ];
 
+/// What a caller names of the host and the guest has an own one of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counterparts {
+    /// By the source of a bind mount: what is bound in its place.
+    pub binds: HashMap<String, String>,
+    /// The process of the guest whose namespaces are joined where the caller names one by its path.
+    pub namespaces_of: Option<u32>,
+}
+
 /// Turns a caller's spec into the guest's.
-pub fn guest_spec(spec: &Spec) -> Result<Spec> {
+pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
     let mut json = serde_json::to_value(spec)?;
     apply(FIELDS, "", &mut json)?;
     json["root"] = root(&json["root"]);
@@ -121,10 +132,10 @@ pub fn guest_spec(spec: &Spec) -> Result<Spec> {
         None => return Err(invalid("process", "missing")),
     }
     for (i, mount) in entries(&mut json, "/mounts").iter_mut().enumerate() {
-        check_mount(i, mount)?;
+        check_mount(i, mount, counterparts)?;
     }
     for (i, namespace) in entries(&mut json, "/linux/namespaces").iter_mut().enumerate() {
-        check_namespace(i, namespace)?;
+        check_namespace(i, namespace, counterparts)?;
     }
     check_devices(entries(&mut json, "/linux/devices"))?;
     if let Some(Value::Object(linux)) = json.get_mut("linux") {
@@ -139,6 +150,19 @@ pub fn guest_process(process: &Process) -> Result<Process> {
     let mut json = serde_json::to_value(process)?;
     check_process(&mut json)?;
     Ok(serde_json::from_value(json)?)
+}
+
+/// Turns the JSON of resources that a running container is to have into the guest's. The devices it may use were
+/// decided when it was created.
+pub fn guest_resources(resources: &[u8]) -> Result<Vec<u8>> {
+    let resources: Value = serde_json::from_slice(resources)?;
+    let mut json = serde_json::json!({ "linux": { "resources": resources } });
+    apply(FIELDS, "", &mut json)?;
+    let mut resources = json["linux"]["resources"].take();
+    if let Value::Object(fields) = &mut resources {
+        fields.remove("devices");
+    }
+    Ok(serde_json::to_vec(&resources)?)
 }
 
 fn apply(rules: &[(&str, Rule)], prefix: &str, json: &mut Value) -> Result<()> {
@@ -184,7 +208,7 @@ fn check_process(process: &mut Value) -> Result<()> {
     Ok(())
 }
 
-fn check_mount(i: usize, mount: &mut Value) -> Result<()> {
+fn check_mount(i: usize, mount: &mut Value, counterparts: &Counterparts) -> Result<()> {
     let destination = mount["destination"].as_str().unwrap_or_default().to_string();
     let field = |name: &str| format!("mounts[{i}] ({}).{name}", destination.escape_default());
     if !destination.starts_with('/') || destination.split('/').any(|part| part == "..") {
@@ -193,7 +217,13 @@ fn check_mount(i: usize, mount: &mut Value) -> Result<()> {
     let options = mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let kind = mount["type"].as_str().unwrap_or_default();
     if kind == "bind" || options.into_iter().any(|o| o == "bind" || o == "rbind") {
-        return Err(unsupported(field("type"), "files of the host cannot be mounted yet"));
+        let source = mount["source"].as_str().unwrap_or_default();
+        let Some(counterpart) = counterparts.binds.get(source) else {
+            return Err(unsupported(field("type"), "files of the host cannot be mounted yet"));
+        };
+        mount["source"] = counterpart.as_str().into();
+        mount["type"] = "bind".into();
+        return Ok(());
     }
     if !FILE_SYSTEMS.contains(&kind) {
         return Err(unsupported(field("type"), "not a file system a guest can mount"));
@@ -210,17 +240,24 @@ fn check_mount(i: usize, mount: &mut Value) -> Result<()> {
     Ok(())
 }
 
-fn check_namespace(i: usize, namespace: &mut Value) -> Result<()> {
+fn check_namespace(i: usize, namespace: &mut Value, counterparts: &Counterparts) -> Result<()> {
     let kind = namespace["type"].as_str().unwrap_or_default().to_string();
     let field = |name: &str| format!("linux.namespaces[{i}] ({kind}).{name}");
     match kind.as_str() {
         "time" => return Err(unsupported(field("type"), NOT_YET)),
-        _ if is_nothing(&namespace["path"]) => {}
-        _ => return Err(unsupported(field("path"), "namespaces of the host cannot be joined")),
+        _ if is_nothing(&namespace["path"]) => {
+            if let Value::Object(fields) = namespace {
+                fields.remove("path");
+            }
+            return Ok(());
+        }
+        _ => {}
     }
-    if let Value::Object(fields) = namespace {
-        fields.remove("path");
-    }
+    let Some(pid) = counterparts.namespaces_of else {
+        return Err(unsupported(field("path"), "namespaces of the host cannot be joined"));
+    };
+    let name = if kind == "network" { "net" } else { &kind };
+    namespace["path"] = format!("/proc/{pid}/ns/{name}").into();
     Ok(())
 }
 

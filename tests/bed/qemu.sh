@@ -26,23 +26,8 @@ find_qemu() {
     qemu=("$newer/usr/bin/qemu-system-x86_64" -L "$newer/usr/share/seabios" -L "$newer/usr/share/qemu")
 }
 
-# backported_qemu DIR: from the mirror that this machine's release comes from, without a change to its sources.
 backported_qemu() {
-    local release mirror apt=$work/backports package
-    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-        awk -v release="$release" '$2 == release { print $1; exit }')
-    mkdir -p "$apt/lists/partial"
-    echo "deb $mirror $release-backports main" >"$apt/sources.list"
-    private_apt() {
-        apt_get -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
-            -o Dir::State::lists="$apt/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$@"
-    }
-    private_apt update
-    for package in qemu-system-x86 qemu-system-common qemu-system-data seabios; do
-        mkdir -p "$apt/$package"
-        (cd "$apt/$package" && private_apt download "$package/$release-backports")
-        dpkg-deb -x "$apt/$package"/*.deb "$1"
-    done
+    unpack_from "$(. /etc/os-release && echo "$VERSION_CODENAME")-backports" "$1" \
+        qemu-system-x86 qemu-system-common qemu-system-data seabios
     "$1/usr/bin/qemu-system-x86_64" --version
 }

@@ -72,6 +72,11 @@ pub fn ampoule<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
     Ampoule { command, stdin: Vec::new(), name: None }
 }
 
+/// Any other command.
+pub fn program(command: Command) -> Ampoule {
+    Ampoule { command, stdin: Vec::new(), name: None }
+}
+
 /// `ampoule run --name UNIQUE ARGS...`
 pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ampoule {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -172,7 +177,7 @@ impl Ampoule {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("ampoule is staged: make build");
+            .unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
         Running { child, name: self.name, began: Instant::now() }
     }
 

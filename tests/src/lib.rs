@@ -6,16 +6,24 @@
 //! - [`Footprint`]: what the host holds, to be the same before and after
 //! - [`percentiles`]: of the measurements of `make bench`
 //! - [`sandbox`]: a sandbox with several containers, through the library
+//! - [`containerd`]: a containerd of a test's own, and what it leaves behind
+//! - [`cri`]: pods as a kubelet runs them
+//! - [`screen`]: a terminal with its user
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
 mod command;
+pub mod containerd;
+pub mod cri;
 mod footprint;
 pub mod percentiles;
 pub mod sandbox;
+pub mod screen;
 mod skip;
 mod traces;
 
-pub use command::{Ampoule, Detached, Outcome, Running, ampoule, detached, detached_with, run};
+pub use command::{
+    Ampoule, Detached, Outcome, Running, ampoule, detached, detached_with, program, run,
+};
 pub use footprint::Footprint;
 pub use skip::skip;
 pub use traces::{assert_nothing_left, processes_of};

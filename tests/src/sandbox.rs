@@ -116,6 +116,9 @@ impl Pod {
             spec,
             rootfs,
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
+            files: Vec::new(),
+            binds: Vec::new(),
+            joins: None,
             init: false,
             fixed: Default::default(),
         };

@@ -1,88 +1,15 @@
 //! A terminal: what an interactive user sees.
 
-use std::{
-    fs::File,
-    io::{Read, Write},
-    process::{Child, Stdio},
-    sync::{Arc, Mutex},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
-use ampoule_tests::{Ampoule, ampoule, detached, detached_with, run};
-use rustix::{
-    fs::{Mode, OFlags, open},
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{Winsize, tcgetattr, tcsetwinsize},
-};
-
-/// A pseudo-terminal with its user: types, and reads the screen.
-struct Screen {
-    master: File,
-    seen: Arc<Mutex<String>>,
-}
-
-impl Screen {
-    fn new() -> (Self, File) {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let name = ptsname(&master, Vec::new()).unwrap();
-        let slave = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
-        let master = File::from(master);
-        let seen = Arc::new(Mutex::new(String::new()));
-        let (mut reader, shared) = (master.try_clone().unwrap(), seen.clone());
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(n @ 1..) = reader.read(&mut bytes) {
-                shared.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..n]));
-            }
-        });
-        let screen = Self { master, seen };
-        screen.resize(80, 24);
-        (screen, File::from(slave))
-    }
-
-    fn resize(&self, columns: u16, rows: u16) {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&self.master, size).unwrap();
-    }
-
-    fn types(&mut self, keys: &str) {
-        self.master.write_all(keys.as_bytes()).unwrap();
-    }
-
-    /// Waits until the screen shows `word`, and forgets everything up to it.
-    fn shows(&self, word: &str) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let mut seen = self.seen.lock().unwrap();
-            if let Some(at) = seen.find(word) {
-                seen.drain(..at + word.len());
-                return;
-            }
-            assert!(Instant::now() < deadline, "no {word:?} on the screen: {seen:?}");
-            drop(seen);
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-/// Starts a command on the terminal.
-fn on(slave: &File, ampoule: Ampoule) -> Child {
-    let mut command = ampoule.command;
-    command
-        .stdin(slave.try_clone().unwrap())
-        .stdout(slave.try_clone().unwrap())
-        .stderr(Stdio::from(slave.try_clone().unwrap()));
-    command.spawn().unwrap()
-}
+use ampoule_tests::{ampoule, detached, detached_with, run, screen::Screen};
+use rustix::termios::tcgetattr;
 
 #[test]
 fn a_terminal_is_one_inside_follows_the_window_and_is_given_back() {
     let (mut screen, slave) = Screen::new();
     let before = tcgetattr(&slave).unwrap();
-    let mut child = on(&slave, run(["-it", "alpine", "--", "sh"]));
+    let mut child = Screen::on(&slave, run(["-it", "alpine", "--", "sh"]));
     screen.types("test -t 0 && test -t 1 && echo is-a-$((1+1))-tty\n");
     screen.shows("is-a-2-tty");
     screen.types("stty size\n");
@@ -117,18 +44,18 @@ fn exec_and_attach_have_a_terminal_too_and_attach_can_be_left() {
     let sandbox = detached(["-it", "alpine", "sh"]);
     let (mut screen, slave) = Screen::new();
     let before = tcgetattr(&slave).unwrap();
-    let mut exec = on(&slave, ampoule(["exec", "-it", &sandbox.0, "sh"]));
+    let mut exec = Screen::on(&slave, ampoule(["exec", "-it", &sandbox.0, "sh"]));
     screen.types("test -t 0 && stty size && exit 6\n");
     screen.shows("24 80");
     assert_eq!(exec.wait().unwrap().code(), Some(6));
-    let mut attach = on(&slave, ampoule(["attach", &sandbox.0]));
+    let mut attach = Screen::on(&slave, ampoule(["attach", &sandbox.0]));
     screen.types("stty size; echo a-$((1+1))\n");
     screen.shows("24 80");
     screen.shows("a-2");
     screen.types("\x10\x11");
     assert_eq!(attach.wait().unwrap().code(), Some(0));
     assert_eq!(before.local_modes, tcgetattr(&slave).unwrap().local_modes);
-    let mut attach = on(&slave, ampoule(["attach", &sandbox.0]));
+    let mut attach = Screen::on(&slave, ampoule(["attach", &sandbox.0]));
     screen.types("exit 4\n");
     assert_eq!(attach.wait().unwrap().code(), Some(4));
     assert_eq!(sandbox.verb("wait").text(), "4");
@@ -149,7 +76,7 @@ fn a_console_is_a_shell_in_the_guest_once_it_is_turned_on() {
     let expected = format!("ampoule-agent\n0\n{}\nCapEff:\t000001ffffffffff", sandbox.0);
     assert_eq!(out, expected);
     let (mut screen, slave) = Screen::new();
-    let mut child = on(&slave, ampoule(["console", &sandbox.0]));
+    let mut child = Screen::on(&slave, ampoule(["console", &sandbox.0]));
     screen.types("test -t 0 && stty size; pidof ampoule-agent\n");
     screen.shows("24 80");
     screen.shows("1");

@@ -10,3 +10,13 @@ pub use generated::{agent, agent_ttrpc};
 
 /// Host vsock port that the agent dials when it is ready.
 pub const AGENT_PORT: u32 = 1024;
+
+/// Where the agent puts the nth file of a request for a container.
+pub fn file_path(container: &str, n: usize) -> String {
+    format!("{}/{n}", files_of(container))
+}
+
+/// The folder of those files.
+pub fn files_of(container: &str) -> String {
+    format!("/run/ampoule-files/{container}")
+}

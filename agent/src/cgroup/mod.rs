@@ -82,11 +82,14 @@ impl Cgroup {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = open(&path, flags, Mode::empty()).map_err(at("cgroup", path.display()))?;
         let cgroup = Self { path, directory };
-        for limit in limits::of(resources)? {
-            cgroup.set(&limit)?;
-        }
+        cgroup.limit(resources)?;
         devices::attach(cgroup.directory(), &resources.devices)?;
         Ok(cgroup)
+    }
+
+    /// Sets what is named of all but the devices.
+    pub fn limit(&self, resources: &Resources) -> Result<(), StepError> {
+        limits::of(resources)?.iter().try_for_each(|limit| self.set(limit))
     }
 
     fn set(&self, limit: &limits::Limit) -> Result<(), StepError> {

@@ -36,7 +36,7 @@ use crate::{
     run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
         ContainerConfig, Created, Exit, FIRST_DISK, Fixed, ProcessId, Sandbox, SandboxConfig,
-        SandboxError, Stdio, Streams,
+        SandboxError, Stdio, Streams, vm_memory_mib,
     },
     signal_name::Signal,
     signals::Signals,
@@ -316,6 +316,9 @@ async fn prepare(
             clock: args.clock.map(|clock| clock.0.0),
             seed: args.seed.map(|seed| seed.0),
         },
+        files: Vec::new(),
+        binds: Vec::new(),
+        joins: None,
     };
     let created = sandbox.create_container(config).await?;
     Ok((sandbox, created))
@@ -362,13 +365,6 @@ fn seccomp_file(path: &Path) -> Result<SeccompChoice, RunError> {
     let profile = fs::read(path).map_err(failed)?;
     let profile = serde_json::from_slice(&profile).map_err(|e| failed(e.into()))?;
     Ok(SeccompChoice::Profile(profile))
-}
-
-/// RAM of the VM: the container's limit, and for the guest kernel and agent 64 MiB and a sixteenth (its page
-/// tables and page descriptors grow with the memory). So the limit is met in the container, not in the VM.
-fn vm_memory_mib(limit: u64) -> u32 {
-    let mib = limit.div_ceil(1 << 20);
-    u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
 }
 
 /// How a run ended.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::guest_spec;
+use crate::spec::{Counterparts, guest_spec};
 
 fn image() -> ImageConfig {
     ImageConfig {
@@ -74,7 +74,7 @@ fn a_run_needs_a_command_and_an_absolute_folder() {
 fn what_is_made_here_passes_the_conversion() {
     let options = RunOptions { command: vec!["sh".into()], ..Default::default() };
     let spec = run_spec(&image(), &options).unwrap();
-    let guest = guest_spec(&spec).unwrap();
+    let guest = guest_spec(&spec, &Counterparts::default()).unwrap();
     assert_eq!(guest.mounts().as_ref().unwrap().len(), 7);
     assert_eq!(guest.process(), spec.process());
 }

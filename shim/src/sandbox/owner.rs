@@ -7,9 +7,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ampoule_agent_api::agent::{
-    self, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, StartResponse,
-    WaitResponse,
+use ampoule_agent_api::{
+    agent::{
+        self, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, StartResponse,
+        WaitResponse,
+    },
+    file_path,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -22,12 +25,12 @@ use super::{
     boot::Booted,
     disks::{Disks, Turn},
     table::Table,
-    wire::{UNKNOWN, exit, exit_of, failure, realtime_ns, rootfs, streams},
+    wire::{UNKNOWN, exit, exit_of, failure, file, realtime_ns, rootfs, streams},
 };
 use crate::{
     agent::{Agent, AgentError, Code},
     id::Id,
-    spec::{guest_process, guest_spec},
+    spec::{Counterparts, guest_process, guest_spec},
     text::one_line,
     vm::{Cause, Death, Disk, Report, Vm},
 };
@@ -166,9 +169,10 @@ impl Owner {
     // Creating.
 
     fn create_container(&mut self, config: ContainerConfig, reply: Reply<Created>) {
-        let process = ProcessId::init(config.id);
-        let prepared = guest_spec(&config.spec)
-            .map_err(SandboxError::from)
+        let process = ProcessId::init(config.id.clone());
+        let prepared = self
+            .counterparts(&config)
+            .and_then(|counterparts| Ok(guest_spec(&config.spec, &counterparts)?))
             .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
             .and_then(|spec| Ok((spec, self.admit(&process, config.stdio)?)));
         let (spec, (stdio, streams)) = match prepared {
@@ -183,12 +187,25 @@ impl Owner {
             init: config.init,
             realtime_ns: config.fixed.clock.map_or(0, realtime_ns),
             seed: config.fixed.seed.map(Vec::from).unwrap_or_default(),
+            files: config.files.into_iter().map(file).collect(),
             ..Default::default()
         };
         let agent = self.agent.clone();
         self.calls.spawn(async move {
             Done::Created(process, agent.create_container(&request).await, streams, reply)
         });
+    }
+
+    /// What the guest has in the place of what the spec names of the host.
+    fn counterparts(&self, config: &ContainerConfig) -> Result<Counterparts, SandboxError> {
+        let copies = config.files.iter().enumerate();
+        let copies =
+            copies.map(|(n, file)| (file.source.clone(), file_path(config.id.as_str(), n)));
+        let namespaces_of = match &config.joins {
+            Some(container) => Some(self.table.pid(&ProcessId::init(container.clone()))?),
+            None => None,
+        };
+        Ok(Counterparts { binds: copies.chain(config.binds.clone()).collect(), namespaces_of })
     }
 
     fn create_exec(&mut self, config: ExecConfig, reply: Reply<Created>) {

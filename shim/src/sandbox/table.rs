@@ -158,6 +158,9 @@ impl Table {
     /// The VM is gone: everything in it has ended.
     pub fn ended(&mut self, death: &Arc<Death>, at: SystemTime) -> Vec<Event> {
         self.0.retain(|_, entry| entry.state != State::Creating);
+        // Who asked for these hears that the VM has gone, and may ask again.
+        let deleting = self.0.values_mut().filter(|entry| entry.state == State::Deleting);
+        deleting.for_each(|entry| entry.state = State::Stopped);
         let exit = Exit { status: KILLED, oom: false, at, death: Some(death.clone()) };
         let mut containers: Vec<Id> = self.0.keys().map(|p| p.container.clone()).collect();
         containers.dedup();
@@ -172,6 +175,14 @@ impl Table {
     pub fn exit(&self, process: &ProcessId) -> Result<Option<Exit>, Refused> {
         let entry = self.get(process)?;
         Ok(if entry.state.is_over() { entry.exit.clone() } else { None })
+    }
+
+    /// Of a process that has not ended.
+    pub fn pid(&self, process: &ProcessId) -> Result<u32, Refused> {
+        match self.get(process)? {
+            Entry { state: State::Created | State::Running, exit: None, pid } => Ok(*pid),
+            entry => Err(refused(process, entry.state, "running")),
+        }
     }
 
     /// Checks that a container's processes run.

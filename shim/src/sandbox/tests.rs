@@ -83,15 +83,15 @@ impl agent_ttrpc::Agent for FakeAgent {
     }
 }
 
-struct Bed {
-    sandbox: Sandbox,
-    events: mpsc::UnboundedReceiver<Event>,
+pub struct Bed {
+    pub sandbox: Sandbox,
+    pub events: mpsc::UnboundedReceiver<Event>,
     server: Server,
     _folder: tempfile::TempDir,
 }
 
 /// A sandbox whose VMM runs `script`.
-async fn bed(script: &str) -> Bed {
+pub async fn bed(script: &str) -> Bed {
     let folder = tempfile::tempdir().unwrap();
     let exe = folder.path().join("vmm");
     fs::write(&exe, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -115,7 +115,7 @@ async fn bed(script: &str) -> Bed {
     Bed { sandbox, events, server, _folder: folder }
 }
 
-fn container(id: &str) -> ContainerConfig {
+pub fn container(id: &str) -> ContainerConfig {
     let spec = json!({
         "ociVersion": "1.1.0",
         "process": { "args": ["sh"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
@@ -129,6 +129,9 @@ fn container(id: &str) -> ContainerConfig {
             upper: Upper::Tmpfs,
         },
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
+        files: Vec::new(),
+        binds: Vec::new(),
+        joins: None,
         init: false,
         fixed: Fixed::default(),
     }
@@ -143,7 +146,7 @@ async fn running(sandbox: &Sandbox, id: &str) {
     sandbox.start(&init(id)).await.unwrap();
 }
 
-const FOREVER: &str = "exec sleep 100";
+pub const FOREVER: &str = "exec sleep 100";
 
 #[tokio::test]
 async fn a_container_lives_and_ends() {

@@ -8,7 +8,7 @@ use ampoule_agent_api::agent::{
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::UnixStream;
 
-use super::{Exit, Lower, RootFs, StartFailure, Stdio, Streams, Upper};
+use super::{Exit, HostFile, Lower, RootFs, StartFailure, Stdio, Streams, Upper};
 use crate::{
     text::one_line,
     vm::{Vm, VmError},
@@ -61,6 +61,10 @@ pub(super) fn rootfs(rootfs: &RootFs) -> agent::RootFs {
 pub(super) fn realtime_ns(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).max(1)
+}
+
+pub(super) fn file(file: HostFile) -> agent::File {
+    agent::File { content: file.content, mode: file.mode, ..Default::default() }
 }
 
 /// Asks for the streams of a process, each on a port that nobody can guess.

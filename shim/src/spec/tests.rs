@@ -36,7 +36,7 @@ fn base() -> Value {
 
 fn converted(json: Value) -> Result<Value> {
     let spec: Spec = serde_json::from_value(json).unwrap();
-    Ok(serde_json::to_value(guest_spec(&spec)?).unwrap())
+    Ok(serde_json::to_value(guest_spec(&spec, &Counterparts::default())?).unwrap())
 }
 
 /// `base` with the value at `pointer`, whose parent must exist, replaced.
@@ -185,4 +185,44 @@ fn an_execs_process_goes_the_same_way() {
     assert_eq!(guest_process(&good).unwrap().apparmor_profile(), &None);
     let bad = process(json!({ "args": ["ls"], "cwd": "x", "user": user }));
     assert!(guest_process(&bad).is_err());
+}
+
+#[test]
+fn what_the_guest_has_of_its_own_takes_the_hosts_place() {
+    let bind = json!({
+        "destination": "/etc/hosts", "type": "bind", "source": "/pods/1/hosts",
+        "options": ["rbind", "rprivate", "ro"],
+    });
+    let mut json = with("/mounts/-", bind);
+    json["linux"]["namespaces"][1]["path"] = "/proc/7/ns/net".into();
+    assert!(converted(json.clone()).is_err());
+    let spec: Spec = serde_json::from_value(json).unwrap();
+    let counterparts = Counterparts {
+        binds: [("/pods/1/hosts".to_string(), "/run/files/0".to_string())].into(),
+        namespaces_of: Some(42),
+    };
+    let guest = serde_json::to_value(guest_spec(&spec, &counterparts).unwrap()).unwrap();
+    assert_eq!(guest["mounts"][2]["source"], "/run/files/0");
+    assert_eq!(guest["mounts"][2]["options"], json!(["rbind", "rprivate", "ro"]));
+    assert_eq!(guest["linux"]["namespaces"][1]["path"], "/proc/42/ns/net");
+    assert_eq!(guest["linux"]["namespaces"][0].get("path"), None);
+}
+
+#[test]
+fn an_update_obeys_the_same_rules() {
+    let update = |json: Value| -> Result<Value> {
+        Ok(serde_json::from_slice(&guest_resources(json.to_string().as_bytes())?).unwrap())
+    };
+    let changed = json!({
+        "memory": { "limit": 5, "swappiness": 60 },
+        "devices": [{ "allow": true, "access": "rwm" }],
+        "pids": { "limit": 7 },
+    });
+    assert_eq!(
+        update(changed).unwrap(),
+        json!({ "memory": { "limit": 5 }, "pids": { "limit": 7 } })
+    );
+    let refused = update(json!({ "cpu": { "cpus": "0-1" } })).unwrap_err().to_string();
+    assert!(refused.starts_with("linux.resources.cpu.cpus: "), "{refused}");
+    assert!(guest_resources(b"{").is_err());
 }

@@ -1,0 +1,134 @@
+//! containerd's tasks: the containers of one sandbox, as its Task service sees them. In reading order:
+//!
+//! - [`service`]: the calls, in both of the API's versions
+//! - [`container`], [`process`]: what there is, and how far it is
+//! - [`create`], [`bundle`], [`size`], [`files`]: from a bundle to a container in a VM
+//! - [`pod`], [`anchor`]: the VM they share, and its process on the host
+//! - [`exec`], [`delete`]: further processes, and the end of all
+//! - [`events`]: what the sandbox tells, on its way to containerd
+//! - [`stdio`], [`stats`], [`error`]: streams, numbers, codes
+//!
+//! The first container boots the VM, others join it. When the last one has ended and its output has been passed
+//! on, the VM goes, without being asked; what is left then is known here. The daemon goes when containerd says
+//! so and nothing is left.
+
+mod anchor;
+mod bundle;
+mod container;
+mod create;
+mod delete;
+mod error;
+mod events;
+mod exec;
+mod files;
+mod pod;
+mod process;
+mod service;
+mod size;
+mod stats;
+mod stdio;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::{Mutex, mpsc, watch};
+
+use crate::{
+    id::Id,
+    paths::Paths,
+    publisher::Publisher,
+    sandbox::{Event, ProcessId},
+};
+use container::{Container, Table};
+pub use error::TaskError;
+use pod::Pod;
+use process::{Process, Status};
+pub use service::services;
+
+/// How long the end of a VM is waited for.
+const GONE: Duration = Duration::from_secs(2);
+
+type Result<T> = std::result::Result<T, TaskError>;
+
+/// What the tasks of a sandbox are made with.
+#[derive(Clone, Debug)]
+pub struct TasksConfig {
+    /// Of the sandbox: its first container's, or what its containers are grouped by.
+    pub id: Id,
+    /// containerd's.
+    pub namespace: String,
+    /// Folder of the first container.
+    pub bundle: PathBuf,
+    pub paths: Paths,
+    pub debug: bool,
+}
+
+/// The tasks of one sandbox.
+pub struct Tasks {
+    config: TasksConfig,
+    publisher: Publisher,
+    table: Table,
+    /// The one that new containers join. Locked while it boots.
+    pod: Mutex<Option<Arc<Pod>>>,
+    over: watch::Sender<bool>,
+}
+
+impl Tasks {
+    pub fn new(config: TasksConfig, publisher: Publisher) -> Arc<Self> {
+        let over = watch::Sender::new(false);
+        Arc::new(Self { config, publisher, table: Table::default(), pod: Mutex::default(), over })
+    }
+
+    /// Ends when Shutdown was called and no task is left: from then on no Create succeeds.
+    pub async fn wait_for_shutdown(&self) {
+        // We have the sender.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+        if let Some(pod) = self.pod.lock().await.take() {
+            let _ = tokio::time::timeout(GONE, pod.sandbox.shutdown()).await;
+        }
+    }
+
+    /// Lets the daemon end, if no task is left.
+    fn shut_down(&self) {
+        if self.table.close() {
+            self.over.send_replace(true);
+        }
+    }
+
+    fn process(&self, container: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>)> {
+        let container = self.table.get(container)?;
+        let process = container.process(exec)?;
+        Ok((container, process))
+    }
+
+    /// Passes on what a sandbox tells, to its end.
+    async fn follow(self: Arc<Self>, mut events: mpsc::UnboundedReceiver<Event>) {
+        while let Some(event) = events.recv().await {
+            let Some(ProcessId { container, exec }) = events::subject(&event) else { continue };
+            let exec = exec.as_ref().map_or("", Id::as_str);
+            // Nobody is told of what was given up.
+            let Ok((container, process)) = self.process(container.as_str(), exec) else { continue };
+            events::pass_on(&event, &container, &process, &self.publisher);
+            if matches!(process.status(), Status::Stopped(_)) && process.id.exec.is_none() {
+                tokio::spawn(self.clone().retire());
+            }
+        }
+    }
+
+    /// Ends the VM if nothing needs it any more, once all output has been passed on; says whether it is gone.
+    async fn retire(self: Arc<Self>) -> bool {
+        let mut slot = self.pod.lock().await;
+        if !self.table.is_idle() {
+            return false;
+        }
+        // Whoever comes from now on boots another.
+        let pod = slot.take();
+        drop(slot);
+        for container in self.table.all() {
+            container.init.drained().await;
+        }
+        if let Some(pod) = pod {
+            pod.sandbox.shutdown().await;
+        }
+        true
+    }
+}

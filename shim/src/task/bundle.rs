@@ -1,0 +1,137 @@
+//! A container's bundle as containerd makes it: `config.json`, and what it says about the sandbox around it.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::{anchor::HostNetwork, size::Size};
+use crate::bootstrap::group::GROUP;
+
+/// More than this is no spec.
+const MAX_SIZE: u64 = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    #[error("{}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}", path.display())]
+    Parse { path: PathBuf, source: serde_json::Error },
+}
+
+/// What is read from a bundle.
+#[derive(Debug)]
+pub struct Bundle {
+    pub path: PathBuf,
+    pub spec: Spec,
+}
+
+impl Bundle {
+    pub fn read(path: &Path) -> Result<Self, BundleError> {
+        let config = path.join("config.json");
+        let mut bytes = Vec::new();
+        File::open(&config)
+            .and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes))
+            .map_err(|source| BundleError::Read { path: config.clone(), source })?;
+        let spec = serde_json::from_slice(&bytes)
+            .map_err(|source| BundleError::Parse { path: config, source })?;
+        Ok(Self { path: path.into(), spec })
+    }
+
+    pub fn terminal(&self) -> bool {
+        self.spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal) == Some(true)
+    }
+
+    /// The root file system where containerd mounted, or would mount it.
+    pub fn root(&self) -> PathBuf {
+        let root = self.spec.root().as_ref().map(|root| root.path().as_path());
+        self.path.join(root.unwrap_or(Path::new("rootfs")))
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true)
+    }
+
+    /// Whether other containers may come to share this one's sandbox.
+    pub fn is_grouped(&self) -> bool {
+        let annotations = self.spec.annotations().iter().flatten();
+        annotations.into_iter().any(|(key, _)| GROUP.contains(&key.as_str()))
+    }
+
+    pub fn size(&self) -> Size {
+        Size::of(&self.spec)
+    }
+
+    /// Where this container's network is on the host.
+    pub fn network(&self) -> HostNetwork {
+        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let network = namespaces
+            .into_iter()
+            .flatten()
+            .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+        match network.map(|namespace| namespace.path()) {
+            None => HostNetwork::Host,
+            // Docker says so before it has one.
+            Some(Some(path)) if path != Path::new("/proc/0/ns/net") => {
+                HostNetwork::Path(path.clone())
+            }
+            Some(_) => HostNetwork::New,
+        }
+    }
+
+    /// A sandbox's first container has the sandbox's network for its own in the guest: the path leads to the
+    /// host's.
+    pub fn forget_network_path(&mut self) {
+        let Some(linux) = self.spec.linux_mut() else { return };
+        let namespaces = linux.namespaces_mut().iter_mut().flatten();
+        for namespace in namespaces.filter(|n| n.typ() == LinuxNamespaceType::Network) {
+            namespace.set_path(None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn bundle(namespaces: serde_json::Value) -> Bundle {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = json!({
+            "ociVersion": "1.1.0",
+            "process": { "args": ["sh"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+            "root": { "path": "rootfs" },
+            "linux": { "namespaces": namespaces },
+        });
+        std::fs::write(folder.path().join("config.json"), spec.to_string()).unwrap();
+        Bundle::read(folder.path()).unwrap()
+    }
+
+    #[test]
+    fn the_network_is_a_path_a_new_one_or_the_hosts() {
+        for (namespaces, network) in [
+            (json!([{ "type": "pid" }]), HostNetwork::Host),
+            (json!([{ "type": "network" }]), HostNetwork::New),
+            (json!([{ "type": "network", "path": "/proc/0/ns/net" }]), HostNetwork::New),
+            (json!([{ "type": "network", "path": "/n" }]), HostNetwork::Path("/n".into())),
+        ] {
+            let mut bundle = bundle(namespaces);
+            assert_eq!(bundle.network(), network);
+            bundle.forget_network_path();
+            assert!(!matches!(bundle.network(), HostNetwork::Path(_)));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_no_spec_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = Bundle::read(folder.path()).unwrap_err();
+        assert!(missing.to_string().ends_with("/config.json"), "{missing}");
+        std::fs::write(folder.path().join("config.json"), "{").unwrap();
+        assert!(matches!(Bundle::read(folder.path()), Err(BundleError::Parse { .. })));
+    }
+}

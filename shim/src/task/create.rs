@@ -1,0 +1,218 @@
+//! Create: from a bundle to a container in a VM, parked before its workload.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ampoule_vmm_api::config::MAX_DISKS;
+use containerd_shim_protos::api::CreateTaskRequest;
+
+use super::{
+    Result, Tasks,
+    anchor::Anchor,
+    bundle::Bundle,
+    container::{Container, Place},
+    error::TaskError,
+    files::{self, Binds},
+    pod::Pod,
+    process::{Process, Status},
+    stdio::{Opened, Owner, Wanted},
+};
+use crate::{
+    id::Id,
+    image::Store,
+    rootfs::{self, Mount, Prepared, RootFsError},
+    run_spec::hostname,
+    sandbox::{
+        ContainerConfig, FIRST_DISK, Fixed, ProcessId, RootFs, Sandbox, SandboxConfig,
+        vm_memory_mib,
+    },
+};
+
+/// Of what a container writes, in bytes. The disk is sparse: what is not written takes no room.
+const SCRATCH: u64 = 10 << 30;
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a container is made from, read and converted.
+struct Parts {
+    bundle: Bundle,
+    prepared: Prepared,
+    binds: Binds,
+}
+
+impl Tasks {
+    /// Returns the task's pid. Whoever drops the future, or meets an error, leaves nothing.
+    pub async fn create(self: &Arc<Self>, request: CreateTaskRequest) -> Result<u32> {
+        if !request.checkpoint.is_empty() {
+            // Not "unimplemented", on which containerd tries an older version of the API.
+            return Err(TaskError::Invalid("a checkpoint cannot be restored yet".into()));
+        }
+        let id: Id = request.id.parse()?;
+        let bundle = Bundle::read(Path::new(&request.bundle))?;
+        let wanted = Wanted {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: bundle.terminal(),
+        };
+        let init = Process::init(ProcessId::init(id.clone()), wanted);
+        let container = Container::new(id, bundle.path.clone(), request.rootfs, init);
+        let container = Arc::new(container);
+        self.table.reserve(container.clone())?;
+        let mut creation = Creation { tasks: self.clone(), container: Some(container.clone()) };
+        match self.build(&container, bundle).await {
+            Ok(()) => {
+                creation.container = None;
+                Ok(container.pid())
+            }
+            Err(error) => {
+                creation.container = None;
+                self.give_up(&container).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn build(self: &Arc<Self>, container: &Arc<Container>, bundle: Bundle) -> Result<()> {
+        let owner = Owner { id: container.id.as_str(), namespace: &self.config.namespace };
+        let opened = Opened::open(&container.init.wanted, owner).await?;
+        let mounts = container.mounts.iter().map(mount).collect();
+        let store = self.config.paths.store.clone();
+        let parts = tokio::task::spawn_blocking(move || parts(bundle, mounts, store)).await;
+        let parts =
+            parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
+        let (spec, binds, joins) = self.place(container, parts).await?;
+        let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
+        let created = place
+            .pod
+            .sandbox
+            .create_container(ContainerConfig {
+                id: container.id.clone(),
+                spec,
+                rootfs: place.rootfs.clone(),
+                stdio: opened.streams(),
+                files: binds.files,
+                binds: binds.own,
+                joins,
+                init: false,
+                fixed: Fixed::default(),
+            })
+            .await?;
+        container.init.connected(opened.connect(created.streams));
+        // Its event is on its way then.
+        container.init.until(|status| *status != Status::Creating).await;
+        Ok(())
+    }
+
+    /// Finds a container its VM. Returns what is left to make it from, and whose namespaces it joins.
+    async fn place(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        parts: Parts,
+    ) -> Result<(oci_spec::runtime::Spec, Binds, Option<Id>)> {
+        let Parts { mut bundle, prepared, binds } = parts;
+        let mut slot = self.pod.lock().await;
+        let (pod, rootfs, joins) = match slot.clone() {
+            Some(pod) => {
+                drop(slot);
+                let rootfs = prepared.attach(&pod.sandbox).await?;
+                let first = pod.first.clone();
+                (pod, rootfs, Some(first))
+            }
+            None => {
+                let (pod, rootfs) = self.boot(&container.id, &bundle, prepared).await?;
+                *slot = Some(pod.clone());
+                bundle.forget_network_path();
+                (pod, rootfs, None)
+            }
+        };
+        let attached = joins.is_some();
+        // Nobody else places this container.
+        let _ = container.place.set(Place { pod, rootfs, attached });
+        Ok((bundle.spec, binds, joins))
+    }
+
+    async fn boot(
+        self: &Arc<Self>,
+        first: &Id,
+        bundle: &Bundle,
+        prepared: Prepared,
+    ) -> Result<(Arc<Pod>, RootFs)> {
+        let anchor = Anchor::new(&bundle.network())?;
+        let size = bundle.size();
+        let paths = &self.config.paths;
+        let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
+        // A slot costs every boot a little.
+        let free = MAX_DISKS.saturating_sub(usize::from(FIRST_DISK) + disks.len());
+        let spare = if bundle.is_grouped() { u8::try_from(free).unwrap_or_default() } else { 0 };
+        let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
+        let (sandbox, events) = Sandbox::create(SandboxConfig {
+            name: self.config.id.clone(),
+            hostname: hostname(name.unwrap_or(first.as_str())).into(),
+            vcpus: size.vcpus,
+            memory_mib: vm_memory_mib(size.memory),
+            vmm: paths.vmm.clone(),
+            kernel: paths.kernel.clone(),
+            guest_image: paths.guest.clone(),
+            disks,
+            spare_disks: spare,
+            cmdline: String::new(),
+            boot_timeout: BOOT_TIMEOUT,
+            seeded: false,
+        })
+        .await?;
+        let pod = Arc::new(Pod::new(sandbox, anchor, first.clone()));
+        tokio::spawn(self.clone().follow(events));
+        tokio::spawn({
+            let pod = pod.clone();
+            async move { pod.guard().await }
+        });
+        Ok((pod, rootfs))
+    }
+
+    /// Undoes a creation, however far it came.
+    async fn give_up(self: &Arc<Self>, container: &Arc<Container>) {
+        if container.init.status() == Status::Created {
+            let _ = self.end_created(container).await;
+        }
+        let _ = self.delete_from_sandbox(container).await;
+        self.table.remove(&container.id);
+        self.clone().retire().await;
+    }
+}
+
+/// Until it is disarmed, a dropped creation is given up.
+struct Creation {
+    tasks: Arc<Tasks>,
+    container: Option<Arc<Container>>,
+}
+
+impl Drop for Creation {
+    fn drop(&mut self) {
+        if let Some(container) = self.container.take() {
+            let tasks = self.tasks.clone();
+            tokio::spawn(async move { tasks.give_up(&container).await });
+        }
+    }
+}
+
+/// Reads and converts what may take its time.
+fn parts(bundle: Bundle, mounts: Vec<Mount>, store: PathBuf) -> Result<Parts> {
+    let store = Store::open(&store).map_err(RootFsError::Convert)?;
+    let root = bundle.root();
+    let scratch = (!bundle.is_read_only()).then_some(SCRATCH);
+    let prepared = rootfs::prepare(&store, &mounts, &root, scratch)?;
+    let binds = files::binds(&bundle.spec)?;
+    Ok(Parts { bundle, prepared, binds })
+}
+
+fn mount(mount: &containerd_shim_protos::api::Mount) -> Mount {
+    Mount {
+        kind: mount.type_.clone(),
+        source: mount.source.clone(),
+        target: mount.target.clone(),
+        options: mount.options.clone(),
+    }
+}

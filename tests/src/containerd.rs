@@ -1,0 +1,393 @@
+//! A containerd of a test's own, with folders of its own in [`Namespaces`] of its own, driven by `ctr` and over its socket.
+//!
+//! When it is dropped, nothing may be left of the containers: see [`Containerd::left`].
+
+mod events;
+mod grpc;
+mod known;
+mod namespaces;
+
+use std::{
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use events::Event;
+pub use grpc::Grpc;
+pub use namespaces::{Namespaces, Process};
+
+use crate::{Ampoule, program, stage};
+use events::Events;
+
+/// No step of these tests takes longer, even in the bed.
+pub const LIMIT: Duration = Duration::from_secs(90);
+const SOCKET: &str = "/run/containerd/containerd.sock";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The machine's own.
+    V1_6,
+    /// Debian 13's, beside it.
+    V1_7,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    Runc,
+    Ampoule,
+}
+
+impl Runtime {
+    /// As runtime handlers and shims are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Ampoule => "ampoule",
+        }
+    }
+}
+
+/// A running containerd. Containers are named by their last word; their ids begin with the test's own name.
+pub struct Containerd {
+    pub runtime: Runtime,
+    pub version: Version,
+    /// What every id begins with, unique on this host.
+    pub name: String,
+    pub inside: Namespaces,
+    pub grpc: Grpc,
+    daemon: Mutex<Child>,
+    events: Events,
+    mounts: Vec<String>,
+}
+
+impl Containerd {
+    /// Starts one; says why when this machine has none or not the runtime.
+    pub fn start(version: Version, runtime: Runtime) -> Result<Self, String> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let root = folder("AMPOULE_CONTAINERD_ROOT", "tests/containerd/root.sh")?;
+        if version == Version::V1_7 {
+            folder("AMPOULE_CONTAINERD_1_7", "tests/containerd/containerd-1.7.sh")?;
+        }
+        if runtime == Runtime::Ampoule && !stage().join("bin/containerd-shim-ampoule-v2").exists() {
+            return Err("containerd-shim-ampoule-v2 is not staged".into());
+        }
+        let name = format!("c{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let inside = Namespaces::new()?;
+        fs::write(inside.path("/run/test/config.toml"), config()).expect("the configuration");
+        fs::write(inside.path("/run/test/fstab"), fstab(&root)).expect("the mounts");
+        fs::create_dir(inside.path("/run/test/cni")).expect("a folder");
+        fs::write(inside.path("/run/test/cni/10-pods.conf"), NETWORK).expect("the network");
+        adopt(&root, &inside);
+        let daemon = daemon(&inside, version);
+        let mut containerd = Self {
+            runtime,
+            version,
+            name,
+            grpc: Grpc::new(inside.path(SOCKET)),
+            events: Events::default(),
+            mounts: Vec::new(),
+            daemon: Mutex::new(daemon),
+            inside,
+        };
+        containerd.is_up();
+        containerd.mounts = containerd.inside.mounts();
+        Ok(containerd)
+    }
+
+    /// Waits until it answers, and listens to its events.
+    fn is_up(&self) {
+        let deadline = Instant::now() + LIMIT;
+        while !self.grpc.answers() {
+            assert!(Instant::now() < deadline, "containerd does not answer: {}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.events.follow(self.command("ctr").arg("events"), &self.grpc);
+    }
+
+    /// Kills it as a crash would, leaving shims and tasks alone.
+    pub fn kill(&self) {
+        for process in self.inside.processes() {
+            if process.program() == "containerd" {
+                self.inside.kill("KILL", process.pid);
+            }
+        }
+        let mut daemon = self.daemon.lock().expect("the daemon");
+        daemon.wait().expect("the daemon");
+    }
+
+    pub fn start_again(&self) {
+        *self.daemon.lock().expect("the daemon") = daemon(&self.inside, self.version);
+        self.is_up();
+    }
+
+    /// A program of this version of containerd, inside.
+    fn command(&self, name: &str) -> Command {
+        self.inside.command(programs(self.version).join(name))
+    }
+
+    /// `ctr ARGS...`
+    pub fn ctr<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Ampoule {
+        let mut command = self.command("ctr");
+        command.args(args);
+        program(command)
+    }
+
+    pub fn id(&self, container: &str) -> String {
+        format!("{}-{container}", self.name)
+    }
+
+    /// `ctr run --runtime RUNTIME OPTIONS... IMAGE ID COMMAND...`
+    pub fn run(&self, options: &[&str], image: &str, container: &str, command: &[&str]) -> Ampoule {
+        let runtime = format!("io.containerd.{}.v2", self.runtime.name());
+        let (image, id) = (format!("docker.io/local/{image}:latest"), self.id(container));
+        let run = ["run", "--runtime", &runtime];
+        self.ctr(run.iter().chain(options).chain(&[&*image, &id]).chain(command).copied())
+    }
+
+    /// `ctr tasks VERB ID ARGS...`
+    pub fn task(&self, verb: &[&str], container: &str, args: &[&str]) -> Ampoule {
+        self.ctr(["tasks"].iter().chain(verb).chain(&[&*self.id(container)]).chain(args).copied())
+    }
+
+    /// `ctr tasks exec --exec-id EXEC OPTIONS... ID COMMAND...`
+    pub fn exec(&self, options: &[&str], container: &str, exec: &str, command: &[&str]) -> Ampoule {
+        let verb: Vec<&str> = ["exec", "--exec-id", exec].iter().chain(options).copied().collect();
+        self.task(&verb, container, command)
+    }
+
+    /// Ends a container by force and removes it.
+    pub fn remove(&self, container: &str) {
+        self.task(&["kill", "--all", "-s", "KILL"], container, &[]).output();
+        self.exited(container, container);
+        self.task(&["delete"], container, &[]).output();
+        self.ctr(["containers", "rm", &self.id(container)]).output().ended_with(0);
+    }
+
+    /// PID and status of a task, as `ctr tasks ls` has them.
+    pub fn listed(&self, container: &str) -> Option<(i32, String)> {
+        let id = self.id(container);
+        let out = self.ctr(["tasks", "ls"]).output().ended_with(0).text();
+        let line = out.lines().find(|line| line.split_whitespace().next() == Some(&id))?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        Some((words[1].parse().expect("a PID"), words[2].to_owned()))
+    }
+
+    /// Events of a container's task so far.
+    pub fn events(&self, container: &str) -> Vec<Event> {
+        let id = self.id(container);
+        self.events.all().into_iter().filter(|event| event.is_of_task(&id)).collect()
+    }
+
+    /// Waits for the first event of a container's task that `is`.
+    #[track_caller]
+    pub fn event(&self, container: &str, what: &str, is: impl Fn(&Event) -> bool) -> Event {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let events = self.events(container);
+            if let Some(event) = events.iter().find(|event| is(event)) {
+                return event.clone();
+            }
+            assert!(Instant::now() < deadline, "no {what} in {events:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for the exit of a process (an init by its container's name) and gives its status.
+    #[track_caller]
+    pub fn exited(&self, container: &str, process: &str) -> u64 {
+        let process = if process == container { self.id(container) } else { process.to_owned() };
+        let is = |event: &Event| event.topic == "exit" && event.text("id") == process;
+        self.event(container, &format!("exit of {process}"), is).number("exit_status")
+    }
+
+    /// The shim that serves a container.
+    pub fn shim(&self, container: &str) -> i32 {
+        let id = self.id(container);
+        let processes = self.inside.processes();
+        let shim = processes.iter().find(|process| {
+            process.program().starts_with("containerd-shim") && process.args.contains(&id)
+        });
+        shim.unwrap_or_else(|| panic!("no shim of {id} in {processes:?}")).pid
+    }
+
+    /// What is there beside containerd itself: processes, mounts, sockets, files, cgroups, loop
+    /// devices. FIFOs are their client's.
+    pub fn left(&self) -> Vec<String> {
+        let own = ["catatonit", "containerd", "ctr"];
+        let processes = self.inside.processes().into_iter();
+        let mut left: Vec<String> = processes
+            .filter(|process| !own.contains(&process.program()))
+            .map(|process| format!("process {process:?}"))
+            .collect();
+        let mounts = self.inside.mounts().into_iter();
+        left.extend(mounts.filter(|m| !self.mounts.contains(m)).map(|m| format!("mount {m}")));
+        for folder in [
+            "/run/containerd/s",
+            "/run/containerd/io.containerd.runtime.v2.task/default",
+            "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+            "/run/netns",
+            "/run/test/tmp",
+        ] {
+            left.extend(
+                entries(&self.inside.path(folder)).iter().map(|path| format!("file {path:?}")),
+            );
+        }
+        left.extend(
+            named(Path::new("/sys/fs/cgroup"), &self.name)
+                .iter()
+                .map(|path| format!("cgroup {path:?}")),
+        );
+        left.extend(
+            named(&self.inside.path("/run/test/ampoule"), &self.name)
+                .iter()
+                .map(|path| format!("file {path:?}")),
+        );
+        left
+    }
+
+    /// The end of what it logged, for the message of a failure.
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(self.inside.path("/run/test/log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.contains("level=info")).collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("containerd's last words: {}", self.log());
+            return;
+        }
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let left = self.left();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left behind: {left:#?}\n{}", self.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// The folder that `variable` names, which `script` makes.
+fn folder(variable: &str, script: &str) -> Result<PathBuf, String> {
+    env::var_os(variable).map(PathBuf::from).ok_or(format!("{variable} is not set (see {script})"))
+}
+
+/// Where the programs of a version lie.
+fn programs(version: Version) -> PathBuf {
+    match version {
+        Version::V1_6 => "/usr/bin".into(),
+        Version::V1_7 => env::var_os("AMPOULE_CONTAINERD_1_7").map(PathBuf::from).expect("set"),
+    }
+}
+
+fn daemon(inside: &Namespaces, version: Version) -> Child {
+    let log = fs::OpenOptions::new().append(true).create(true).open(inside.path("/run/test/log"));
+    let mut paths = vec![programs(version), stage().join("bin")];
+    paths.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+    let mut command = inside.command(programs(version).join("containerd"));
+    command
+        .args(["--config", "/run/test/config.toml"])
+        .env("PATH", env::join_paths(paths).expect("no colons"))
+        .env("TMPDIR", "/run/test/tmp")
+        .env("AMPOULE_ROOT", "/run/test/ampoule")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.expect("the log"));
+    command.spawn().expect("nsenter")
+}
+
+fn config() -> String {
+    let mut text = format!(
+        r#"version = 2
+root = "/run/test/root"
+state = "/run/containerd"
+[grpc]
+address = "{SOCKET}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "/run/test/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "docker.io/local/pause:latest"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "/run/test/cni"
+"#
+    );
+    for runtime in [Runtime::Runc, Runtime::Ampoule] {
+        let name = runtime.name();
+        let table = format!(r#"[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]"#);
+        writeln!(text, "{table}\nruntime_type = \"io.containerd.{name}.v2\"").expect("a string");
+    }
+    text
+}
+
+/// The network of all pods: a bridge.
+const NETWORK: &str = r#"{
+    "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "pods0", "isGateway": true,
+    "ipam": {"type": "host-local", "subnet": "10.88.0.0/24", "dataDir": "/run/test/ipam"}
+}"#;
+
+const DATABASES: [&str; 2] = [
+    "io.containerd.metadata.v1.bolt/meta.db",
+    "io.containerd.snapshotter.v1.overlayfs/metadata.db",
+];
+
+/// Everything in the folder of unpacked images that is not a database: it is only read.
+fn fstab(root: &Path) -> String {
+    let blobs = PathBuf::from("io.containerd.content.v1.content/blobs");
+    let snapshots = Path::new("io.containerd.snapshotter.v1.overlayfs/snapshots");
+    let names = entries(&root.join(snapshots));
+    let snapshots = names.iter().map(|path| snapshots.join(path.file_name().expect("a name")));
+    let mut text = String::new();
+    for path in [blobs].into_iter().chain(snapshots) {
+        let (from, to) = (root.join(&path), Path::new("/run/test/root").join(&path));
+        writeln!(text, "{} {} none bind,x-mount.mkdir", from.display(), to.display())
+            .expect("a string");
+    }
+    text
+}
+
+/// Makes the folder of unpacked images containerd's own.
+fn adopt(root: &Path, inside: &Namespaces) {
+    for database in DATABASES {
+        let copy = inside.path("/run/test/root").join(database);
+        fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder");
+        fs::copy(root.join(database), copy).expect("a database");
+    }
+    let mut mount = inside.command("mount");
+    mount.args(["--all", "--fstab", "/run/test/fstab"]);
+    program(mount).output().ended_with(0);
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// Everything below `folder` whose name contains `name`.
+fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for path in entries(&folder) {
+            if path.file_name().is_some_and(|last| last.to_string_lossy().contains(name)) {
+                found.push(path);
+            } else if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                folders.push(path);
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,210 @@
+//! Pods as a kubelet runs them: CRI over containerd's socket.
+
+mod messages;
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use prost::Message;
+use tonic::Status;
+
+use crate::containerd::{Containerd, LIMIT};
+pub use messages::*;
+
+/// Where pods' logs go, inside.
+const LOGS: &str = "/run/test/pods";
+
+/// A pod that was started.
+pub struct Pod<'a> {
+    containerd: &'a Containerd,
+    pub id: String,
+    config: PodSandboxConfig,
+}
+
+macro_rules! method {
+    ($name:literal) => {
+        concat!("/runtime.v1.RuntimeService/", $name)
+    };
+}
+
+/// Waits until containerd takes pods.
+pub fn is_up(containerd: &Containerd) {
+    #[derive(Clone, PartialEq, Message)]
+    struct Condition {
+        #[prost(string, tag = "1")]
+        kind: String,
+        #[prost(bool, tag = "2")]
+        holds: bool,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    struct Conditions {
+        #[prost(message, repeated, tag = "1")]
+        all: Vec<Condition>,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    struct Answer {
+        #[prost(message, optional, tag = "1")]
+        status: Option<Conditions>,
+    }
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let answer = containerd.grpc.call::<_, Answer>("k8s.io", method!("Status"), ());
+        let status = answer.expect("CRI").status.unwrap_or_default();
+        if status.all.iter().all(|condition| condition.holds) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not ready: {status:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+impl<'a> Pod<'a> {
+    /// Starts a pod with the runtime's handler.
+    pub fn run(containerd: &'a Containerd, name: &str, namespaces: NamespaceOption) -> Self {
+        let context = LinuxSandboxSecurityContext { namespace_options: Some(namespaces) };
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.into(),
+                uid: containerd.id(name),
+                namespace: "tests".into(),
+            }),
+            hostname: name.into(),
+            log_directory: format!("{LOGS}/{name}"),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: format!("/{}", containerd.id(name)),
+                security_context: Some(context),
+            }),
+            ..Default::default()
+        };
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: containerd.runtime.name().into(),
+        };
+        let answer = containerd.grpc.call::<_, Id>("k8s.io", method!("RunPodSandbox"), request);
+        Self { containerd, id: answer.expect("a pod").id, config }
+    }
+
+    fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, Status>
+    where
+        Q: Message + Clone + 'static,
+        A: Message + Default + 'static,
+    {
+        self.containerd.grpc.call("k8s.io", method, request)
+    }
+
+    pub fn status(&self) -> PodSandboxStatusResponse {
+        let request = StatusRequest { id: self.id.clone(), verbose: true };
+        self.call(method!("PodSandboxStatus"), request).expect("a status")
+    }
+
+    /// Creates and starts a container of Alpine: `sh -c SCRIPT`. Its log is `NAME/ATTEMPT.log`.
+    pub fn start(&self, name: &str, attempt: u32, memory: i64, script: &str) -> String {
+        let context = self.config.linux.clone().and_then(|linux| linux.security_context);
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: name.into(), attempt }),
+            image: Some(ImageSpec { image: "docker.io/local/alpine:latest".into() }),
+            command: ["sh", "-c", script].map(String::from).into(),
+            log_path: format!("{name}-{attempt}.log"),
+            linux: Some(LinuxContainerConfig {
+                resources: Some(LinuxContainerResources { memory_limit_in_bytes: memory }),
+                security_context: Some(LinuxContainerSecurityContext {
+                    namespace_options: context.and_then(|context| context.namespace_options),
+                }),
+            }),
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(self.config.clone()),
+        };
+        let id = self.call::<_, Id>(method!("CreateContainer"), request).expect("a container").id;
+        let request = Id { id: id.clone() };
+        self.call::<_, ()>(method!("StartContainer"), request).expect("it starts");
+        id
+    }
+
+    pub fn container(&self, id: &str) -> ContainerStatus {
+        let request = StatusRequest { id: id.into(), verbose: false };
+        let answer = self.call::<_, ContainerStatusResponse>(method!("ContainerStatus"), request);
+        answer.expect("a status").status.expect("a status")
+    }
+
+    /// Waits until a container has exited.
+    #[track_caller]
+    pub fn exited(&self, id: &str) -> ContainerStatus {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let status = self.container(id);
+            if status.state == 2 {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{status:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// `sh -c SCRIPT` in a container.
+    pub fn exec(&self, id: &str, script: &str, timeout: i64) -> Result<ExecSyncResponse, Status> {
+        let cmd = ["sh", "-c", script].map(String::from).into();
+        self.call(method!("ExecSync"), ExecSyncRequest { container_id: id.into(), cmd, timeout })
+    }
+
+    /// What a script prints that does not fail.
+    #[track_caller]
+    pub fn sh(&self, id: &str, script: &str) -> String {
+        let done = self.exec(id, script, 60).expect("an exec");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+        assert_eq!(done.exit_code, 0, "{script}: {} {}", text(&done.stdout), text(&done.stderr));
+        text(&done.stdout)
+    }
+
+    /// CPU time (ns) and memory (bytes) of a container.
+    pub fn stats(&self, id: &str) -> (u64, u64) {
+        let request = Id { id: id.into() };
+        let answer = self.call::<_, ContainerStatsResponse>(method!("ContainerStats"), request);
+        let stats = answer.expect("stats").stats.expect("stats");
+        let total =
+            |usage: Option<Usage>| usage.and_then(|u| u.total).map_or(0, |total| total.value);
+        (total(stats.cpu), total(stats.memory))
+    }
+
+    /// Lines of a container's log: stream and text.
+    pub fn log(&self, name: &str, attempt: u32) -> Vec<(String, String)> {
+        let path = format!("{}/{name}-{attempt}.log", self.config.log_directory);
+        let text = fs::read_to_string(self.containerd.inside.path(path)).expect("a log");
+        let words = |line: &str| {
+            let mut words = line.splitn(4, ' ').skip(1);
+            let stream = words.next().unwrap_or_default().to_owned();
+            (stream, words.nth(1).unwrap_or_default().to_owned())
+        };
+        text.lines().map(words).collect()
+    }
+
+    pub fn stop_container(&self, id: &str, timeout: i64) {
+        let request = StopContainerRequest { id: id.into(), timeout };
+        self.call::<_, ()>(method!("StopContainer"), request).expect("it stops");
+    }
+
+    pub fn remove_container(&self, id: &str) {
+        let request = Id { id: id.into() };
+        self.call::<_, ()>(method!("RemoveContainer"), request).expect("it is removed");
+    }
+
+    pub fn stop(&self) {
+        let request = Id { id: self.id.clone() };
+        self.call::<_, ()>(method!("StopPodSandbox"), request).expect("it stops");
+    }
+
+    pub fn remove(&self) {
+        let request = Id { id: self.id.clone() };
+        self.call::<_, ()>(method!("RemovePodSandbox"), request).expect("it is removed");
+        // The kubelet's own part: it stays when something is left inside.
+        let parent = self.config.linux.as_ref().map_or("", |linux| &linux.cgroup_parent);
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(hierarchy.path().join(&parent[1..]));
+        }
+        let _ = fs::remove_dir(format!("/sys/fs/cgroup{parent}"));
+    }
+}
