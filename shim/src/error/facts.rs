@@ -263,12 +263,14 @@ fn vm(error: &VmError) -> Facts {
 /// The end of a VM.
 fn died(phase: Phase, death: &Death) -> Facts {
     let facts = Facts::at(phase);
-    if death.blames_kvm() {
+    if death.blames_memory_size() {
+        facts.hint("choose another --memory")
+    } else if let Some(hint) = death.errno().and_then(way_round) {
+        facts.hint(hint)
+    } else if death.blames_kvm() {
         facts.hint("this /dev/kvm may be emulated: see `ampoule check`")
     } else if death.blames_memory() {
         facts.hint("the guest had too little memory: give it more with --memory")
-    } else if death.blames_memory_size() {
-        facts.hint("choose another --memory")
     } else {
         facts
     }

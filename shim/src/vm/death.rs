@@ -103,6 +103,12 @@ impl Death {
             .any(|line| words.iter().any(|w| line.contains(w)))
     }
 
+    /// What the host refused the VMM, from the last of its words: "... (os error 24)".
+    pub fn errno(&self) -> Option<i32> {
+        let (_, number) = self.detail.strip_suffix(')')?.rsplit_once("(os error ")?;
+        number.parse().ok()
+    }
+
     /// Whether it is no size for a VM's memory, or not on this host.
     pub fn blames_memory_size(&self) -> bool {
         self.cause == Cause::Stopped(StopCause::BootFailed)
@@ -185,6 +191,19 @@ mod tests {
             (verdict(), Cause::Killed(9), Said::default(), "the agent did not answer"),
         ] {
             assert_eq!(Death::new(verdict, ended, said).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_the_host_refused_is_read_from_the_vmms_words() {
+        for (detail, errno) in [
+            ("device rng: Too many open files (os error 24)", Some(24)),
+            ("(os error x)", None),
+            ("(os error 24) and more", None),
+            ("", None),
+        ] {
+            let death = Death::new(None, Cause::Exited(10), said(StopCause::BootFailed, detail));
+            assert_eq!(death.errno(), errno, "{detail}");
         }
     }
 

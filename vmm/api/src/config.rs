@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Most vCPUs a VM can have (the MP table and the kernel are built for it).
 pub const MAX_VCPUS: u8 = 16;
 /// Least guest memory that boots the kernel and the agent, in MiB.
-pub const MIN_MEMORY_MIB: u32 = 48;
+pub const MIN_MEMORY_MIB: u32 = 64;
 /// Most virtio-blk slots, attached and spare together: `/dev/vda` to `/dev/vdp`.
 pub const MAX_DISKS: usize = 16;
 /// Most vsock streams that may be asked for in one boot message.
