@@ -43,6 +43,11 @@ use crate::{
 };
 use plan::{Kind, Layer, Plan, Writes};
 
+/// The types of mounts that containerd 2.2 and later is to leave to us, by the annotation
+/// `containerd.io/runtime-allow-mounts` of the runtime: else it mounts EROFS layers on the host, and they would be
+/// converted again. Not `mkfs/*`: it makes a writable image before we see it.
+pub const ALLOWED_MOUNTS: &str = "erofs,format/*,mkdir/*";
+
 /// A mount as containerd describes it (containerd.types.Mount).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mount {

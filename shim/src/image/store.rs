@@ -3,13 +3,14 @@
 //! ```text
 //! ROOT/images/NAME.json     a name (`/` written as `%`), its digest, its config, its root file system
 //! ROOT/rootfs/KEY.erofs     a root file system; KEY is a digest over all that determines its bytes
+//! ROOT/snapshots/KEY.erofs  likewise, of containerd's snapshots
 //! ROOT/blobs/sha256/HEX     what came from a registry: manifests, configs, layers, by their digests
 //! ROOT/partial/HEX          the same on its way, gone on with by the next pull
 //! ROOT/locks/KEY            there while someone makes KEY
 //! ROOT/tmp/KEY.*            the work of who holds that lock; anyone may remove it who gets the lock
 //! ```
 //!
-//! A file appears under `images`, `rootfs` or `blobs` by a rename, complete and on disk, and is never written
+//! A file appears under `images`, `rootfs`, `snapshots` or `blobs` by a rename, complete and on disk, and is never written
 //! again. Whoever dies leaves nothing but files in `tmp`, which the next [`Store::open`] removes. Only
 //! this module writes here. All calls block: async callers use a blocking thread.
 //!

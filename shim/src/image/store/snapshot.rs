@@ -38,20 +38,26 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl Store {
     /// The file system that committed layers make together, top first; converted if it is not there.
-    pub fn committed(&self, layers: &[PathBuf], dialect: Dialect) -> Result<File, ImageError> {
-        let key = key_of(layers, dialect)?;
+    pub fn committed(&self, directories: &[PathBuf], dialect: Dialect) -> Result<File, ImageError> {
+        let key = key_of(directories, dialect)?;
         let place = self.root.join("snapshots").join(format!("{}.erofs", key.hex()));
         if let Some(file) = hold(&place) {
             return Ok(file);
         }
-        let source = describe(layers);
+        let source = describe(directories);
         let lock = self.lock(&key.hex(), &source)?;
         if let Some(file) = hold(&place) {
             return Ok(file);
         }
         let merge = |tree: &mut Tree, spool: &mut Spool| {
-            let mut layers = layers.iter().rev();
-            layers.try_for_each(|path| overlay::merge(path, Marks::Applied, dialect, tree, spool))
+            for path in directories.iter().rev() {
+                overlay::merge(path, Marks::Applied, dialect, tree, spool)?;
+            }
+            // What was removed and made anew meanwhile is no content of this key.
+            if key_of(directories, dialect)? != key {
+                return Err(ImageError::Changed { path: source.clone().into() });
+            }
+            Ok(())
         };
         let mut file = None;
         self.write(key, &place, &source, merge, |path| {

@@ -1,5 +1,6 @@
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
@@ -213,7 +214,7 @@ fn hostile_content_stays_inside() {
     let layer = bench.layer("layer", &["plain"]);
     symlink(&outside, layer.join("link")).unwrap();
     symlink("x".repeat(4000), layer.join("long")).unwrap();
-    fs::write(layer.join("\\n:\n,\u{7f}"), "name").unwrap();
+    fs::write(layer.join("n\\:\n,\u{7f}"), "name").unwrap();
     mknodat(CWD, layer.join("fifo"), FileType::Fifo, 0o600.into(), 0).unwrap();
     std::os::unix::net::UnixListener::bind(layer.join("socket")).unwrap();
     File::create(layer.join("sparse")).unwrap().set_len(1 << 40).unwrap();
@@ -224,7 +225,7 @@ fn hostile_content_stays_inside() {
     let Some(mounted) = Mounted::new(&bench.files()[0]) else { return };
     let inside = |name: &str| mounted.path().join(name);
     assert_eq!(fs::read_link(inside("link")).unwrap(), outside);
-    assert_eq!(fs::read(inside("\\n:\n,\u{7f}")).unwrap(), b"name");
+    assert_eq!(fs::read(inside("n\\:\n,\u{7f}")).unwrap(), b"name");
     assert_eq!(inside("sparse").metadata().unwrap().len(), 1 << 40);
 }
 
@@ -259,6 +260,30 @@ fn layers_are_converted_once_and_again_when_made_anew() {
     assert_ne!(inode(&anew), inode(&first));
     let Some(mounted) = Mounted::new(&path_of(&anew)) else { return };
     assert!(mounted.path().join("c").exists() && !mounted.path().join("a").exists());
+}
+
+static CHANGING: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Between the look at the key and that at the files.
+fn make_anew(_: &str) {
+    if let Some(path) = CHANGING.lock().unwrap().take() {
+        fs::remove_dir_all(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("other"), "").unwrap();
+    }
+}
+
+#[test]
+fn what_was_made_anew_during_a_conversion_is_not_kept_for_what_was_there() {
+    let bench = Bench::new();
+    let layer = [bench.layer("layer", &["a"])];
+    std::thread::sleep(Duration::from_millis(11));
+    *CHANGING.lock().unwrap() = Some(layer[0].clone());
+    let store = Store::open(&bench.path("store")).unwrap().with_progress(make_anew);
+    let error = store.committed(&layer, Dialect::Trusted).unwrap_err();
+    assert!(matches!(error, ImageError::Changed { .. }), "{error}");
+    assert!(bench.files().is_empty() && bench.store.files("tmp").unwrap().is_empty());
+    store.committed(&layer, Dialect::Trusted).unwrap();
 }
 
 static CONVERSIONS: AtomicUsize = AtomicUsize::new(0);
