@@ -41,7 +41,7 @@ pub struct Rootfs {
     directory: PathBuf,
     /// In the order they were mounted.
     mounts: Vec<PathBuf>,
-    /// The disks that must be free again.
+    /// The disks written to, which must be free again; others may be shared by several containers.
     disks: Vec<PathBuf>,
 }
 
@@ -75,11 +75,11 @@ impl Rootfs {
     }
 
     fn mount_lower(&mut self, name: &str, lower: &Lower) -> Result<(), StepError> {
-        let mut options = vec![self.source(lower.slot)?, "ro".to_owned()];
+        let mut options = vec![source(&disk(lower.slot)?), "ro".to_owned()];
         match lower.type_.as_str() {
             "erofs" => {
                 for slot in &lower.devices {
-                    options.push(self.source(*slot)?.replacen("source", "device", 1));
+                    options.push(format!("device={}", disk(*slot)?.display()));
                 }
             }
             // Its journal, if it has one, cannot be replayed onto a read-only disk.
@@ -91,9 +91,12 @@ impl Rootfs {
 
     /// An ext4 that is written to.
     fn mount_disk(&mut self, name: &str, slot: u32, options: &[&str]) -> Result<(), StepError> {
-        let source = self.source(slot)?;
+        let device = disk(slot)?;
+        let source = source(&device);
         let options: Vec<_> = [&*source].iter().chain(options).map(|&o| o.to_owned()).collect();
-        self.add(name, "ext4", &options, MountAttrFlags::empty())
+        self.add(name, "ext4", &options, MountAttrFlags::empty())?;
+        self.disks.push(device);
+        Ok(())
     }
 
     fn mount_upper(&mut self, upper: Upper, slot: u32) -> Result<(), StepError> {
@@ -138,14 +141,6 @@ impl Rootfs {
         self.add("root", "overlay", &options, MountAttrFlags::empty())
     }
 
-    /// The option that names a slot's disk, which must be free again in the end.
-    fn source(&mut self, slot: u32) -> Result<String, StepError> {
-        let device = disk(slot)?;
-        let source = format!("source={}", device.display());
-        self.disks.push(device);
-        Ok(source)
-    }
-
     fn add(
         &mut self,
         name: &str,
@@ -163,7 +158,7 @@ impl Rootfs {
         Ok(())
     }
 
-    /// Unmounts everything and waits until the disks are free. May be tried again.
+    /// Unmounts everything and waits until the disks written to are free. May be tried again.
     pub fn unmount(&mut self) -> Result<(), StepError> {
         let end = Instant::now() + RELEASE;
         while let Some(path) = self.mounts.last() {
@@ -211,6 +206,11 @@ fn disk(slot: u32) -> Result<PathBuf, StepError> {
     };
     retry(Instant::now() + DISK_READY, ready).map_err(at(STEP, path.display()))?;
     Ok(path)
+}
+
+/// The option that names what is mounted.
+fn source(device: &Path) -> String {
+    format!("source={}", device.display())
 }
 
 /// Again and again while the object is busy.
