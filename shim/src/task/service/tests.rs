@@ -30,6 +30,9 @@ use crate::{
     },
 };
 
+/// The answer to a call, or its code.
+type Coded<T> = std::result::Result<T, Code>;
+
 struct Shim {
     tasks: Arc<Tasks>,
     client: TaskClient,
@@ -85,12 +88,12 @@ impl Shim {
         shim
     }
 
-    async fn state(&self) -> Result<StateResponse, Code> {
+    async fn state(&self) -> Coded<StateResponse> {
         let request = StateRequest { id: "c".into(), ..Default::default() };
         self.client.state(context(), &request).await.map_err(code)
     }
 
-    async fn kill(&self, exec_id: &str) -> Result<Empty, Code> {
+    async fn kill(&self, exec_id: &str) -> Coded<Empty> {
         let request = KillRequest {
             id: "c".into(),
             exec_id: exec_id.into(),
@@ -100,7 +103,7 @@ impl Shim {
         self.client.kill(context(), &request).await.map_err(code)
     }
 
-    async fn exec(&self, exec_id: &str, process: &str) -> Result<Empty, Code> {
+    async fn exec(&self, exec_id: &str, process: &str) -> Coded<Empty> {
         let spec = Any { value: process.into(), ..Default::default() };
         let request = ExecProcessRequest {
             id: "c".into(),
@@ -111,13 +114,13 @@ impl Shim {
         self.client.exec(context(), &request).await.map_err(code)
     }
 
-    async fn start(&self, exec_id: &str) -> Result<StartResponse, Code> {
+    async fn start(&self, exec_id: &str) -> Coded<StartResponse> {
         let request =
             StartRequest { id: "c".into(), exec_id: exec_id.into(), ..Default::default() };
         self.client.start(context(), &request).await.map_err(code)
     }
 
-    async fn delete(&self, exec_id: &str) -> Result<DeleteResponse, Code> {
+    async fn delete(&self, exec_id: &str) -> Coded<DeleteResponse> {
         let request =
             DeleteRequest { id: "c".into(), exec_id: exec_id.into(), ..Default::default() };
         self.client.delete(context(), &request).await.map_err(code)
