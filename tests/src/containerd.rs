@@ -5,6 +5,7 @@
 mod events;
 mod grpc;
 mod known;
+mod left;
 mod namespaces;
 
 use std::{
@@ -219,64 +220,11 @@ impl Containerd {
         shim.unwrap_or_else(|| panic!("no shim of {id} in {processes:?}")).pid
     }
 
-    /// What is there beside containerd itself: processes, mounts, sockets, files, cgroups, loop
-    /// devices. FIFOs are their client's.
-    pub fn left(&self) -> Vec<String> {
-        let own = ["catatonit", "containerd", "ctr"];
-        let processes = self.inside.processes().into_iter();
-        let mut left: Vec<String> = processes
-            .filter(|process| !own.contains(&process.program()))
-            .map(|process| format!("process {process:?}"))
-            .collect();
-        let mounts = self.inside.mounts().into_iter();
-        left.extend(mounts.filter(|m| !self.mounts.contains(m)).map(|m| format!("mount {m}")));
-        for folder in [
-            "/run/containerd/s",
-            "/run/containerd/io.containerd.runtime.v2.task/default",
-            "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
-            "/run/netns",
-            "/run/test/tmp",
-        ] {
-            left.extend(
-                entries(&self.inside.path(folder)).iter().map(|path| format!("file {path:?}")),
-            );
-        }
-        left.extend(
-            named(Path::new("/sys/fs/cgroup"), &self.name)
-                .iter()
-                .map(|path| format!("cgroup {path:?}")),
-        );
-        left.extend(
-            named(&self.inside.path("/run/test/ampoule"), &self.name)
-                .iter()
-                .map(|path| format!("file {path:?}")),
-        );
-        left
-    }
-
     /// The end of what it logged, for the message of a failure.
     pub fn log(&self) -> String {
         let log = fs::read_to_string(self.inside.path("/run/test/log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().filter(|line| !line.contains("level=info")).collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("containerd's last words: {}", self.log());
-            return;
-        }
-        let deadline = Instant::now() + Duration::from_secs(15);
-        loop {
-            let left = self.left();
-            if left.is_empty() {
-                return;
-            }
-            assert!(Instant::now() < deadline, "left behind: {left:#?}\n{}", self.log());
-            thread::sleep(Duration::from_millis(100));
-        }
     }
 }
 
@@ -374,20 +322,4 @@ fn adopt(root: &Path, inside: &Namespaces) {
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
-}
-
-/// Everything below `folder` whose name contains `name`.
-fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for path in entries(&folder) {
-            if path.file_name().is_some_and(|last| last.to_string_lossy().contains(name)) {
-                found.push(path);
-            } else if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                folders.push(path);
-            }
-        }
-    }
-    found
 }

@@ -1,0 +1,71 @@
+//! What a containerd's tasks left behind.
+
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Containerd, entries};
+
+/// Folders that are empty when there is no task: shims' sockets, bundles, network namespaces, temporary files, sandboxes.
+const EMPTY: [&str; 6] = [
+    "/run/containerd/s",
+    "/run/containerd/io.containerd.runtime.v2.task/default",
+    "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+    "/run/netns",
+    "/run/test/tmp",
+    "/run/test/ampoule/run/sandboxes",
+];
+
+impl Containerd {
+    /// Processes, mounts, sockets, files and cgroups that are there without a task. FIFOs are their client's.
+    pub fn left(&self) -> Vec<String> {
+        let own = ["catatonit", "containerd", "ctr"];
+        let processes = self.inside.processes().into_iter();
+        let processes = processes.filter(|process| !own.contains(&process.program()));
+        let mut left: Vec<String> = processes.map(|process| format!("{process:?}")).collect();
+        let mounts = self.inside.mounts().into_iter();
+        left.extend(mounts.filter(|m| !self.mounts.contains(m)).map(|m| format!("mount {m}")));
+        let mut files: Vec<PathBuf> =
+            EMPTY.iter().flat_map(|folder| entries(&self.inside.path(folder))).collect();
+        files.extend(named(Path::new("/sys/fs/cgroup"), &self.name));
+        files.extend(named(&self.inside.path("/run/test/ampoule"), &self.name));
+        left.extend(files.iter().map(|path| path.display().to_string()));
+        left
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("containerd's last words: {}", self.log());
+            return;
+        }
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let left = self.left();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left behind: {left:#?}\n{}", self.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Everything below `folder` whose name contains `name`.
+fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for path in entries(&folder) {
+            if path.file_name().is_some_and(|last| last.to_string_lossy().contains(name)) {
+                found.push(path);
+            } else if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                folders.push(path);
+            }
+        }
+    }
+    found
+}
