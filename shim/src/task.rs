@@ -24,6 +24,7 @@ mod files;
 mod pod;
 mod process;
 mod service;
+mod settings;
 mod size;
 mod stats;
 mod stdio;

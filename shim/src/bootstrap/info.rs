@@ -4,11 +4,13 @@ use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::{Message, well_known_types::any::Any};
 use serde_json::json;
 
+use crate::rootfs::ALLOWED_MOUNTS;
+
 const NAME: &str = "io.containerd.ampoule.v2";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Mounts that containerd is to leave as they are: they become disks of the VM (see [`crate::rootfs`]).
-const MOUNTS: (&str, &str) = ("containerd.io/runtime-allow-mounts", "erofs,format/*,mkdir/*");
+/// Where containerd finds which mounts it is to leave as they are.
+const MOUNTS: &str = "containerd.io/runtime-allow-mounts";
 /// The OCI runtime specification's `features`, as JSON.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
@@ -27,7 +29,7 @@ pub fn info() -> protobuf::Result<Vec<u8>> {
         name: NAME.into(),
         version: Some(version).into(),
         features: Some(features).into(),
-        annotations: [(MOUNTS.0.into(), MOUNTS.1.into())].into(),
+        annotations: [(MOUNTS.into(), ALLOWED_MOUNTS.into())].into(),
         ..Default::default()
     };
     info.write_to_bytes()

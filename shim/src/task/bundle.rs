@@ -8,7 +8,7 @@ use std::{
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::{anchor::HostNetwork, size::Size};
+use super::anchor::HostNetwork;
 use crate::bootstrap::group::GROUP;
 
 /// More than this is no spec.
@@ -59,10 +59,6 @@ impl Bundle {
     pub fn is_grouped(&self) -> bool {
         let annotations = self.spec.annotations().iter().flatten();
         annotations.into_iter().any(|(key, _)| GROUP.contains(&key.as_str()))
-    }
-
-    pub fn size(&self) -> Size {
-        Size::of(&self.spec)
     }
 
     /// Where this container's network is on the host.

@@ -1,13 +1,9 @@
 //! Create: from a bundle to a container in a VM, parked before its workload.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use ampoule_vmm_api::config::MAX_DISKS;
-use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::{api::CreateTaskRequest, protobuf::well_known_types::any::Any};
 
 use super::{
     Result, Tasks,
@@ -18,11 +14,15 @@ use super::{
     files::{self, Binds},
     pod::Pod,
     process::{Process, Status},
+    settings::settings,
+    size::Size,
     stdio::{Opened, Owner, Wanted},
 };
 use crate::{
+    config::{Config, SandboxSettings},
     id::Id,
     image::Store,
+    paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
     run_spec::hostname,
     sandbox::{
@@ -31,13 +31,10 @@ use crate::{
     },
 };
 
-/// Of what a container writes, in bytes. The disk is sparse: what is not written takes no room.
-const SCRATCH: u64 = 10 << 30;
-const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// What a container is made from, read and converted.
 struct Parts {
     bundle: Bundle,
+    config: Config,
     prepared: Prepared,
     binds: Binds,
 }
@@ -62,7 +59,7 @@ impl Tasks {
         let container = Arc::new(container);
         self.table.reserve(container.clone())?;
         let mut creation = Creation { tasks: self.clone(), container: Some(container.clone()) };
-        match self.build(&container, bundle).await {
+        match self.build(&container, bundle, request.options.unwrap_or_default()).await {
             Ok(()) => {
                 creation.container = None;
                 Ok(container.pid())
@@ -75,12 +72,18 @@ impl Tasks {
         }
     }
 
-    async fn build(self: &Arc<Self>, container: &Arc<Container>, bundle: Bundle) -> Result<()> {
+    async fn build(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        bundle: Bundle,
+        options: Any,
+    ) -> Result<()> {
         let owner = Owner { id: container.id.as_str(), namespace: &self.config.namespace };
         let opened = Opened::open(&container.init.wanted, owner).await?;
         let mounts = container.mounts.iter().map(mount).collect();
-        let store = self.config.paths.store.clone();
-        let parts = tokio::task::spawn_blocking(move || parts(bundle, mounts, store)).await;
+        let paths = self.config.paths.clone();
+        let parts =
+            tokio::task::spawn_blocking(move || parts(bundle, &options, mounts, &paths)).await;
         let parts =
             parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
         let (spec, binds, joins) = self.place(container, parts).await?;
@@ -112,7 +115,7 @@ impl Tasks {
         container: &Arc<Container>,
         parts: Parts,
     ) -> Result<(oci_spec::runtime::Spec, Binds, Option<Id>)> {
-        let Parts { mut bundle, prepared, binds } = parts;
+        let Parts { mut bundle, config, prepared, binds } = parts;
         let mut slot = self.pod.lock().await;
         let (pod, rootfs, joins) = match slot.clone() {
             Some(pod) => {
@@ -122,7 +125,8 @@ impl Tasks {
                 (pod, rootfs, Some(first))
             }
             None => {
-                let (pod, rootfs) = self.boot(&container.id, &bundle, prepared).await?;
+                let (pod, rootfs) =
+                    self.boot(&container.id, &bundle, config.sandbox, prepared).await?;
                 *slot = Some(pod.clone());
                 bundle.forget_network_path();
                 (pod, rootfs, None)
@@ -138,10 +142,11 @@ impl Tasks {
         self: &Arc<Self>,
         first: &Id,
         bundle: &Bundle,
+        settings: SandboxSettings,
         prepared: Prepared,
     ) -> Result<(Arc<Pod>, RootFs)> {
         let anchor = Anchor::new(&bundle.network())?;
-        let size = bundle.size();
+        let size = Size::of(&bundle.spec, &settings);
         let paths = &self.config.paths;
         let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
         // A slot costs every boot a little.
@@ -154,12 +159,12 @@ impl Tasks {
             vcpus: size.vcpus,
             memory_mib: vm_memory_mib(size.memory),
             vmm: paths.vmm.clone(),
-            kernel: paths.kernel.clone(),
-            guest_image: paths.guest.clone(),
+            kernel: settings.kernel.unwrap_or_else(|| paths.kernel.clone()),
+            guest_image: settings.guest_image.unwrap_or_else(|| paths.guest.clone()),
             disks,
             spare_disks: spare,
             cmdline: String::new(),
-            boot_timeout: BOOT_TIMEOUT,
+            boot_timeout: Duration::from_secs(settings.boot_timeout.into()),
             seeded: false,
         })
         .await?;
@@ -199,13 +204,14 @@ impl Drop for Creation {
 }
 
 /// Reads and converts what may take its time.
-fn parts(bundle: Bundle, mounts: Vec<Mount>, store: PathBuf) -> Result<Parts> {
-    let store = Store::open(&store).map_err(RootFsError::Convert)?;
-    let root = bundle.root();
-    let scratch = (!bundle.is_read_only()).then_some(SCRATCH);
-    let prepared = rootfs::prepare(&store, &mounts, &root, scratch)?;
+fn parts(bundle: Bundle, options: &Any, mounts: Vec<Mount>, paths: &Paths) -> Result<Parts> {
+    let config = settings(paths, options, &bundle.spec)?;
+    let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
+    let store = store.with_snapshots(config.store.snapshots.0);
+    let scratch = (!bundle.is_read_only()).then_some(config.sandbox.scratch_size.0);
+    let prepared = rootfs::prepare(&store, &mounts, &bundle.root(), scratch)?;
     let binds = files::binds(&bundle.spec)?;
-    Ok(Parts { bundle, prepared, binds })
+    Ok(Parts { bundle, config, prepared, binds })
 }
 
 fn mount(mount: &containerd_shim_protos::api::Mount) -> Mount {

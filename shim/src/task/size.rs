@@ -1,16 +1,14 @@
 //! How large a VM is: decided once, from what its first container's spec says.
 //!
 //! A pod's sandbox container carries the sum of its containers as annotations (CRI); of a container of its own
-//! its limits count. What nobody says is [`MEMORY`] and [`CPUS`].
+//! its limits count. What nobody says is in the configuration.
 
 use std::collections::HashMap;
 
 use ampoule_vmm_api::config::MAX_VCPUS;
 use oci_spec::runtime::Spec;
 
-/// For the containers of a sandbox without a limit, in bytes.
-const MEMORY: u64 = 512 << 20;
-const CPUS: u8 = 1;
+use crate::config::SandboxSettings;
 
 /// Annotations of containerd's CRI plugin on a pod's sandbox container. 0: no limit.
 const CRI_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
@@ -27,7 +25,7 @@ pub struct Size {
 }
 
 impl Size {
-    pub fn of(spec: &Spec) -> Self {
+    pub fn of(spec: &Spec, settings: &SandboxSettings) -> Self {
         let none = HashMap::new();
         let annotations = spec.annotations().as_ref().unwrap_or(&none);
         let said =
@@ -39,8 +37,8 @@ impl Size {
         let quota = said(CRI_QUOTA).or_else(|| cpu?.quota().and_then(positive));
         let period = said(CRI_PERIOD).or_else(|| cpu?.period()).filter(|n| *n > 0);
         Self {
-            vcpus: quota.map_or(CPUS, |quota| vcpus(quota, period.unwrap_or(PERIOD))),
-            memory: said(CRI_MEMORY).or(limit.and_then(positive)).unwrap_or(MEMORY),
+            vcpus: quota.map_or(settings.vcpus, |quota| vcpus(quota, period.unwrap_or(PERIOD))),
+            memory: said(CRI_MEMORY).or(limit.and_then(positive)).unwrap_or(settings.memory.0),
         }
     }
 }
@@ -61,7 +59,7 @@ mod tests {
             "annotations": annotations,
             "linux": { "resources": resources },
         });
-        let size = Size::of(&serde_json::from_value(spec).unwrap());
+        let size = Size::of(&serde_json::from_value(spec).unwrap(), &SandboxSettings::default());
         (size.vcpus, size.memory >> 20)
     }
 
@@ -76,7 +74,7 @@ mod tests {
         });
         let none = json!({ CRI_MEMORY: "0", CRI_QUOTA: "0", CRI_PERIOD: "100000" });
         for (annotations, resources, expected) in [
-            (json!({}), json!({}), (CPUS, MEMORY >> 20)),
+            (json!({}), json!({}), (1, 512)),
             (json!({}), limits.clone(), (2, 256)),
             (pod, limits.clone(), (4, 1024)),
             (none, limits, (2, 256)),
