@@ -25,7 +25,7 @@ Files and environment:
   /run/ampoule, or for ordinary users $XDG_RUNTIME_DIR/ampoule or /tmp/ampoule-UID
                                                         records, logs and sockets of sandboxes
   /etc/ampoule/config.toml, ~/.config/ampoule/config.toml
-                                        mirrors and plain-HTTP registries (see `ampoule image pull --help`)
+                                        configuration, with *.toml in config.d beside it (see `ampoule config`)
   ~/.docker/config.json                 REGISTRY_AUTH_FILE, or DOCKER_CONFIG for its folder: credentials
   AMPOULE_LOG                           what is logged to stderr: error, warn, info, debug [default: error]
 
@@ -101,6 +101,12 @@ pub enum Command {
     Image(ImageArgs),
     /// List the images in the store
     Images(ImagesArgs),
+    /// Print the configuration and where each setting comes from
+    #[command(after_help = CONFIG_HELP)]
+    Config(ConfigArgs),
+    /// Make containerd know the runtime, and print the RuntimeClass for Kubernetes
+    #[command(after_help = INSTALL_HELP)]
+    Install(InstallArgs),
     /// Tell whether this host can run sandboxes, and why not
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
@@ -333,6 +339,47 @@ pub struct ImagesArgs {
     /// Print names only
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+const CONFIG_HELP: &str = "\
+Each layer replaces single settings of those before it: what is built in, /etc/ampoule/config.toml,
+/etc/ampoule/config.d/*.toml, the same two in ~/.config/ampoule; for sandboxes of containerd then the runtime
+options ConfigPath and ConfigBody, and annotations `io.ampoule.SETTING` of the pod, as far as `annotations` lists
+them. A key that is not known is an error.
+
+Examples:
+  ampoule config                        # which files are read, and what is not built in
+  ampoule config --effective            # every setting and where its value comes from";
+
+/// `ampoule config`
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Print the built-in settings too
+    #[arg(long)]
+    pub effective: bool,
+}
+
+const INSTALL_HELP: &str = "\
+The handler `ampoule` is added to the configuration of containerd's CRI plugin, in format 2 (containerd 1.6, 1.7) or
+3 (2.x); nothing else in the file changes. `ctr` and Docker need none: they take
+`--runtime io.containerd.ampoule.v2` once containerd-shim-ampoule-v2 is in containerd's PATH.
+
+Examples:
+  ampoule install --containerd | kubectl apply -f -
+  ampoule install --containerd --undo";
+
+/// `ampoule install`
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// Edit containerd's configuration
+    #[arg(long, required = true)]
+    pub containerd: bool,
+    /// The file
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    pub config: PathBuf,
+    /// Take the handler out again
+    #[arg(long)]
+    pub undo: bool,
 }
 
 const CHECK_HELP: &str = "\

@@ -2,12 +2,14 @@
 
 pub mod check;
 pub mod completion;
+pub mod config;
 pub mod cp;
 pub mod end;
 mod env;
 pub mod exec;
 pub mod image;
 pub mod inspect;
+pub mod install;
 pub mod logs;
 pub mod ps;
 pub mod run;
@@ -50,6 +52,8 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
             ImageCommand::Prune(args) => done("image prune", image::prune(&args, &paths)),
         },
         Command::Images(args) => done("images", image::list(&args, &paths)),
+        Command::Config(args) => done("config", config::config(&args, &paths)),
+        Command::Install(args) => done("install", install::install(&args)),
         Command::Check(args) => check::check(&args, &paths),
         Command::Completion(args) => completion::completion(&args),
         Command::Version => version::version(&paths),

@@ -1,36 +1,71 @@
-//! `config.toml`: what the administrator and the user say once for all runs. Read only by what needs it.
+//! `config.toml`: what the administrator and the user say once for all sandboxes. Read only by what needs it.
 //!
 //! ```toml
+//! annotations = ["sandbox.memory"]                     # settings a pod may make for itself
+//!
+//! [sandbox]                                            # what a sandbox is when containerd does not say
+//! memory = "512m"
+//! vcpus = 1
+//!
 //! [registries."docker.io"]
 //! mirrors = ["mirror.example.org", "cache.lan:5000"]   # asked first, in this order
 //!
 //! [registries."cache.lan:5000"]
 //! http = true                                          # plain HTTP; the default for localhost only
 //! ```
+//!
+//! Several sources are laid over each other, setting by setting: see [`Layers`].
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+mod layers;
 
-use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+};
 
-/// More than this is no configuration.
-const MAX_SIZE: u64 = 1 << 20;
+use ampoule_vmm_api::config::MAX_VCPUS;
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+use crate::cli::Memory;
+pub use layers::{ANNOTATION_PREFIX, Layers};
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Settings that an annotation of a pod may make, by their names as `sandbox.memory`.
+    pub annotations: BTreeSet<String>,
+    pub sandbox: SandboxSettings,
     /// By `HOST` or `HOST:PORT`, as image names have it.
     pub registries: BTreeMap<String, Registry>,
 }
 
+/// What a sandbox is that containerd asks for, as far as neither the OCI spec nor the pod says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxSettings {
+    /// What its containers may use together; the VM has some more for its kernel.
+    pub memory: Memory,
+    /// 1 to [`MAX_VCPUS`].
+    #[serde(deserialize_with = "vcpus")]
+    pub vcpus: u8,
+    /// Room for what each container writes to its root file system.
+    pub scratch_size: Memory,
+    /// Longest time in seconds the VM may take to boot.
+    pub boot_timeout: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_image: Option<PathBuf>,
+}
+
 /// What is to be known of one registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
     /// Hosts that have its images too.
     pub mirrors: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<bool>,
 }
 
@@ -46,22 +81,50 @@ pub struct Endpoint {
 pub enum ConfigError {
     #[error("the configuration {path} cannot be read")]
     Read { path: PathBuf, source: io::Error },
-    #[error("the configuration {path} is wrong in line {line}: {message}")]
-    Parse { path: PathBuf, line: usize, message: String },
+    #[error("the configuration {origin} is wrong in line {line}: {message}")]
+    Parse { origin: String, line: usize, message: String },
+    #[error(
+        "annotation {name}: not allowed: `annotations` in config.toml does not list {setting:?}"
+    )]
+    Annotation { name: String, setting: String },
+    #[error("annotation {name} is wrong: {message}")]
+    Value { name: String, message: String },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let sizes = ["sandbox.memory", "sandbox.scratch_size", "sandbox.vcpus"];
+        Self {
+            annotations: sizes.map(String::from).into(),
+            sandbox: SandboxSettings::default(),
+            registries: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for SandboxSettings {
+    fn default() -> Self {
+        Self {
+            memory: Memory(512 << 20),
+            vcpus: 1,
+            scratch_size: Memory(8 << 30),
+            boot_timeout: 30,
+            kernel: None,
+            guest_image: None,
+        }
+    }
+}
+
+fn vcpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let number = u64::deserialize(deserializer)?;
+    let vcpus = u8::try_from(number).ok().filter(|n| (1..=MAX_VCPUS).contains(n));
+    vcpus.ok_or_else(|| D::Error::custom(format!("must be 1 to {MAX_VCPUS}, not {number}")))
 }
 
 impl Config {
-    /// Reads those of `paths` that are there; a registry of a later file replaces that of an earlier one.
+    /// What the files say, and those in the folders beside them.
     pub fn load(paths: &[PathBuf]) -> Result<Self, ConfigError> {
-        let mut config = Self::default();
-        for path in paths {
-            match read(path) {
-                Ok(text) => config.registries.extend(parse(path, &text)?.registries),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(ConfigError::Read { path: path.clone(), source }),
-            }
-        }
-        Ok(config)
+        Ok(Layers::read(paths)?.config())
     }
 
     /// Where to ask for images of `domain` before it is asked itself.
@@ -86,28 +149,9 @@ fn is_local(host: &str) -> bool {
     host == "localhost" || host.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback())
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(MAX_SIZE).read_to_string(&mut text)?;
-    Ok(text)
-}
-
-fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
-    toml::from_str(text).map_err(|error: toml::de::Error| {
-        let at = error.span().map_or(0, |span| span.start);
-        let line = 1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count();
-        let message = error.message().replace('\n', "; ");
-        ConfigError::Parse { path: path.into(), line, message }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parsed(text: &str) -> Result<Config, ConfigError> {
-        parse(Path::new("/c"), text)
-    }
 
     fn endpoint(host: &str, http: bool) -> Endpoint {
         Endpoint { host: host.into(), http }
@@ -117,7 +161,7 @@ mod tests {
     fn mirrors_come_first_and_plain_http_is_said_or_local() {
         let text = "[registries.'docker.io']\nmirrors = ['m.lan:5000', 'localhost:1']\n\
                     [registries.'m.lan:5000']\nhttp = true\n[registries.'127.0.0.1:2']\nhttp = false\n";
-        let config = parsed(text).unwrap();
+        let config: Config = toml::from_str(text).unwrap();
         let mirrors = [endpoint("m.lan:5000", true), endpoint("localhost:1", true)];
         assert_eq!(config.mirrors("docker.io"), mirrors);
         for (host, http) in [
@@ -130,34 +174,5 @@ mod tests {
         ] {
             assert_eq!(config.endpoint(host), endpoint(host, http));
         }
-    }
-
-    #[test]
-    fn mistakes_are_named_with_their_line() {
-        for (text, line, part) in [
-            ("\n[registry]\n", 2, "registry"),
-            ("[registries.'a']\nmirrors = []\nhtpp = true\n", 3, "htpp"),
-            ("[registries.'a']\nhttp = 'yes'\n", 2, "boolean"),
-            ("[", 1, ""),
-        ] {
-            let error = parsed(text).unwrap_err().to_string();
-            assert!(error.starts_with("the configuration /c is wrong"), "{error}");
-            assert!(error.contains(&format!("line {line}:")) && error.contains(part), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_later_file_wins_and_a_missing_one_says_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str, text: &str| {
-            let path = folder.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path
-        };
-        let one = file("one", "[registries.a]\nhttp = true\n[registries.b]\nhttp = true\n");
-        let two = file("two", "[registries.b]\nhttp = false\n");
-        let config = Config::load(&[one, two, "/no/such/file".into()]).unwrap();
-        assert_eq!((config.is_http("a"), config.is_http("b")), (true, false));
-        assert!(Config::load(&[folder.path().into()]).is_err());
     }
 }

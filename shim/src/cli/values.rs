@@ -3,9 +3,12 @@
 use std::{fmt, str::FromStr};
 
 use ampoule_vmm_api::config::MAX_VCPUS;
+use serde::{Deserialize, Serialize};
 
-/// An amount of bytes: a number with an optional suffix b, k, m, g or t, powers of 1024.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An amount of bytes: a number with an optional suffix b, k, m, g or t, powers of 1024. As JSON or TOML it is such
+/// text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Memory(pub u64);
 
 /// A number of CPUs, in thousandths.
@@ -55,6 +58,25 @@ impl FromStr for Memory {
             Some(bytes) if bytes > 0 => Ok(Self(bytes)),
             _ => Err(ValueError::Memory),
         }
+    }
+}
+
+impl TryFrom<String> for Memory {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        text.parse()
+    }
+}
+
+impl From<Memory> for String {
+    fn from(memory: Memory) -> Self {
+        let (number, suffix) = match memory.0 {
+            n if n % (1 << 30) == 0 => (n >> 30, "g"),
+            n if n % (1 << 20) == 0 => (n >> 20, "m"),
+            n => (n, ""),
+        };
+        format!("{number}{suffix}")
     }
 }
 
