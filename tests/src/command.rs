@@ -178,10 +178,12 @@ impl Ampoule {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
-        Running { child, name: self.name, began: Instant::now() }
+        let line = format!("{:?}", self.command);
+        Running { child, line, name: self.name, began: Instant::now() }
     }
 
     /// Runs it to its end and checks that nothing of the sandbox is left.
+    #[track_caller]
     pub fn output(mut self) -> Outcome {
         let stdin = std::mem::take(&mut self.stdin);
         let mut running = self.spawn();
@@ -194,6 +196,7 @@ impl Ampoule {
 /// A command that runs.
 pub struct Running {
     pub child: Child,
+    line: String,
     name: Option<String>,
     began: Instant,
 }
@@ -243,6 +246,7 @@ impl Running {
     }
 
     /// Waits for the end, within the bound, and checks that nothing of the sandbox is left.
+    #[track_caller]
     pub fn finish(mut self) -> Outcome {
         drop(self.child.stdin.take());
         let stdout = drain(self.child.stdout.take());
@@ -254,7 +258,7 @@ impl Running {
             }
             if asked.elapsed() > LIMIT {
                 let _ = self.child.kill();
-                panic!("still running after {LIMIT:?}: {:?}", self.name);
+                panic!("still running after {LIMIT:?}: {}", self.line);
             }
             thread::sleep(Duration::from_millis(5));
         };

@@ -24,6 +24,7 @@ use std::{
 
 pub use events::Event;
 pub use grpc::Grpc;
+pub use known::unproven;
 pub use namespaces::{Namespaces, Process};
 
 use crate::{Ampoule, program, stage};
