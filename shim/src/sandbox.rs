@@ -71,6 +71,9 @@ pub struct SandboxConfig {
     pub seeded: bool,
     /// Longest time from start to the agent's hello.
     pub boot_timeout: Duration,
+    /// The VMM's, when the host is out of memory: -1000 to 1000 (proc(5)), the higher the sooner it is ended. Not below
+    /// our own, which only a privileged process could give it.
+    pub oom_score_adj: i32,
 }
 
 /// A process: a container's init, or an exec in it.

@@ -7,7 +7,7 @@
 mod death;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -56,6 +56,8 @@ pub struct VmSetup {
     pub hide_random: bool,
     /// Host port on which the guest's agent calls.
     pub agent_port: u32,
+    /// See [`crate::sandbox::SandboxConfig::oom_score_adj`].
+    pub oom_score_adj: i32,
 }
 
 /// A disk and what lies under it.
@@ -116,6 +118,7 @@ impl Vm {
         let (console, console_memory) =
             ConsoleReader::new().map_err(|e| VmError::Prepare("make the console memory", e))?;
         let vm = Self::spawn(&setup.vmm, &setup.name, console)?;
+        vm.set_oom_score(setup.oom_score_adj);
         let (agent, agents_end) = stream_pair()?;
         let mut fds =
             vec![kvm.as_fd(), kernel.as_fd(), console_memory.as_fd(), guest_image.as_fd()];
@@ -123,6 +126,19 @@ impl Vm {
         fds.push(agents_end.as_fd());
         vm.send(&Request::Boot(config(&setup)), &fds)?;
         Ok((vm, agent))
+    }
+
+    /// A sandbox goes before the process that runs it, and long before containerd, whose score ours may be near.
+    fn set_oom_score(&self, score: i32) {
+        let path = format!("/proc/{}/oom_score_adj", self.process.pid().as_raw_pid());
+        let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let own = own.trim().parse::<i32>().unwrap_or(0);
+        if score <= own {
+            return;
+        }
+        if let Err(error) = fs::write(&path, score.to_string()) {
+            tracing::warn!(path, %error, "the VMM keeps our own oom score");
+        }
     }
 
     /// Starts the VMM, which then waits to be told to boot.

@@ -64,6 +64,7 @@ pub fn config(name: &str) -> SandboxConfig {
         spare_disks: 4,
         cmdline: String::new(),
         seeded: false,
+        oom_score_adj: 0,
         boot_timeout: LIMIT,
     }
 }

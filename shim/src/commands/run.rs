@@ -302,6 +302,7 @@ async fn prepare(
         cmdline: String::new(),
         seeded: args.seed.is_some(),
         boot_timeout: Duration::from_secs(args.boot_timeout.into()),
+        oom_score_adj: 0,
     })
     .await?;
     timings.booted(&sandbox.boot_record().await?);

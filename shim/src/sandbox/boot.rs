@@ -120,6 +120,7 @@ fn setup(config: SandboxConfig) -> VmSetup {
         cmdline: format!("{OVERCOMMIT} {seeded} {}", config.cmdline),
         hide_random: config.seeded,
         agent_port: AGENT_PORT,
+        oom_score_adj: config.oom_score_adj,
     }
 }
 

@@ -61,6 +61,10 @@ impl Bundle {
         annotations.into_iter().any(|(key, _)| GROUP.contains(&key.as_str()))
     }
 
+    pub fn oom_score_adj(&self) -> i32 {
+        self.spec.process().as_ref().and_then(|process| process.oom_score_adj()).unwrap_or(0)
+    }
+
     /// Where this container's network is on the host.
     pub fn network(&self) -> HostNetwork {
         let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());

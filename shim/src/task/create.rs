@@ -166,6 +166,7 @@ impl Tasks {
             cmdline: String::new(),
             boot_timeout: Duration::from_secs(settings.boot_timeout.into()),
             seeded: false,
+            oom_score_adj: bundle.oom_score_adj(),
         })
         .await?;
         let pod = Arc::new(Pod::new(sandbox, anchor, first.clone()));
