@@ -92,7 +92,8 @@ async fn output_just_before_exit_is_complete_200_times() {
     for n in 0..200 {
         let ended =
             pod.exec("a", &format!("x{n}"), "head -c 100000 /dev/zero; printf end >&2").await;
-        assert_eq!((ended.stdout.len(), ended.exit.status), (100_000, 0), "round {n}");
+        let complete = (ended.stdout.len(), ended.exit.status);
+        assert_eq!(complete, (100_000, 0), "round {n}: {:?}", ended.exit);
         assert_eq!(ended.stderr, b"end", "round {n}");
     }
     pod.sandbox.shutdown().await;

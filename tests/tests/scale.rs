@@ -12,7 +12,7 @@ use ampoule_tests::{Footprint, ampoule, detached, run};
 /// How many start at the same moment.
 const AT_ONCE: usize = 10;
 /// Memory that may be gone after a number of runs: the kernel's own caches, of which not all count as available.
-const SLACK: u64 = 24 << 20;
+const SLACK: u64 = 48 << 20;
 
 /// The tests of this file compare the whole host: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
