@@ -303,7 +303,9 @@ fn resources(options: &RunOptions) -> Value {
 /// Nodes of any device may be made; opened may be only the harmless ones.
 fn devices(seeded: bool) -> Value {
     let allow = |kind: &str, major: Option<u32>, minor: Option<u32>, access: &str| {
-        let mut rule = json!({ "allow": true, "type": kind, "access": access });
+        // The kernel's own random numbers are denied by their names: the agent would grant them to anybody.
+        let own = seeded && matches!((kind, major, minor), ("c", Some(1), Some(8 | 9)));
+        let mut rule = json!({ "allow": !own, "type": kind, "access": access });
         for (name, number) in [("major", major), ("minor", minor)] {
             if let Some(number) = number {
                 rule[name] = number.into();
@@ -311,7 +313,7 @@ fn devices(seeded: bool) -> Value {
         }
         rule
     };
-    let random = if seeded { "m" } else { "rwm" };
+    let random = if seeded { "rw" } else { "rwm" };
     json!([
         { "allow": false, "access": "rwm" },
         allow("c", None, None, "m"),

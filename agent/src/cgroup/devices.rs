@@ -21,7 +21,7 @@ const WRITE: u32 = 4;
 const BLOCK: u32 = 1;
 const CHAR: u32 = 2;
 
-/// What every container may use, whatever its rules: runc's list. (type, major, minor, permissions)
+/// What every container may use, unless a rule denies the very device: runc's list. (type, major, minor, permissions)
 const ALWAYS: [(u32, Option<u32>, Option<u32>, u32); 11] = [
     // mknod of anything: access is another matter, and images with device nodes can be unpacked.
     (CHAR, None, None, MKNOD),
@@ -144,7 +144,9 @@ fn compile(rules: &[Rule]) -> Vec<Instruction> {
         minor,
         permissions,
     });
-    for rule in rules.iter().chain(&always) {
+    // One device that is denied by its numbers stays so.
+    let denied = rules.iter().filter(|r| !r.allow && r.major.is_some() && r.minor.is_some());
+    for rule in rules.iter().chain(&always).chain(denied) {
         compile_rule(rule, &mut program);
     }
     program.extend([

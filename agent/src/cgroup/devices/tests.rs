@@ -49,6 +49,9 @@ fn without_rules_only_the_usual_devices_work() {
     assert!(!allows(&[], BLOCK, 254, 0, READ));
     assert!(!allows(&[], CHAR, 1, 1, READ));
     assert!(!allows(&[], CHAR, 10, 200, WRITE));
+    let denied = [rule(false, "c", 1, 9, "rw"), rule(false, "c", 1, -1, "rwm")];
+    assert!(!allows(&denied, CHAR, 1, 9, READ));
+    assert!(allows(&denied, CHAR, 1, 9, MKNOD) && allows(&denied, CHAR, 1, 8, READ));
 }
 
 #[test]
@@ -91,7 +94,8 @@ fn unknown_words_are_refused() {
 /// The same by the definition, without a program.
 fn model(rules: &[Rule], kind: u32, major: u32, minor: u32, asked: u32) -> bool {
     let mut granted = 0;
-    for rule in rules {
+    let denied = rules.iter().filter(|r| !r.allow && r.major.is_some() && r.minor.is_some());
+    for rule in rules.iter().chain(denied) {
         let is = |wanted: Option<u32>, value| wanted.is_none_or(|w| w == value);
         if is(rule.kind, kind) && is(rule.major, major) && is(rule.minor, minor) {
             match rule.allow {
