@@ -25,8 +25,8 @@ use crate::text::one_line;
 
 /// For what takes the guest microseconds when it is well.
 const QUICK: Duration = Duration::from_secs(10);
-/// For what mounts file systems.
-const SLOW: Duration = Duration::from_secs(30);
+/// For what mounts file systems, also while many sandboxes start on few processors.
+const SLOW: Duration = Duration::from_secs(60);
 /// Most characters of an agent's error that are passed on.
 const ERROR_LENGTH: usize = 1000;
 

@@ -3,7 +3,7 @@
 # usage: mini.sh     prints the path of the tar
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../../kernel-config/lib.sh"
+. "$here/lib.sh"
 
 assemble() {
     unpack_package busybox-static "$work/busybox"
@@ -20,13 +20,4 @@ assemble() {
     echo root:x:0: >"$work/root/etc/group"
 }
 
-tar=$cache/images/mini-$(hash_of "$here/mini.sh").tar
-lock mini
-if [ ! -f "$tar" ]; then
-    scratch
-    step "assembling the mini root" assemble
-    step "packing it" pack_root "$work/root" "$work/tar"
-    keep "$work/tar" "$tar"
-fi
-say "root: BusyBox and musl of Debian, $(stat -c %s "$tar" | numfmt --to=iec)"
-echo "$tar"
+packed mini "BusyBox and musl of Debian"

@@ -4,6 +4,7 @@
 
 mod events;
 mod grpc;
+mod hosts;
 mod known;
 mod left;
 mod namespaces;
@@ -24,11 +25,12 @@ use std::{
 
 pub use events::Event;
 pub use grpc::Grpc;
-pub use known::unproven;
+pub use hosts::on;
 pub use namespaces::{Namespaces, Process};
 
 use crate::{Ampoule, program, stage};
 use events::Events;
+use known::unproven;
 
 /// No step of these tests takes longer, even in the bed.
 pub const LIMIT: Duration = Duration::from_secs(90);

@@ -30,7 +30,7 @@ macro_rules! method {
 }
 
 /// Waits until containerd takes pods.
-pub fn is_up(containerd: &Containerd) {
+fn is_up(containerd: &Containerd) {
     #[derive(Clone, PartialEq, Message)]
     struct Condition {
         #[prost(string, tag = "1")]
@@ -63,6 +63,7 @@ pub fn is_up(containerd: &Containerd) {
 impl<'a> Pod<'a> {
     /// Starts a pod with the runtime's handler.
     pub fn run(containerd: &'a Containerd, name: &str, namespaces: NamespaceOption) -> Self {
+        is_up(containerd);
         let context = LinuxSandboxSecurityContext { namespace_options: Some(namespaces) };
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {

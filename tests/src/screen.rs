@@ -68,6 +68,28 @@ impl Screen {
         }
     }
 
+    /// Checks the terminal of a shell that was started on it: it is one, has its size, and follows the window;
+    /// `resized` passes a change on.
+    pub fn follows_its_window(&mut self, resized: impl FnOnce()) {
+        self.types("test -t 0 && test -t 1 && echo is-a-$((1+1))-tty\n");
+        self.shows("is-a-2-tty");
+        self.types("until stty size | grep \"^$((20+4)) 80\"; do sleep 0.1; done\n");
+        self.shows("24 80");
+        self.resize(132, 43);
+        resized();
+        self.types("until stty size | grep \"^$((40+3)) 132\"; do sleep 0.1; done\n");
+        self.shows("43 132");
+    }
+
+    /// Presses Ctrl-C in a shell: it ends the command there, not the shell.
+    pub fn interrupts(&mut self) {
+        self.types("sleep 1000\n");
+        thread::sleep(Duration::from_millis(500));
+        self.types("\x03");
+        self.types("echo still-$((1+2))-here\n");
+        self.shows("still-3-here");
+    }
+
     /// Starts a command on the terminal.
     pub fn on(slave: &File, ampoule: Ampoule) -> Child {
         let mut command = ampoule.command;

@@ -6,24 +6,11 @@ use std::{
 };
 
 use ampoule_tests::{
-    containerd::{Containerd, Event, Runtime, Version, unproven},
-    program,
+    containerd::{Containerd, Event, Version},
+    host, program,
     screen::Screen,
-    skip,
 };
 use prost::Message;
-
-macro_rules! host {
-    ($host:ident = $runtime:ident $version:ident: $($test:ident)*) => {
-        mod $host {
-            use super::{Runtime, Version, on};
-            $(#[test] fn $test() {
-                let name = concat!(stringify!($host), "::", stringify!($test));
-                on(name, Version::$version, Runtime::$runtime, super::$test);
-            })*
-        }
-    };
-}
 
 host!(runc_1_6 = Runc V1_6: a_run_to_its_end streams a_terminal the_life_of_a_task execs commands_that_cannot_start
     many_waiters limits privileges images containerd_killed the_shim_killed a_storm);
@@ -32,16 +19,6 @@ host!(runc_1_7 = Runc V1_7: a_run_to_its_end streams a_terminal the_life_of_a_ta
 host!(ampoule_1_6 = Ampoule V1_6: a_run_to_its_end streams a_terminal the_life_of_a_task execs
     commands_that_cannot_start many_waiters limits privileges images containerd_killed the_shim_killed a_storm);
 host!(ampoule_1_7 = Ampoule V1_7: a_run_to_its_end the_life_of_a_task containerd_killed);
-
-fn on(name: &str, version: Version, runtime: Runtime, test: fn(&Containerd)) {
-    if let Some(why) = unproven(runtime, name) {
-        return skip(name, why);
-    }
-    match Containerd::start(version, runtime) {
-        Ok(containerd) => test(&containerd),
-        Err(why) => skip(name, &why),
-    }
-}
 
 fn topics(events: &[Event]) -> Vec<&str> {
     events.iter().map(|event| &*event.topic).collect()
@@ -98,18 +75,8 @@ fn a_terminal(containerd: &Containerd) {
     let mut setsid = std::process::Command::new("setsid");
     setsid.args(["--ctty", "--wait"]).arg(ctr.command.get_program()).args(ctr.command.get_args());
     let mut child = Screen::on(&slave, program(setsid));
-    screen.types("test -t 0 && test -t 1 && echo is-a-$((1+1))-tty\n");
-    screen.shows("is-a-2-tty");
-    screen.types("stty size\n");
-    screen.shows("24 80");
-    screen.resize(132, 43);
-    screen.types("sleep 1; stty size\n");
-    screen.shows("43 132");
-    screen.types("sleep 1000\n");
-    thread::sleep(Duration::from_millis(500));
-    screen.types("\x03");
-    screen.types("echo still-$((1+2))-here\n");
-    screen.shows("still-3-here");
+    screen.follows_its_window(|| ());
+    screen.interrupts();
     screen.types("exit 5\n");
     assert_eq!(child.wait().unwrap().code(), Some(5));
 }

@@ -3,40 +3,15 @@
 use std::time::Instant;
 
 use ampoule_tests::{
-    containerd::{Containerd, Runtime, Version, unproven},
-    cri::{NamespaceOption, Pod, is_up},
-    skip,
+    containerd::Containerd,
+    cri::{NamespaceOption, Pod},
+    host,
 };
-
-macro_rules! host {
-    ($host:ident = $runtime:ident $version:ident: $($test:ident)*) => {
-        mod $host {
-            use super::{Runtime, Version, on};
-            $(#[test] fn $test() {
-                let name = concat!(stringify!($host), "::", stringify!($test));
-                on(name, Version::$version, Runtime::$runtime, super::$test);
-            })*
-        }
-    };
-}
 
 host!(runc_1_6 = Runc V1_6: a_pod a_pod_that_shares_processes containerd_killed);
 host!(runc_1_7 = Runc V1_7: a_pod a_pod_that_shares_processes containerd_killed);
 host!(ampoule_1_6 = Ampoule V1_6: a_pod a_pod_that_shares_processes containerd_killed);
 host!(ampoule_1_7 = Ampoule V1_7: a_pod);
-
-fn on(name: &str, version: Version, runtime: Runtime, test: fn(&Containerd)) {
-    if let Some(why) = unproven(runtime, name) {
-        return skip(name, why);
-    }
-    match Containerd::start(version, runtime) {
-        Ok(containerd) => {
-            is_up(&containerd);
-            test(&containerd);
-        }
-        Err(why) => skip(name, &why),
-    }
-}
 
 /// As the kubelet has them by default: processes are each container's own.
 const OWN_PROCESSES: NamespaceOption = NamespaceOption { network: 0, pid: 1, ipc: 0 };
@@ -133,7 +108,6 @@ fn containerd_killed(containerd: &Containerd) {
     let members = pods.each_ref().map(|pod| pod.start("member", 0, 0, SERVE));
     containerd.kill();
     containerd.start_again();
-    is_up(containerd);
     for (pod, member) in pods.iter().zip(&members) {
         assert_eq!((pod.status().status.unwrap().state, pod.container(member).state), (0, 1));
         assert_eq!(pod.exec(member, "exit 3", 60).unwrap().exit_code, 3);

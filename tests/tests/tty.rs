@@ -1,7 +1,5 @@
 //! A terminal: what an interactive user sees.
 
-use std::{thread, time::Duration};
-
 use ampoule_tests::{ampoule, detached, detached_with, run, screen::Screen};
 use rustix::termios::tcgetattr;
 
@@ -10,21 +8,12 @@ fn a_terminal_is_one_inside_follows_the_window_and_is_given_back() {
     let (mut screen, slave) = Screen::new();
     let before = tcgetattr(&slave).unwrap();
     let mut child = Screen::on(&slave, run(["-it", "alpine", "--", "sh"]));
-    screen.types("test -t 0 && test -t 1 && echo is-a-$((1+1))-tty\n");
-    screen.shows("is-a-2-tty");
-    screen.types("stty size\n");
-    screen.shows("24 80");
-    screen.resize(132, 43);
     let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::WINCH).unwrap();
-    screen.types("sleep 1; stty size\n");
-    screen.shows("43 132");
-    // Ctrl-C is a key for the workload, not a signal for ampoule.
-    screen.types("sleep 1000\n");
-    thread::sleep(Duration::from_millis(500));
-    screen.types("\x03");
-    screen.types("echo still-$((1+2))-here\n");
-    screen.shows("still-3-here");
+    screen.follows_its_window(|| {
+        rustix::process::kill_process(pid, rustix::process::Signal::WINCH).unwrap();
+    });
+    // A key for the workload, not a signal for ampoule.
+    screen.interrupts();
     screen.types("exit 5\n");
     assert_eq!(child.wait().unwrap().code(), Some(5));
     let after = tcgetattr(&slave).unwrap();

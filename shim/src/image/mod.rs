@@ -37,7 +37,7 @@ mod sparse;
 mod spool;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tree;
 
 use std::path::PathBuf;

@@ -6,13 +6,52 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 use tempfile::TempDir;
 
-use super::digest::Digest;
+use super::{Store, digest::Digest};
+
+/// A store in a folder of its own; what else a test needs is put beside it.
+pub struct Bench {
+    pub directory: TempDir,
+    pub store: Store,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        Self { directory, store }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// Kills a dozen processes, each a little later than the one before. After each, every file of `folder` is looked at.
+pub fn killed_at_any_moment(
+    folder: &Path,
+    mut spawn: impl FnMut() -> Child,
+    whole: impl Fn(&Path),
+) {
+    let mut killed = 0;
+    for round in 0..12 {
+        let mut child = spawn();
+        std::thread::sleep(Duration::from_millis(5 + round * 15));
+        killed += u32::from(child.try_wait().unwrap().is_none());
+        let _ = child.kill();
+        child.wait().unwrap();
+        for file in fs::read_dir(folder).into_iter().flatten() {
+            whole(&file.unwrap().path());
+        }
+    }
+    assert!(killed > 0, "each was done before it could be killed");
+}
 
 /// A tar under construction, entry by entry and unchecked.
 #[derive(Default, Clone)]

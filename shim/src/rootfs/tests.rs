@@ -1,30 +1,18 @@
 use std::fs;
 
-use tempfile::TempDir;
-
 use super::*;
-
-struct Bench {
-    directory: TempDir,
-    store: Store,
-}
+use crate::image::testing::Bench;
 
 impl Bench {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("store")).unwrap();
-        Self { directory, store }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.directory.path().join(name).display().to_string()
+    fn place(&self, name: &str) -> String {
+        self.path(name).display().to_string()
     }
 
     fn folder(&self, name: &str, files: &[&str]) -> String {
-        let path = self.directory.path().join(name);
+        let path = self.path(name);
         fs::create_dir_all(&path).unwrap();
         files.iter().for_each(|file| fs::write(path.join(file), name).unwrap());
-        self.path(name)
+        self.place(name)
     }
 
     fn overlay(&self, lowers: &str, upper: &str) -> Mount {
@@ -117,7 +105,7 @@ fn a_directory_without_mounts_is_converted_as_it_is() {
 #[test]
 fn an_image_that_is_written_to_has_one_user() {
     let bench = Bench::new();
-    let image = bench.path("disk");
+    let image = bench.place("disk");
     fs::write(&image, vec![0; 4096]).unwrap();
     let ext4 = |option: &str| Mount {
         kind: "ext4".into(),
@@ -139,7 +127,7 @@ fn an_image_that_is_written_to_has_one_user() {
 #[test]
 fn what_is_no_disk_is_refused_at_once() {
     let bench = Bench::new();
-    let fifo = bench.path("fifo");
+    let fifo = bench.place("fifo");
     let kind = rustix::fs::FileType::Fifo;
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, 0o600.into(), 0).unwrap();
     for source in [fifo.as_str(), "/dev/null", &bench.folder("folder", &[])] {
@@ -152,8 +140,8 @@ fn what_is_no_disk_is_refused_at_once() {
 #[test]
 fn more_disks_than_a_vm_has_are_refused() {
     let bench = Bench::new();
-    fs::write(bench.path("layer"), vec![0; 4096]).unwrap();
-    let layer = Mount::image(Path::new(&bench.path("layer")));
+    fs::write(bench.place("layer"), vec![0; 4096]).unwrap();
+    let layer = Mount::image(Path::new(&bench.place("layer")));
     let stack = |count: usize| {
         let mut mounts = vec![layer.clone(); count];
         let lowers = format!("lowerdir={{{{ overlay 0 {} }}}}", count - 1);
@@ -173,8 +161,8 @@ fn more_disks_than_a_vm_has_are_refused() {
 fn merged_metadata_comes_with_its_devices() {
     let bench = Bench::new();
     let paths = ["meta", "1", "2"].map(|name| {
-        fs::write(bench.path(name), vec![0; 4096]).unwrap();
-        bench.path(name)
+        fs::write(bench.place(name), vec![0; 4096]).unwrap();
+        bench.place(name)
     });
     let devices = paths[1..].iter().map(|path| format!("device={path}"));
     let options = ["ro".to_owned()].into_iter().chain(devices).collect();

@@ -34,6 +34,8 @@ use crate::image::{Image, ImageError, Name, Registries, Version};
 /// Tries to get one thing, and the first pause between them, doubled each time.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(250);
+/// What runs on a thread may still hold a lock, and gives it back; a name server's answer is not waited for longer.
+const LAST_STEPS: Duration = Duration::from_millis(500);
 /// Layers on their way at a time.
 const LAYERS: usize = 3;
 
@@ -60,8 +62,7 @@ impl Store {
         let runtime = event_loop();
         let runtime = runtime.map_err(|source| ImageError::EventLoop { source })?;
         let fetched = runtime.block_on(self.fetch(name, registries));
-        // A name server's answer may still be waited for.
-        runtime.shutdown_background();
+        runtime.shutdown_timeout(LAST_STEPS);
         let layout = Layout::of_blobs(&self.root);
         let converted = self.convert_layout(&layout, fetched?, &name.familiar())?;
         self.save(name, &converted)?;

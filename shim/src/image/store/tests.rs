@@ -3,27 +3,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use serde_json::json;
-use tempfile::TempDir;
 
 use super::*;
-use crate::image::testing::{LAYER, Mounted, Tar, TestLayout, fsck, gzip, look, zstd};
-
-struct Bench {
-    directory: TempDir,
-    store: Store,
-}
+use crate::image::testing::{
+    Bench, LAYER, Mounted, Tar, TestLayout, fsck, gzip, killed_at_any_moment, look, zstd,
+};
 
 impl Bench {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("store")).unwrap();
-        Self { directory, store }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
     fn tar(&self, name: &str, bytes: &[u8]) -> Reference {
         fs::write(self.path(name), bytes).unwrap();
         Reference::Tar(self.path(name))
@@ -321,18 +307,8 @@ fn an_import_killed_at_any_moment_leaves_a_store_that_works() {
     }
     let source = bench.tar("a.tar", &tar.end());
     let root = bench.path("killed");
-    let mut killed = 0;
-    for round in 0..12 {
-        let mut child = spawn_import(&root, &source);
-        std::thread::sleep(Duration::from_millis(5 + round * 15));
-        killed += u32::from(child.try_wait().unwrap().is_none());
-        let _ = child.kill();
-        child.wait().unwrap();
-        for image in fs::read_dir(root.join("rootfs")).into_iter().flatten() {
-            erofs_is_whole(&image.unwrap().path());
-        }
-    }
-    assert!(killed > 0, "every import was done before it could be killed");
+    let spawn = || spawn_import(&root, &source);
+    killed_at_any_moment(&root.join("rootfs"), spawn, erofs_is_whole);
     let store = Store::open(&root).unwrap();
     assert_eq!(store.files("tmp").unwrap().len(), 0);
     let image = store.import(&source, &[name("x")]).unwrap();

@@ -8,25 +8,9 @@ use rustix::fs::{CWD, FileType, XattrFlags, mknodat, setxattr};
 use tempfile::TempDir;
 
 use super::*;
-use crate::image::testing::{Mounted, fsck, look};
-
-/// A store, and layers for it.
-struct Bench {
-    directory: TempDir,
-    store: Store,
-}
+use crate::image::testing::{Bench, Mounted, fsck, killed_at_any_moment, look};
 
 impl Bench {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("store")).unwrap();
-        Self { directory, store }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
     /// A layer with these files, each holding its layer's name.
     fn layer(&self, name: &str, files: &[&str]) -> PathBuf {
         let layer = self.path(name);
@@ -393,18 +377,7 @@ fn a_conversion_killed_at_any_moment_leaves_nothing() {
         fs::write(layer.join(format!("f{n}")), vec![n; 1 << 20]).unwrap();
     }
     let root = bench.path("killed");
-    let mut killed = 0;
-    for round in 0..12 {
-        let mut child = spawn(&root, &layer);
-        std::thread::sleep(Duration::from_millis(5 + round * 15));
-        killed += u32::from(child.try_wait().unwrap().is_none());
-        let _ = child.kill();
-        child.wait().unwrap();
-        for file in fs::read_dir(root.join("snapshots")).into_iter().flatten() {
-            fsck(&file.unwrap().path());
-        }
-    }
-    assert!(killed > 0, "every conversion was done before it could be killed");
+    killed_at_any_moment(&root.join("snapshots"), || spawn(&root, &layer), fsck);
     let store = Store::open(&root).unwrap();
     assert_eq!(store.files("tmp").unwrap().len(), 0);
     store.committed(&[layer], Dialect::Trusted).unwrap();
