@@ -24,17 +24,10 @@ const UNPROVEN: &[(&str, &str)] = &[
         "::execs",
         "an exec that reads its stdin to the end does not end: `echo word | ctr tasks exec … cat`",
     ),
-    ("ampoule_1_7::a_run_to_its_end", "not run with ampoule under containerd 1.7 yet"),
-    ("ampoule_1_7::the_life_of_a_task", "not run with ampoule under containerd 1.7 yet"),
-    ("streams", "not run with ampoule yet"),
-    ("a_terminal", "not run with ampoule yet"),
     ("limits", "not run with ampoule yet"),
-    ("privileges", "not run with ampoule yet"),
     ("images", "not run with ampoule yet"),
     ("containerd_killed", "not run with ampoule yet"),
     ("a_storm", "not run with ampoule yet"),
-    ("a_pod", "not run with ampoule yet"),
-    ("a_pod_that_shares_processes", "not run with ampoule yet"),
 ];
 
 /// Why a test is not run with a runtime.
