@@ -298,6 +298,7 @@ const DATABASES: [&str; 2] = [
 
 /// Everything in the folder of unpacked images that is not a database: it is only read.
 fn fstab(root: &Path) -> String {
+    let root = &seen_without_overlay(root);
     let blobs = PathBuf::from("io.containerd.content.v1.content/blobs");
     let snapshots = Path::new("io.containerd.snapshotter.v1.overlayfs/snapshots");
     let names = entries(&root.join(snapshots));
@@ -309,6 +310,14 @@ fn fstab(root: &Path) -> String {
             .expect("a string");
     }
     text
+}
+
+/// The bed's root is an overlay, which hides the whiteouts of layers that lie on it: below `/machine` they are seen.
+fn seen_without_overlay(path: &Path) -> PathBuf {
+    match env::var_os("AMPOULE_BED") {
+        Some(_) => Path::new("/machine").join(path.strip_prefix("/").unwrap_or(path)),
+        None => path.into(),
+    }
 }
 
 /// Makes the folder of unpacked images containerd's own.

@@ -218,11 +218,18 @@ struct Waited {
     status: u32,
 }
 
+const WAIT: &str = "/containerd.services.tasks.v1.Tasks/Wait";
+
+/// Waits for the end of a container's init.
+fn waited(containerd: &Containerd, container: &str) -> u32 {
+    let process = Process { container_id: containerd.id(container), exec_id: String::new() };
+    containerd.grpc.call::<_, Waited>("default", WAIT, process).unwrap().status
+}
+
 fn many_waiters(containerd: &Containerd) {
-    let wait = "/containerd.services.tasks.v1.Tasks/Wait";
     let process = Process { container_id: containerd.id("a"), exec_id: String::new() };
     containerd.run(&["-d"], "alpine", "a", &["sleep", "600"]).output().ended_with(0);
-    let waiting = containerd.grpc.spawn::<_, Waited>(50, "default", wait, process.clone());
+    let waiting = containerd.grpc.spawn::<_, Waited>(50, "default", WAIT, process);
     thread::sleep(Duration::from_millis(500));
     assert!(!waiting.is_finished());
     containerd.task(&["kill", "-s", "KILL"], "a", &[]).output().ended_with(0);
@@ -231,8 +238,7 @@ fn many_waiters(containerd: &Containerd) {
         answers.iter().all(|answer| answer.as_ref().is_ok_and(|w| w.status == 137)),
         "{answers:?}"
     );
-    let late = containerd.grpc.call::<_, Waited>("default", wait, process).unwrap();
-    assert_eq!(late.status, 137);
+    assert_eq!(waited(containerd, "a"), 137);
     containerd.remove("a");
 }
 
@@ -247,9 +253,10 @@ fn metric(value: &serde_json::Value, names: &[&str]) -> Option<u64> {
 }
 
 fn limits(containerd: &Containerd) {
-    let script = "head -c 200m /dev/zero | tail";
-    let options = ["-d", "--memory-limit", "67108864", "--cpus", "0.2"];
-    let spin = "while :; do :; done & sleep 600";
+    // The memory is filled by half a processor, which has nothing else to do then.
+    let script = "touch /throttled; head -c 200m /dev/zero | tail";
+    let options = ["-d", "--memory-limit", "67108864", "--cpus", "0.5"];
+    let spin = "while [ ! -e /throttled ]; do :; done & sleep 600";
     containerd.run(&options, "alpine", "a", &["sh", "-c", spin]).output().ended_with(0);
     containerd.expects("CPU limits", || {
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -349,13 +356,16 @@ fn containerd_killed(containerd: &Containerd) {
     containerd.start_again();
     assert_eq!(containerd.listed("on"), before);
     containerd.exec(&[], "on", "x", &["sh", "-c", "exit 3"]).output().ended_with(3);
-    match containerd.version {
-        Version::V1_6 => {
-            assert_eq!(containerd.exited("ends", "ends"), 9);
-            assert_eq!(containerd.listed("ends").unwrap().1, "STOPPED");
-        }
+    if containerd.version == Version::V1_7 {
         // It takes a shim without processes for a leaked one and clears it away.
-        Version::V1_7 => assert!(containerd.listed("ends").is_none()),
+        containerd.expects("the loss of an ended task", || {
+            assert!(containerd.listed("ends").is_none());
+        });
+    }
+    if containerd.version == Version::V1_6 || containerd.runtime == Runtime::Ampoule {
+        // Its event may have come before we listened again.
+        assert_eq!(containerd.listed("ends").unwrap().1, "STOPPED");
+        assert_eq!(waited(containerd, "ends"), 9);
     }
     containerd.task(&["delete"], "ends", &[]).output();
     containerd.ctr(["containers", "rm", &containerd.id("ends")]).output().ended_with(0);
