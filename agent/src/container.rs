@@ -284,6 +284,15 @@ impl Container {
         Ok(stats::read(&self.cgroup).map_err(at("stats", &self.id))?)
     }
 
+    /// Waits until the kernel has killed more than `known` times for lack of memory, or init has ended.
+    pub async fn wait_oom(&self, known: u64) -> Result<u64, Error> {
+        tokio::select! {
+            biased;
+            kills = self.cgroup.wait_oom(known) => Ok(kills.map_err(at("memory events", &self.id))?),
+            _ = self.init.wait() => Err(Error::Ended),
+        }
+    }
+
     pub fn pids(&self) -> Result<PidsResponse, Error> {
         let execs = self.execs.all();
         let pids = self.cgroup.pids().map_err(at("pids", &self.id))?;
@@ -335,12 +344,12 @@ impl Container {
 fn conclude(cgroup: Arc<Cgroup>, ending: Ending, is_init: bool) {
     tokio::spawn(async move {
         let status = ending.status.await.unwrap_or(u8::MAX.into());
-        let oom = cgroup.oom_kills() > 0;
+        let oom_kills = cgroup.oom_kills();
         if is_init {
             // A PID namespace of its own has seen to it already; a shared one has not.
             let _ = cgroup.kill();
         }
-        ending.exit.send_replace(Some(Exit { status, oom, at_ns: realtime_ns() }));
+        ending.exit.send_replace(Some(Exit { status, oom_kills, at_ns: realtime_ns() }));
     });
 }
 

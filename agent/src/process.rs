@@ -43,8 +43,8 @@ const KILLED: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug)]
 pub struct Exit {
     pub status: Status,
-    /// The kernel killed something of the container for lack of memory.
-    pub oom: bool,
+    /// How often the kernel has killed something of the container for lack of memory.
+    pub oom_kills: u64,
     /// CLOCK_REALTIME, nanoseconds.
     pub at_ns: u64,
 }

@@ -9,7 +9,8 @@ use ampoule_agent_api::{
     agent::{
         ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
         CreateResponse, Empty, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
-        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest, WaitResponse,
+        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
+        WaitOomRequest, WaitOomResponse, WaitResponse,
     },
     agent_ttrpc::Agent,
 };
@@ -134,10 +135,19 @@ impl Agent for Service {
         let exit = self.process(&req.container_id, &req.exec_id)?.wait().await?;
         Ok(WaitResponse {
             status: exit.status,
-            oom: exit.oom,
+            oom_kills: exit.oom_kills,
             exited_at_ns: exit.at_ns,
             ..Default::default()
         })
+    }
+
+    async fn wait_oom(
+        &self,
+        _: &TtrpcContext,
+        req: WaitOomRequest,
+    ) -> ttrpc::Result<WaitOomResponse> {
+        let oom_kills = self.container(&req.container_id)?.wait_oom(req.oom_kills).await?;
+        Ok(WaitOomResponse { oom_kills, ..Default::default() })
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, req: ResizePtyRequest) -> ttrpc::Result<Empty> {

@@ -34,7 +34,7 @@ async fn the_life_of_a_container() {
     let again = code(guest.start(&run).await.err().unwrap());
     assert_eq!(again.0, Code::FAILED_PRECONDITION);
     let output = guest.wait(&mut run).await;
-    assert_eq!((output.status, output.oom), (7, false));
+    assert_eq!((output.status, output.oom_kills), (7, 0));
     assert_eq!(output.text(), "out\ninside\n");
     assert_eq!(output.stderr, b"err\n");
     // Also after the end, until it is deleted.
@@ -361,7 +361,7 @@ async fn limits_hold() {
     spec["linux"]["resources"]["memory"] = json!({"limit": 16 << 20, "swap": 16 << 20});
     let output = guest.run(spec).await;
     // The shell is PID 1 and outlives its child.
-    assert!(output.oom && output.status != 0, "{} {}", output.status, output.oom);
+    assert!(output.oom_kills > 0 && output.status != 0, "{} {}", output.status, output.oom_kills);
 
     let mut spec = sh("i=0; while [ $i -lt 50 ]; do sleep 5 & i=$((i+1)); done; echo all");
     spec["linux"]["resources"]["pids"] = json!({"limit": 16});

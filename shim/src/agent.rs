@@ -10,7 +10,7 @@ use ampoule_agent_api::{
     agent::{
         ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
         HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
-        StartResponse, StatsResponse, UpdateRequest, WaitResponse,
+        StartResponse, StatsResponse, UpdateRequest, WaitOomRequest, WaitResponse,
     },
     agent_ttrpc::AgentClient,
 };
@@ -107,6 +107,20 @@ impl Agent {
     pub async fn wait(&self, process: &ProcessRequest) -> Result<WaitResponse> {
         let answer = self.0.wait(Context::default(), process).await;
         answer.map_err(|e| failed(named("wait", process), Duration::ZERO, e))
+    }
+
+    /// Answers when the kernel has killed more than `known` times for a container's memory limit. Without a limit,
+    /// as [`Self::wait`].
+    pub async fn wait_oom(&self, container: &str, known: u64) -> Result<u64> {
+        let request = WaitOomRequest {
+            container_id: container.into(),
+            oom_kills: known,
+            ..Default::default()
+        };
+        let answer = self.0.wait_oom(Context::default(), &request).await;
+        let answer =
+            answer.map_err(|e| failed(format!("wait oom {container}"), Duration::ZERO, e))?;
+        Ok(answer.oom_kills)
     }
 
     pub async fn resize(&self, process: &ProcessRequest, width: u16, height: u16) -> Result<()> {

@@ -239,8 +239,8 @@ pub struct Created {
 pub struct Exit {
     /// Exit code, or 128 + signal: 0 to 255.
     pub status: u8,
-    /// The kernel killed something of the container for its memory limit.
-    pub oom: bool,
+    /// How often the kernel has killed something of the container for its memory limit.
+    pub oom_kills: u64,
     pub at: SystemTime,
     /// Set if it ended because its VM did.
     pub death: Option<Arc<Death>>,

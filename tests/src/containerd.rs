@@ -30,7 +30,6 @@ pub use namespaces::{Namespaces, Process};
 
 use crate::{Ampoule, program, stage};
 use events::Events;
-use known::unproven;
 
 /// No step of these tests takes longer, even in the bed.
 pub const LIMIT: Duration = Duration::from_secs(90);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ampoule_tests::{
-    containerd::{Containerd, Event, Version},
+    containerd::{Containerd, Event, Runtime, Version},
     host, program,
     screen::Screen,
 };
@@ -253,11 +253,10 @@ fn metric(value: &serde_json::Value, names: &[&str]) -> Option<u64> {
 }
 
 fn limits(containerd: &Containerd) {
-    // The memory is filled by half a processor, which has nothing else to do then.
-    let script = "touch /throttled; head -c 200m /dev/zero | tail";
     let options = ["-d", "--memory-limit", "67108864", "--cpus", "0.5"];
-    let spin = "while [ ! -e /throttled ]; do :; done & sleep 600";
-    containerd.run(&options, "alpine", "a", &["sh", "-c", spin]).output().ended_with(0);
+    // What is killed is neither the container's first process nor an exec.
+    let script = "while [ ! -e /throttled ]; do :; done; dd if=/dev/zero of=/dev/null bs=200M count=1; sleep 600";
+    containerd.run(&options, "alpine", "a", &["sh", "-c", script]).output().ended_with(0);
     containerd.expects("CPU limits", || {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -273,7 +272,7 @@ fn limits(containerd: &Containerd) {
         }
     });
     containerd.expects("out of memory", || {
-        containerd.exec(&[], "a", "hog", &["sh", "-c", script]).output();
+        containerd.exec(&[], "a", "on", &["touch", "/throttled"]).output().ended_with(0);
         containerd.event("a", "oom", |event| event.topic == "oom");
     });
     containerd.remove("a");

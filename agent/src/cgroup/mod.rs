@@ -147,8 +147,7 @@ impl Cgroup {
 
     /// Times the kernel killed something in here for lack of memory.
     pub fn oom_kills(&self) -> u64 {
-        let events = self.read("memory.events").unwrap_or_default();
-        field(&events, "oom_kill").and_then(|n| n.parse().ok()).unwrap_or(0)
+        self.read("memory.events").ok().and_then(|events| kills(&events)).unwrap_or(0)
     }
 
     /// Every process in here and below.
@@ -186,20 +185,35 @@ impl Cgroup {
         }
     }
 
-    /// Waits for a line of `cgroup.events`. The kernel announces changes as priority events.
+    /// Waits until [`Self::oom_kills`] is more than `known`.
+    pub async fn wait_oom(&self, known: u64) -> io::Result<u64> {
+        let more = |events: &str| kills(events).filter(|&kills| kills > known);
+        changed(self.path.join("memory.events"), more).await
+    }
+
+    /// Waits for a line of `cgroup.events`.
     async fn event(&self, key: &str, value: &str, bound: Duration) -> io::Result<()> {
-        let path = self.path.join("cgroup.events");
-        let file = fs::File::open(&path)?;
-        // SAFETY: the file is moved in, and is not replaced.
-        let changes = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY)? };
-        let reached = async {
-            while field(&fs::read_to_string(&path)?, key) != Some(value) {
-                changes.ready(Interest::PRIORITY).await?.clear_ready();
-            }
-            Ok(())
-        };
+        let reached = |events: &str| (field(events, key) == Some(value)).then_some(());
+        let reached = changed(self.path.join("cgroup.events"), reached);
         timeout(bound, reached).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
+}
+
+/// Waits for what is looked for in a file of events, whose changes the kernel announces as priority events.
+async fn changed<T>(path: PathBuf, find: impl Fn(&str) -> Option<T>) -> io::Result<T> {
+    let file = fs::File::open(&path)?;
+    // SAFETY: the file is moved in, and is not replaced.
+    let changes = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY)? };
+    loop {
+        if let Some(found) = find(&fs::read_to_string(&path)?) {
+            return Ok(found);
+        }
+        changes.ready(Interest::PRIORITY).await?.clear_ready();
+    }
+}
+
+fn kills(memory_events: &str) -> Option<u64> {
+    field(memory_events, "oom_kill")?.parse().ok()
 }
 
 /// The value of a "key value" line.

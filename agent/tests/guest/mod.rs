@@ -42,7 +42,7 @@ pub struct Run {
 
 pub struct Output {
     pub status: u32,
-    pub oom: bool,
+    pub oom_kills: u64,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
 }
@@ -137,7 +137,7 @@ impl Guest {
         let exit = self.agent.wait(context(), &run.request()).await.unwrap();
         Output {
             status: exit.status,
-            oom: exit.oom,
+            oom_kills: exit.oom_kills,
             stdout: run.stdout().await,
             stderr: run.stderr().await,
         }

@@ -382,7 +382,7 @@ impl End {
         match (cap, exit.death.filter(|death| !death.is_orderly())) {
             (Some(cap), _) => Some(RunError::Cap(cap)),
             (None, Some(source)) => Some(RunError::Died { name, source }),
-            (None, None) if exit.oom && exit.status == 137 => {
+            (None, None) if exit.oom_kills > 0 && exit.status == 137 => {
                 Some(RunError::OutOfMemory { name, limit })
             }
             (None, None) => None,

@@ -79,7 +79,7 @@ impl From<Exit> for Ended {
         Self {
             code: exit.status,
             at: Timestamp(exit.at),
-            oom: exit.oom,
+            oom: exit.oom_kills > 0,
             reason: death.map(|death| chain_text(death)),
             console: death.map(|death| death.console.clone()).unwrap_or_default(),
         }

@@ -37,6 +37,8 @@ use crate::{
 
 /// How long execs may outlive their init, which takes them along, before they are given up.
 const EXECS_GRACE: Duration = Duration::from_secs(2);
+/// Between two reports of a container's kills for lack of memory: a hostile agent may report without end.
+const OOM_PAUSE: Duration = Duration::from_millis(100);
 /// How long the VMM may take to attach or detach a disk.
 const DISK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -62,6 +64,7 @@ enum Done {
     Exited(ProcessId, Result<WaitResponse, AgentError>),
     Frozen(Id, bool, Result<(), AgentError>, Reply<()>),
     Deleted(ProcessId, Result<(), AgentError>, Reply<()>),
+    Oom(Id, Result<u64, AgentError>),
     ExecsOverdue(Id),
     DiskOverdue(u8, Turn),
 }
@@ -158,6 +161,13 @@ impl Owner {
                 self.pass_on(reply, result.map_err(SandboxError::from));
             }
             Done::Deleted(process, result, reply) => self.deleted(&process, result, reply),
+            Done::Oom(container, Ok(kills)) => {
+                let events = self.table.oom(&container, kills);
+                self.publish(events);
+                self.watch_memory(container, kills, OOM_PAUSE);
+            }
+            // The container has ended, or its VM has.
+            Done::Oom(_, Err(_)) => {}
             Done::ExecsOverdue(container) => {
                 let events = self.table.give_up_execs(&container, SystemTime::now());
                 self.publish(events);
@@ -318,7 +328,12 @@ impl Owner {
         reply: Reply<()>,
     ) {
         let (events, result) = match result.map(|response| failure(&response)) {
-            Ok(None) => (self.table.started(&process), Ok(())),
+            Ok(None) => {
+                if process.exec.is_none() {
+                    self.watch_memory(process.container.clone(), 0, Duration::ZERO);
+                }
+                (self.table.started(&process), Ok(()))
+            }
             Ok(Some((status, source))) => {
                 let events = self.table.start_failed(&process, exit(status));
                 (events, Err(SandboxError::Start { process, source }))
@@ -329,6 +344,16 @@ impl Owner {
         };
         self.publish(events);
         self.pass_on(reply, result);
+    }
+
+    /// Hears of it when the kernel kills for lack of a container's memory, more often than it did.
+    fn watch_memory(&mut self, container: Id, known: u64, after: Duration) {
+        let agent = self.agent.clone();
+        self.calls.spawn(async move {
+            tokio::time::sleep(after).await;
+            let kills = agent.wait_oom(container.as_str(), known).await;
+            Done::Oom(container, kills)
+        });
     }
 
     fn exited(&mut self, process: &ProcessId, result: Result<WaitResponse, AgentError>) {

@@ -63,6 +63,8 @@ struct Entry {
     pid: u32,
     /// Known before it is told, when it is held back.
     exit: Option<Exit>,
+    /// Of an init: the kills for lack of memory in its container that were told.
+    oom_kills: u64,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +83,7 @@ impl Table {
         if self.0.contains_key(process) {
             return Err(Refused::Exists(process.clone()));
         }
-        let entry = Entry { state: State::Creating, pid: 0, exit: None };
+        let entry = Entry { state: State::Creating, pid: 0, exit: None, oom_kills: 0 };
         self.0.insert(process.clone(), entry);
         Ok(())
     }
@@ -131,6 +133,18 @@ impl Table {
         self.settle(&process.container)
     }
 
+    /// The kernel has killed this often for lack of a running container's memory.
+    pub fn oom(&mut self, container: &Id, kills: u64) -> Vec<Event> {
+        let init = ProcessId::init(container.clone());
+        match self.0.get_mut(&init) {
+            Some(entry) if entry.state == State::Running && kills > entry.oom_kills => {
+                entry.oom_kills = kills;
+                vec![Event::Oom { container: container.clone() }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether an init's end is held back for execs that have not ended.
     pub fn is_held(&self, container: &Id) -> bool {
         self.0
@@ -140,7 +154,7 @@ impl Table {
 
     /// Execs that outlive their init by too much are given up: they count as killed.
     pub fn give_up_execs(&mut self, container: &Id, at: SystemTime) -> Vec<Event> {
-        let killed = Exit { status: KILLED, oom: false, at, death: None };
+        let killed = Exit { status: KILLED, oom_kills: 0, at, death: None };
         if !self.is_held(container) {
             return Vec::new();
         }
@@ -161,7 +175,7 @@ impl Table {
         // Who asked for these hears that the VM has gone, and may ask again.
         let deleting = self.0.values_mut().filter(|entry| entry.state == State::Deleting);
         deleting.for_each(|entry| entry.state = State::Stopped);
-        let exit = Exit { status: KILLED, oom: false, at, death: Some(death.clone()) };
+        let exit = Exit { status: KILLED, oom_kills: 0, at, death: Some(death.clone()) };
         let mut containers: Vec<Id> = self.0.keys().map(|p| p.container.clone()).collect();
         containers.dedup();
         for entry in self.0.values_mut().filter(|e| !e.state.is_over()) {
@@ -180,7 +194,7 @@ impl Table {
     /// Of a process that has not ended.
     pub fn pid(&self, process: &ProcessId) -> Result<u32, Refused> {
         match self.get(process)? {
-            Entry { state: State::Created | State::Running, exit: None, pid } => Ok(*pid),
+            Entry { state: State::Created | State::Running, exit: None, pid, .. } => Ok(*pid),
             entry => Err(refused(process, entry.state, "running")),
         }
     }
@@ -228,6 +242,8 @@ impl Table {
     fn settle(&mut self, container: &Id) -> Vec<Event> {
         let mut events = Vec::new();
         let mut execs_over = true;
+        let init = ProcessId::init(container.clone());
+        let mut oom_kills = self.0.get(&init).map_or(0, |entry| entry.oom_kills);
         // Execs sort after their init: walked backwards, it is the last.
         for (process, entry) in self.of(container).rev() {
             if process.exec.is_none() && !execs_over {
@@ -236,13 +252,17 @@ impl Table {
             let told = matches!(entry.state, State::Created | State::Running);
             if let (true, Some(exit)) = (told, &entry.exit) {
                 entry.state = State::Stopped;
-                if exit.oom && process.exec.is_none() {
+                if exit.oom_kills > oom_kills {
+                    oom_kills = exit.oom_kills;
                     events.push(Event::Oom { container: container.clone() });
                 }
                 let (process, exit) = (process.clone(), exit.clone());
                 events.push(Event::Exited { process, pid: entry.pid, exit });
             }
             execs_over &= entry.state.is_over();
+        }
+        if let Some(entry) = self.0.get_mut(&init) {
+            entry.oom_kills = oom_kills;
         }
         events
     }

@@ -18,13 +18,13 @@ use crate::{
 pub(super) const UNKNOWN: u8 = 255;
 
 pub(super) fn exit(status: u8) -> Exit {
-    Exit { status, oom: false, at: SystemTime::now(), death: None }
+    Exit { status, oom_kills: 0, at: SystemTime::now(), death: None }
 }
 
 /// The time is the host's: a guest's clock says what the guest wants.
 pub(super) fn exit_of(end: &WaitResponse) -> Exit {
     let status = u8::try_from(end.status).unwrap_or(UNKNOWN);
-    Exit { oom: end.oom, ..exit(status) }
+    Exit { oom_kills: end.oom_kills, ..exit(status) }
 }
 
 pub(super) fn failure(response: &StartResponse) -> Option<(u8, StartFailure)> {

@@ -178,7 +178,7 @@ mod tests {
         let table = Table::default();
         let (a, b) = (container("a"), container("b"));
         table.reserve(a.clone()).unwrap();
-        let exit = Exit { status: 0, oom: false, at: SystemTime::now(), death: None };
+        let exit = Exit { status: 0, oom_kills: 0, at: SystemTime::now(), death: None };
         assert!(!table.is_idle());
         a.init.set(Status::Stopped(exit));
         assert!(table.is_idle());

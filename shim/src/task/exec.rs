@@ -98,7 +98,7 @@ fn failed(process: &Process, error: &TaskError) {
         _ => 255,
     };
     if !process.status().is_over() {
-        let exit = Exit { status, oom: false, at: SystemTime::now(), death: None };
+        let exit = Exit { status, oom_kills: 0, at: SystemTime::now(), death: None };
         process.set(Status::Stopped(exit));
     }
 }

@@ -1,9 +1,6 @@
 //! Where ampoule does not do what runc does: the one list, with reasons. Whatever is not here must be the same.
 
-use std::{
-    env,
-    panic::{AssertUnwindSafe, catch_unwind},
-};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Containerd, Runtime};
 use crate::skip;
@@ -23,20 +20,6 @@ const DIFFERENT: &[(&str, &str)] = &[
 /// What is still missing, and why.
 const MISSING: &[(&str, &str)] =
     &[("bind mounts", "a folder of the host is refused by its name: volumes are not built yet")];
-
-/// Whole tests that were not seen to pass with ampoule yet; `AMPOULE_TEST_ALL` runs them nevertheless.
-const UNPROVEN: &[(&str, &str)] = &[(
-    "limits",
-    "that an exec was killed for lack of memory is only told when its container ends",
-)];
-
-/// Why a test is not run with a runtime.
-pub fn unproven(runtime: Runtime, test: &str) -> Option<&'static str> {
-    if runtime == Runtime::Runc || env::var_os("AMPOULE_TEST_ALL").is_some() {
-        return None;
-    }
-    UNPROVEN.iter().find(|(name, _)| test.ends_with(name)).map(|(_, why)| *why)
-}
 
 impl Containerd {
     /// Checks an expectation by name. One that is known not to hold is reported as skipped with its reason, and fails

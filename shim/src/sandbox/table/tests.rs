@@ -15,7 +15,7 @@ fn exec(container: &str, exec: &str) -> ProcessId {
 }
 
 fn exit(status: u8) -> Exit {
-    Exit { status, oom: false, at: SystemTime::UNIX_EPOCH, death: None }
+    Exit { status, oom_kills: 0, at: SystemTime::UNIX_EPOCH, death: None }
 }
 
 /// "created c", "exited c/e 137": what is told, in short.
@@ -92,11 +92,26 @@ fn an_init_ends_after_its_execs() {
     let (mut table, c, e) = (Table::default(), init("c"), exec("c", "e"));
     running(&mut table, &c);
     running(&mut table, &e);
-    let oom = Exit { oom: true, ..exit(137) };
+    let oom = Exit { oom_kills: 1, ..exit(137) };
     assert!(table.exited(&c, oom).is_empty());
     assert!(table.is_held(&id("c")));
     assert_eq!(told(&table.exited(&e, exit(137))), ["exited c/e 137", "oom c", "exited c 137"]);
     assert!(!table.is_held(&id("c")));
+}
+
+#[test]
+fn each_kill_for_memory_is_told_once_and_before_the_end_it_causes() {
+    let (mut table, c, e) = (Table::default(), init("c"), exec("c", "e"));
+    assert!(table.oom(&id("c"), 1).is_empty());
+    running(&mut table, &c);
+    running(&mut table, &e);
+    assert_eq!(told(&table.oom(&id("c"), 1)), ["oom c"]);
+    assert!(table.oom(&id("c"), 1).is_empty());
+    let end = |kills| Exit { oom_kills: kills, ..exit(137) };
+    assert_eq!(told(&table.exited(&e, end(2))), ["oom c", "exited c/e 137"]);
+    assert!(table.oom(&id("c"), 2).is_empty());
+    assert_eq!(told(&table.exited(&c, end(2))), ["exited c 137"]);
+    assert!(table.oom(&id("c"), 3).is_empty());
 }
 
 #[test]
