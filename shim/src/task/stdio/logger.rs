@@ -1,7 +1,7 @@
 //! A program that takes a process's output: `binary://PATH?KEY=VALUE&...`.
 //!
 //! It finds the output as descriptors 3 and 4, and closes 5 (or writes to it) when it is ready; before that no
-//! process is started. CONTAINER_ID and CONTAINER_NAMESPACE are its whole environment (containerd,
+//! process is started. As `binary-v2` it has to write. CONTAINER_ID and CONTAINER_NAMESPACE are its whole environment (containerd,
 //! docs/logging).
 
 use std::{
@@ -44,7 +44,10 @@ impl Logger {
         let late = |_| failed(io::Error::new(io::ErrorKind::TimedOut, "not ready in time"));
         let (child, [stdout, stderr], ready) = spawn(command, owner).map_err(failed)?;
         let mut ready = Receiver::from_owned_fd(ready).map_err(failed)?;
-        timeout(READY, ready.read(&mut [0])).await.map_err(late)?.map_err(failed)?;
+        let said = timeout(READY, ready.read(&mut [0])).await.map_err(late)?.map_err(failed)?;
+        if command.speaks && said == 0 {
+            return Err(failed(io::Error::other("it did not say that it is ready")));
+        }
         Ok(Self {
             child,
             stdout: Some(Sender::from_owned_fd(stdout).map_err(failed)?),

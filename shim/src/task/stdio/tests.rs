@@ -165,6 +165,17 @@ async fn a_logger_gets_both_outputs_its_arguments_and_its_container() {
 }
 
 #[tokio::test]
+async fn a_logger_of_the_second_kind_says_that_it_is_ready() {
+    let folder = Folder::new();
+    for (script, ready) in [("echo >&5; exec cat <&3", true), ("exit 0", false)] {
+        let stdout = format!("binary-v2://{}", folder.program(script));
+        let wanted = Wanted { stdout, ..Default::default() };
+        let opened = Opened::open(&wanted, OWNER).await;
+        assert_eq!(opened.is_ok(), ready, "{script}");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_opened_is_named() {
     let folder = Folder::new();
     let (fifo, missing) = (folder.fifo("f"), folder.path("missing"));

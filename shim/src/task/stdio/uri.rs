@@ -1,4 +1,4 @@
-//! What containerd may say where a stream goes: a path, `fifo://`, `file://` or `binary://`.
+//! What containerd may say where a stream goes: a path, `fifo://`, `file://`, `binary://` or `binary-v2://`.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
@@ -19,6 +19,8 @@ pub enum Target {
 pub struct Command {
     pub path: PathBuf,
     pub arguments: Vec<OsString>,
+    /// It says that it is ready; one that only closes the descriptor has failed (`binary-v2`).
+    pub speaks: bool,
 }
 
 pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
@@ -33,7 +35,10 @@ pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
     match scheme {
         "fifo" => Ok(Target::Path(path)),
         "file" => Ok(Target::File(path)),
-        "binary" => Ok(Target::Logger(Command { path, arguments: arguments(query) })),
+        "binary" | "binary-v2" => {
+            let speaks = scheme == "binary-v2";
+            Ok(Target::Logger(Command { path, arguments: arguments(query), speaks }))
+        }
         _ => Err(refused(stream, text, "the scheme must be fifo, file or binary")),
     }
 }
@@ -86,7 +91,7 @@ mod tests {
     fn paths_and_schemes_are_told_apart() {
         let logger = |path: &str, arguments: &[&str]| {
             let arguments = arguments.iter().map(OsString::from).collect();
-            Target::Logger(Command { path: path.into(), arguments })
+            Target::Logger(Command { path: path.into(), arguments, speaks: false })
         };
         for (text, target) in [
             ("", Target::Nowhere),
