@@ -27,8 +27,8 @@ use crate::{
 
 const STEP: &str = "root file system";
 const BASE: &str = "/run/ampoule";
-/// Disk slots: /dev/vda is the guest's own image.
-const SLOTS: std::ops::Range<u32> = 1..16;
+/// Disk slots: /dev/vda is the guest's own image, which a container may have for its root too.
+const SLOTS: std::ops::Range<u32> = 0..16;
 /// How long a disk may take to get its capacity after it was attached.
 const DISK_READY: Duration = Duration::from_secs(5);
 /// How long a file system may stay busy after its last user has gone.

@@ -8,7 +8,7 @@ use std::{future::Future, time::Duration};
 
 use ampoule_agent_api::{
     agent::{
-        ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
+        ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, Empty,
         HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
         StartResponse, StatsResponse, UpdateRequest, WaitOomRequest, WaitResponse,
     },
@@ -172,6 +172,13 @@ impl Agent {
 
     pub async fn delete(&self, process: &ProcessRequest) -> Result<()> {
         bounded(named("delete", process), SLOW, |ctx| self.0.delete(ctx, process)).await?;
+        Ok(())
+    }
+
+    /// Has the guest switch itself off. It may do so before it answers.
+    pub async fn shutdown(&self) -> Result<()> {
+        let request = Empty::new();
+        bounded("shutdown", QUICK, |ctx| self.0.shutdown(ctx, &request)).await?;
         Ok(())
     }
 }

@@ -17,6 +17,7 @@
 //! - [`task`]: containerd's Task services
 //! - [`publisher`]: events, to containerd
 //! - [`timings`], [`clock`]: the spans of a run
+//! - [`host_cost`]: what a VM costs this host
 //! - [`check`]: whether this host can run sandboxes
 //! - [`config`]: the file `config.toml`
 //! - [`paths`], [`name`], [`id`], [`signal_name`], [`timestamp`]: where things are, and what they are called
@@ -35,6 +36,7 @@ pub mod control;
 pub mod daemon;
 pub mod error;
 pub mod event_loop;
+pub mod host_cost;
 pub mod id;
 pub mod image;
 pub mod journal;

@@ -46,7 +46,9 @@ pub fn vm_memory_mib(limit: u64) -> u32 {
     u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
 }
 
-/// The slot of [`SandboxConfig::disks`]' first one; the guest image has the slot before.
+/// The slot of the guest image.
+pub const GUEST_IMAGE: u8 = 0;
+/// The slot of [`SandboxConfig::disks`]' first one.
 pub const FIRST_DISK: u8 = 1;
 
 /// What a sandbox is made from.
@@ -347,6 +349,7 @@ pub struct Sandbox {
     inputs: mpsc::Sender<Input>,
     agent: Agent,
     end: watch::Receiver<Option<Arc<Death>>>,
+    vmm: u32,
 }
 
 impl Sandbox {
@@ -360,12 +363,12 @@ impl Sandbox {
 
     /// Hands everything to an owner task.
     fn owned(booted: boot::Booted) -> (Self, mpsc::UnboundedReceiver<Event>) {
-        let agent = booted.agent.clone();
+        let (agent, vmm) = (booted.agent.clone(), booted.vm.pid());
         let (inputs, queue) = mpsc::channel(32);
         let (events, listener) = mpsc::unbounded_channel();
         let (died, end) = watch::channel(None);
         tokio::spawn(owner::Owner::new(booted, queue, events, died).run());
-        (Self { inputs, agent, end }, listener)
+        (Self { inputs, agent, end, vmm }, listener)
     }
 
     /// Prepares a container up to just before its workload.
@@ -453,6 +456,26 @@ impl Sandbox {
     pub async fn shutdown(&self) -> Arc<Death> {
         let _ = self.inputs.send(Input::Shutdown).await;
         self.ended().await
+    }
+
+    /// Has the guest end everything, write to its disks what belongs there and switch itself off; returns when it
+    /// has. Whoever calls this keeps the time.
+    pub async fn power_off(&self) -> Arc<Death> {
+        if let Err(error) = self.alive(self.agent.shutdown()).await
+            && !self.has_ended()
+        {
+            tracing::warn!(%error, "the guest does not switch itself off");
+        }
+        self.ended().await
+    }
+
+    /// The PID of its VMM on this host, while that is there.
+    pub fn vmm(&self) -> Option<u32> {
+        (!self.has_ended()).then_some(self.vmm)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.end.borrow().is_some()
     }
 
     /// Waits for the end of the VM.

@@ -4,13 +4,14 @@
 //! - [`container`], [`process`]: what there is, and how far it is
 //! - [`create`], [`bundle`], [`size`], [`files`]: from a bundle to a container in a VM
 //! - [`pod`], [`anchor`]: the VM they share, and its process on the host
+//! - [`sandbox`]: the VM on its own, as containerd 2 asks for it
 //! - [`exec`], [`delete`]: further processes, and the end of all
 //! - [`events`]: what the sandbox tells, on its way to containerd
-//! - [`stdio`], [`stats`], [`error`]: streams, numbers, codes
+//! - [`stdio`], [`stats`], [`error`], [`fields`]: streams, numbers, codes, messages
 //!
 //! The first container boots the VM, others join it. When the last one has ended and its output has been passed
 //! on, the VM goes, without being asked; what is left then is known here. The daemon goes when containerd says
-//! so and nothing is left.
+//! so and nothing is left. Where containerd has made the sandbox by itself ([`sandbox`]), it decides all that.
 
 mod anchor;
 mod bundle;
@@ -20,9 +21,11 @@ mod delete;
 mod error;
 mod events;
 mod exec;
+mod fields;
 mod files;
 mod pod;
 mod process;
+mod sandbox;
 mod service;
 mod settings;
 mod size;
@@ -43,7 +46,9 @@ use container::{Container, Table};
 pub use error::TaskError;
 use pod::Pod;
 use process::{Process, Status};
+use sandbox::Made;
 pub use service::services;
+pub use settings::OPTIONS;
 
 /// How long the end of a VM is waited for.
 const GONE: Duration = Duration::from_secs(2);
@@ -70,13 +75,21 @@ pub struct Tasks {
     table: Table,
     /// The one that new containers join. Locked while it boots.
     pod: Mutex<Option<Arc<Pod>>>,
+    sandbox: Made,
     over: watch::Sender<bool>,
 }
 
 impl Tasks {
     pub fn new(config: TasksConfig, publisher: Publisher) -> Arc<Self> {
         let over = watch::Sender::new(false);
-        Arc::new(Self { config, publisher, table: Table::default(), pod: Mutex::default(), over })
+        Arc::new(Self {
+            config,
+            publisher,
+            table: Table::default(),
+            pod: Mutex::default(),
+            sandbox: Made::default(),
+            over,
+        })
     }
 
     /// Ends when Shutdown was called and no task is left: from then on no Create succeeds.
@@ -90,7 +103,7 @@ impl Tasks {
 
     /// Lets the daemon end, if no task is left.
     fn shut_down(&self) {
-        if self.table.close() {
+        if !self.sandbox.is_there() && self.table.close() {
             self.over.send_replace(true);
         }
     }
@@ -118,7 +131,7 @@ impl Tasks {
     /// Ends the VM if nothing needs it any more, once all output has been passed on; says whether it is gone.
     async fn retire(self: Arc<Self>) -> bool {
         let mut slot = self.pod.lock().await;
-        if !self.table.is_idle() {
+        if self.sandbox.is_there() || !self.table.is_idle() {
             return false;
         }
         // Whoever comes from now on boots another.

@@ -128,6 +128,11 @@ impl Vm {
         Ok((vm, agent))
     }
 
+    /// Of the VMM's process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid().as_raw_pid().unsigned_abs()
+    }
+
     /// A sandbox goes before the process that runs it, and long before containerd, whose score ours may be near.
     fn set_oom_score(&self, score: i32) {
         let path = format!("/proc/{}/oom_score_adj", self.process.pid().as_raw_pid());

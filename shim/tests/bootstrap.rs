@@ -314,7 +314,12 @@ fn what_a_killed_or_stuck_daemon_leaves_is_cleared_away() {
     assert_eq!(member.start(), address);
     kill_process(sandbox.daemon(), Signal::KILL).unwrap();
     wait_until("it is dead", || UnixStream::connect(socket(&address)).is_err());
-    member.deletes_quietly();
+    // A task was made, whose pid containerd knows: the end is that one's.
+    fs::write(member.path.join("init.pid"), "4711").unwrap();
+    let (response, output) = member.delete();
+    assert_eq!((response.pid, response.exit_status, output.stderr.len()), (4711, 137, 0));
+    let at: SystemTime = response.exited_at.clone().unwrap().into();
+    assert!(at.elapsed().unwrap() < LIMIT);
     assert!(!socket(&address).exists());
     sandbox.deletes_quietly();
 

@@ -15,6 +15,8 @@ use std::{
 
 use containerd_shim_protos::{
     api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, StateRequest, WaitRequest},
+    sandbox_api::ShutdownSandboxRequest,
+    sandbox_async::SandboxClient,
     shim_async::{Client, TaskClient},
 };
 use protobuf::Message;
@@ -31,7 +33,7 @@ use super::{
     args::Args,
     group::group,
     socket,
-    start::{ADDRESS, PID},
+    start::{ADDRESS, INIT_PID, PID},
 };
 use crate::text::complain;
 
@@ -82,6 +84,7 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
     };
     clear(&bundle, path);
     let ended = ended.unwrap_or_else(|| DeleteResponse {
+        pid: init_pid(&bundle),
         exit_status: KILLED,
         exited_at: Some(SystemTime::now().into()).into(),
         ..Default::default()
@@ -89,10 +92,17 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
     Ok(ended.write_to_bytes()?)
 }
 
+/// The pid that containerd was told. 0: there was no task.
+fn init_pid(bundle: &Path) -> u32 {
+    let pid = fs::read_to_string(bundle.join(INIT_PID)).ok();
+    pid.and_then(|pid| pid.trim().parse().ok()).unwrap_or_default()
+}
+
 /// Has the daemon end the container, if there is a daemon and it knows of it.
 async fn end(path: &Path, id: &str, first: bool) -> Option<DeleteResponse> {
     let stream = UnixStream::connect(path).await.ok()?;
-    let daemon = TaskClient::new(Client::new(Socket::from(stream)));
+    let client = Client::new(Socket::from(stream));
+    let (daemon, sandboxes) = (TaskClient::new(client.clone()), SandboxClient::new(client));
     // Who calls this keeps the time.
     let ctx = Context::default;
     let id = || id.to_string();
@@ -112,6 +122,11 @@ async fn end(path: &Path, id: &str, first: bool) -> Option<DeleteResponse> {
             let _ = daemon.wait(ctx(), &wait).await;
         }
         ended = daemon.delete(ctx(), &DeleteRequest { id: id(), ..Default::default() }).await.ok();
+    }
+    if first {
+        // One that was made without a container has nobody else to end it.
+        let request = ShutdownSandboxRequest { sandbox_id: id(), ..Default::default() };
+        let _ = sandboxes.shutdown_sandbox(ctx(), &request).await;
     }
     if known || first {
         // It stays if it has other tasks.

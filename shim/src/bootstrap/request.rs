@@ -17,6 +17,7 @@ use containerd_shim_protos::{
 use protobuf::{Enum, Message, well_known_types::any::Any};
 
 use super::args::Args;
+use crate::task::OPTIONS;
 
 /// Version of the Task API from containerd 2 on: with it, members of a pod reach the pod's daemon without
 /// another `start`.
@@ -45,7 +46,7 @@ impl Dialect {
 }
 
 /// A `start`, whichever way it was said.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     pub dialect: Dialect,
     /// containerd's gRPC socket.
@@ -56,6 +57,8 @@ pub struct Request {
     pub debug: bool,
     /// The daemon is to run in this cgroup.
     pub cgroup: Option<String>,
+    /// Of this runtime: where its configuration is.
+    pub options: Option<Any>,
 }
 
 impl Request {
@@ -64,30 +67,40 @@ impl Request {
             Ok(params) if params.instance_id == args.id && params.namespace == args.namespace => {
                 Self::bootstrap(args, params)
             }
-            _ => Self {
-                dialect: Dialect::Plain,
-                address: args.address.clone(),
-                ttrpc_address: None,
-                socket_dir: None,
-                debug: args.debug,
-                cgroup: Any::parse_from_bytes(input).ok().as_ref().and_then(cgroup),
-            },
+            _ => {
+                let options = Any::parse_from_bytes(input).ok();
+                Self {
+                    dialect: Dialect::Plain,
+                    address: args.address.clone(),
+                    ttrpc_address: None,
+                    socket_dir: None,
+                    debug: args.debug,
+                    cgroup: options.as_ref().and_then(cgroup),
+                    options: options.filter(is_ours),
+                }
+            }
         }
     }
 
     fn bootstrap(args: &Args, params: BootstrapParams) -> Self {
         let given = |text: String| Some(text).filter(|text| !text.is_empty());
-        let options = params.extensions.iter().filter_map(|extension| extension.value.as_ref());
+        let options: Vec<Any> =
+            params.extensions.into_iter().filter_map(|e| e.value.into_option()).collect();
         let debug = params.log_level.value() <= LogLevel::LOG_LEVEL_DEBUG.value();
         Self {
             dialect: Dialect::Bootstrap,
-            cgroup: options.filter_map(cgroup).next(),
+            cgroup: options.iter().find_map(cgroup),
+            options: options.into_iter().find(is_ours),
             address: given(params.containerd_grpc_address).unwrap_or_else(|| args.address.clone()),
             ttrpc_address: given(params.containerd_ttrpc_address),
             socket_dir: params.socket_dir.and_then(given).map(PathBuf::from),
             debug: args.debug || debug,
         }
     }
+}
+
+fn is_ours(options: &Any) -> bool {
+    options.type_url.ends_with(OPTIONS)
 }
 
 /// The cgroup for shims, of options that are those of containerd's own shim.
@@ -147,10 +160,13 @@ mod tests {
             socket_dir: None,
             debug: false,
             cgroup: None,
+            options: None,
         };
         assert_eq!(Request::new(&args(), b""), plain);
         assert_eq!(Request::new(&args(), b"\xff\xff"), plain);
-        assert_eq!(request(&options("runtimeoptions.v1.Options")), plain);
+        let ours = options("runtimeoptions.v1.Options");
+        let configured = Request { options: Some(ours.clone()), ..plain.clone() };
+        assert_eq!(request(&ours), configured);
         let joined = Request { cgroup: Some("/shims".into()), ..plain };
         for name in
             ["containerd.runc.v1.Options", "types.googleapis.com/containerd.runc.v1.Options"]
@@ -164,6 +180,9 @@ mod tests {
         let mut full = params();
         let value = Some(options("containerd.runc.v1.Options")).into();
         full.extensions.push(Extension { value, ..Default::default() });
+        let ours = options("types.googleapis.com/runtimeoptions.v1.Options");
+        let value = Some(ours.clone()).into();
+        full.extensions.push(Extension { value, ..Default::default() });
         let expected = Request {
             dialect: Dialect::Bootstrap,
             address: "/run/other.sock".into(),
@@ -171,6 +190,7 @@ mod tests {
             socket_dir: Some("/run/s".into()),
             debug: true,
             cgroup: Some("/shims".into()),
+            options: Some(ours),
         };
         assert_eq!(request(&full), expected);
         let other = BootstrapParams { instance_id: "c2".into(), ..params() };

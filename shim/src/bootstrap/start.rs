@@ -16,6 +16,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use protobuf::Message;
+
 use super::{
     args::Args,
     group::{GroupError, group},
@@ -26,6 +28,10 @@ use super::{
 /// What containerd reads when it is started again: versions before 2 the address, people the PID.
 pub const ADDRESS: &str = "address";
 pub const PID: &str = "shim.pid";
+/// Where a task's pid is, for `delete` when no daemon can be asked.
+pub const INIT_PID: &str = "init.pid";
+/// What containerd gives as the runtime's options, an `Any`: for sandboxes, whose other calls do not bring them.
+pub const OPTIONS: &str = "options";
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -61,7 +67,7 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
         Claim::Made(listener) => Some(launch(args, &request, listener)?),
         Claim::Served => None,
     };
-    let written = write_files(&bundle, &address, daemon.as_ref()).and_then(|()| {
+    let written = write_files(&bundle, &address, daemon.as_ref(), &request).and_then(|()| {
         let reply = request.dialect.reply(&address)?;
         Ok(reply)
     });
@@ -72,15 +78,23 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     written
 }
 
-fn write_files(bundle: &Path, address: &str, daemon: Option<&Child>) -> Result<(), StartError> {
-    let write = |name: &str, text: &str| {
-        let written = fs::write(bundle.join(name), text);
+fn write_files(
+    bundle: &Path,
+    address: &str,
+    daemon: Option<&Child>,
+    request: &Request,
+) -> Result<(), StartError> {
+    let write = |name: &str, content: &[u8]| {
+        let written = fs::write(bundle.join(name), content);
         written.map_err(|e| StartError::Bundle("cannot be written to", e))
     };
     if let Some(daemon) = daemon {
-        write(PID, &daemon.id().to_string())?;
+        write(PID, daemon.id().to_string().as_bytes())?;
     }
-    write(ADDRESS, address)
+    if let Some(options) = &request.options {
+        write(OPTIONS, &options.write_to_bytes()?)?;
+    }
+    write(ADDRESS, address.as_bytes())
 }
 
 fn launch(args: &Args, request: &Request, listener: UnixListener) -> Result<Child, StartError> {

@@ -12,6 +12,7 @@ use crate::{
     cli::StatsArgs,
     clock,
     control::{ControlError, Request, Response, Stats},
+    host_cost::HostCost,
     paths::Paths,
     registry::{Found, Registry},
     text::{is_json, print},
@@ -19,14 +20,6 @@ use crate::{
 
 /// Over which CPU time is counted.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// What a VM's process has used on this host.
-#[derive(Clone, Copy, Debug, Default)]
-struct HostCost {
-    /// Memory that belongs to it alone, in bytes.
-    memory: u64,
-    cpu_us: u64,
-}
 
 /// A sandbox at one instant.
 struct Sample {
@@ -78,7 +71,7 @@ async fn sample(found: &Found) -> Result<Sample> {
     let failed = |e| VerbError::Control(found.name.clone(), e);
     let answer = connect(found)?.call(&Request::Stats).await.map_err(failed)?;
     let (Response::Stats(guest), _) = answer else { return Err(failed(ControlError::Unexpected)) };
-    let host = vmm_of(found.record.pid).map(host_cost).unwrap_or_default();
+    let host = vmm_of(found.record.pid).map(HostCost::of).unwrap_or_default();
     Ok(Sample { at_ns: clock::now_ns(), guest, host })
 }
 
@@ -89,25 +82,6 @@ fn vmm_of(pid: u32) -> Option<u32> {
         children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
     });
     children.next()
-}
-
-fn host_cost(pid: u32) -> HostCost {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kilobytes = |name: &str| -> u64 {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-    };
-    let memory = (kilobytes("RssAnon:") + kilobytes("RssShmem:")) << 10;
-    HostCost { memory, cpu_us: cpu_us(pid).unwrap_or(0) }
-}
-
-/// User and system time of a process, from the 14th and 15th field of its stat (proc(5)).
-fn cpu_us(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its second field, a name in parentheses, may hold anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-    Some(ticks * 1_000_000 / rustix::param::clock_ticks_per_second())
 }
 
 /// CPU time between two samples in percent of one CPU.
@@ -126,7 +100,7 @@ fn as_table<'a>(rows: impl Iterator<Item = (&'a Found, &'a Sample, &'a Sample)>)
             format!("{:.1} %", percent(before.guest.cpu_us, guest.cpu_us, before, after)),
             format!("{} / {}", mebibytes(guest.memory), mebibytes(guest.memory_limit)),
             guest.processes.to_string(),
-            format!("{:.1} %", percent(before.host.cpu_us, host.cpu_us, before, after)),
+            format!("{:.1} %", percent(before.host.cpu_us(), host.cpu_us(), before, after)),
             mebibytes(host.memory),
         ]
     }));
@@ -151,8 +125,8 @@ fn as_json<'a>(rows: impl Iterator<Item = (&'a Found, &'a Sample, &'a Sample)>) 
                 "processes": guest.processes,
             },
             "host": {
-                "cpu_percent": percent(before.host.cpu_us, host.cpu_us, before, after),
-                "cpu_us": host.cpu_us,
+                "cpu_percent": percent(before.host.cpu_us(), host.cpu_us(), before, after),
+                "cpu_us": host.cpu_us(),
                 "memory": host.memory,
             },
         })

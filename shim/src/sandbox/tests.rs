@@ -4,8 +4,8 @@ use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, sync::Mutex};
 
 use ampoule_agent_api::{
     agent::{
-        CreateContainerRequest, CreateExecRequest, CreateResponse, Empty, SignalRequest,
-        StartResponse, WaitResponse, start_response::Failure,
+        ContainerRequest, CreateContainerRequest, CreateExecRequest, CreateResponse, Empty,
+        SignalRequest, StartResponse, WaitResponse, start_response::Failure,
     },
     agent_ttrpc,
 };
@@ -76,6 +76,10 @@ impl agent_ttrpc::Agent for FakeAgent {
         let mut end = self.end(&(process.container_id + &process.exec_id));
         let status = *end.wait_for(|status| *status != 0).await.unwrap();
         Ok(WaitResponse { status, ..Default::default() })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, _: ContainerRequest) -> ttrpc::Result<PidsResponse> {
+        Ok(PidsResponse::new())
     }
 
     async fn delete(&self, _: &TtrpcContext, _: ProcessRequest) -> ttrpc::Result<Empty> {

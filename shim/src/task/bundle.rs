@@ -11,6 +11,9 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::anchor::HostNetwork;
 use crate::bootstrap::group::GROUP;
 
+/// Annotations of containerd's CRI plugin and of CRI-O that say what kind of container it is.
+const SANDBOX: [&str; 2] =
+    ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 /// More than this is no spec.
 const MAX_SIZE: u64 = 16 << 20;
 
@@ -59,6 +62,12 @@ impl Bundle {
     pub fn is_grouped(&self) -> bool {
         let annotations = self.spec.annotations().iter().flatten();
         annotations.into_iter().any(|(key, _)| GROUP.contains(&key.as_str()))
+    }
+
+    /// Whether it is the container that CRI makes for a pod before any of its own.
+    pub fn stands_for_pod(&self) -> bool {
+        let annotations = self.spec.annotations().iter().flatten();
+        annotations.into_iter().any(|(key, value)| SANDBOX.contains(&&**key) && value == "sandbox")
     }
 
     pub fn oom_score_adj(&self) -> i32 {

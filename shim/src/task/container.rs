@@ -20,6 +20,8 @@ pub struct Container {
     pub bundle: PathBuf,
     /// As containerd gave it, for its event.
     pub mounts: Vec<api::Mount>,
+    /// It is CRI's pause container: what it uses is what its pod costs the host.
+    pub stands_for_pod: bool,
     pub init: Arc<Process>,
     execs: Mutex<BTreeMap<Id, Arc<Process>>>,
     /// Known as soon as it has one.
@@ -41,6 +43,7 @@ impl Container {
             id,
             bundle,
             mounts,
+            stands_for_pod: false,
             init: Arc::new(init),
             execs: Mutex::default(),
             place: OnceLock::new(),
@@ -129,6 +132,15 @@ impl Table {
     /// Whether nothing runs any more, or is about to, that needs the VM.
     pub fn is_idle(&self) -> bool {
         self.lock().containers.values().all(|c| c.init.status().is_over() && !c.is_kept())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().containers.is_empty()
+    }
+
+    /// Lets no further container in, whoever is left.
+    pub fn close_for_good(&self) {
+        self.lock().closed = true;
     }
 
     /// Lets no further container in if there is none left; says whether that is so.

@@ -1,34 +1,29 @@
 //! Create: from a bundle to a container in a VM, parked before its workload.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
-use ampoule_vmm_api::config::MAX_DISKS;
 use containerd_shim_protos::{api::CreateTaskRequest, protobuf::well_known_types::any::Any};
 
 use super::{
     Result, Tasks,
-    anchor::Anchor,
     bundle::Bundle,
     container::{Container, Place},
     error::TaskError,
     files::{self, Binds},
-    pod::Pod,
+    pod::PodPlan,
     process::{Process, Status},
     settings::settings,
     size::Size,
     stdio::{Opened, Owner, Wanted},
 };
 use crate::{
+    bootstrap::start::INIT_PID,
     config::{Config, SandboxSettings},
     id::Id,
     image::Store,
     paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
-    run_spec::hostname,
-    sandbox::{
-        ContainerConfig, FIRST_DISK, Fixed, ProcessId, RootFs, Sandbox, SandboxConfig,
-        vm_memory_mib,
-    },
+    sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId},
 };
 
 /// What a container is made from, read and converted.
@@ -46,6 +41,7 @@ impl Tasks {
             // Not "unimplemented", on which containerd tries an older version of the API.
             return Err(TaskError::Invalid("a checkpoint cannot be restored yet".into()));
         }
+        self.sandbox.admits_containers()?;
         let id: Id = request.id.parse()?;
         let bundle = Bundle::read(Path::new(&request.bundle))?;
         let wanted = Wanted {
@@ -55,7 +51,8 @@ impl Tasks {
             terminal: bundle.terminal(),
         };
         let init = Process::init(ProcessId::init(id.clone()), wanted);
-        let container = Container::new(id, bundle.path.clone(), request.rootfs, init);
+        let mut container = Container::new(id, bundle.path.clone(), request.rootfs, init);
+        container.stands_for_pod = bundle.stands_for_pod();
         let container = Arc::new(container);
         self.table.reserve(container.clone())?;
         let mut creation = Creation { tasks: self.clone(), container: Some(container.clone()) };
@@ -106,7 +103,9 @@ impl Tasks {
         container.init.connected(opened.connect(created.streams));
         // Its event is on its way then.
         container.init.until(|status| *status != Status::Creating).await;
-        Ok(())
+        let path = container.bundle.join(INIT_PID);
+        let written = std::fs::write(&path, container.pid().to_string());
+        written.map_err(|source| TaskError::File { path, source })
     }
 
     /// Finds a container its VM. Returns what is left to make it from, and whose namespaces it joins.
@@ -125,8 +124,9 @@ impl Tasks {
                 (pod, rootfs, Some(first))
             }
             None => {
-                let (pod, rootfs) =
-                    self.boot(&container.id, &bundle, config.sandbox, prepared).await?;
+                self.sandbox.leaves_the_vm_to_us()?;
+                let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
+                let pod = self.boot(plan(&container.id, &bundle, config.sandbox), disks).await?;
                 *slot = Some(pod.clone());
                 bundle.forget_network_path();
                 (pod, rootfs, None)
@@ -136,46 +136,6 @@ impl Tasks {
         // Nobody else places this container.
         let _ = container.place.set(Place { pod, rootfs, attached });
         Ok((bundle.spec, binds, joins))
-    }
-
-    async fn boot(
-        self: &Arc<Self>,
-        first: &Id,
-        bundle: &Bundle,
-        settings: SandboxSettings,
-        prepared: Prepared,
-    ) -> Result<(Arc<Pod>, RootFs)> {
-        let anchor = Anchor::new(&bundle.network())?;
-        let size = Size::of(&bundle.spec, &settings);
-        let paths = &self.config.paths;
-        let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
-        // A slot costs every boot a little.
-        let free = MAX_DISKS.saturating_sub(usize::from(FIRST_DISK) + disks.len());
-        let spare = if bundle.is_grouped() { u8::try_from(free).unwrap_or_default() } else { 0 };
-        let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
-        let (sandbox, events) = Sandbox::create(SandboxConfig {
-            name: self.config.id.clone(),
-            hostname: hostname(name.unwrap_or(first.as_str())).into(),
-            vcpus: size.vcpus,
-            memory_mib: vm_memory_mib(size.memory),
-            vmm: paths.vmm.clone(),
-            kernel: settings.kernel.unwrap_or_else(|| paths.kernel.clone()),
-            guest_image: settings.guest_image.unwrap_or_else(|| paths.guest.clone()),
-            disks,
-            spare_disks: spare,
-            cmdline: String::new(),
-            boot_timeout: Duration::from_secs(settings.boot_timeout.into()),
-            seeded: false,
-            oom_score_adj: bundle.oom_score_adj(),
-        })
-        .await?;
-        let pod = Arc::new(Pod::new(sandbox, anchor, first.clone()));
-        tokio::spawn(self.clone().follow(events));
-        tokio::spawn({
-            let pod = pod.clone();
-            async move { pod.guard().await }
-        });
-        Ok((pod, rootfs))
     }
 
     /// Undoes a creation, however far it came.
@@ -213,6 +173,20 @@ fn parts(bundle: Bundle, options: &Any, mounts: Vec<Mount>, paths: &Paths) -> Re
     let prepared = rootfs::prepare(&store, &mounts, &bundle.root(), scratch)?;
     let binds = files::binds(&bundle.spec)?;
     Ok(Parts { bundle, config, prepared, binds })
+}
+
+/// The pod whose first container this is.
+fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings) -> PodPlan {
+    let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
+    PodPlan {
+        first: first.clone(),
+        hostname: name.unwrap_or(first.as_str()).into(),
+        network: bundle.network(),
+        size: Size::of(&bundle.spec, &settings),
+        settings,
+        grows: bundle.is_grouped(),
+        oom_score_adj: bundle.oom_score_adj(),
+    }
 }
 
 fn mount(mount: &containerd_shim_protos::api::Mount) -> Mount {

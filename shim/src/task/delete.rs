@@ -41,9 +41,8 @@ impl Tasks {
             }
         }
         drain(&process).await;
-        if self.table.is_idle() {
+        if self.clone().retire().await {
             // With the VM goes all it had, at once.
-            self.clone().retire().await;
             end_vm(&container).await;
         }
         self.delete_from_sandbox(&container).await?;
@@ -86,7 +85,7 @@ impl Tasks {
     pub(super) async fn delete_from_sandbox(&self, container: &Arc<Container>) -> Result<()> {
         let Some(place) = container.place.get() else { return Ok(()) };
         delete(container, &container.init).await?;
-        if place.attached {
+        if place.attached && !place.pod.sandbox.has_ended() {
             for slot in place.rootfs.slots() {
                 // The slot is lost to the sandbox; what was under it is not.
                 if let Err(error) = place.pod.sandbox.detach_disk(slot).await {

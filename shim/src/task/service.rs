@@ -25,17 +25,18 @@ use super::{
     error::TaskError,
     events::exited_at,
     process::{Process, Status},
-    stats,
+    sandbox, stats,
 };
 
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
 
-/// The services by name, for [`ttrpc::r#async::Server::register_service`].
+/// The services by name, for [`ttrpc::r#async::Server::register_service`]: these two, and those beside them.
 pub fn services(tasks: Arc<Tasks>) -> HashMap<String, Service> {
-    let service = Arc::new(TaskService(tasks));
+    let service = Arc::new(TaskService(tasks.clone()));
     let mut services = create_task(service.clone());
     services.extend(create_task(service).remove(V3).map(|v2| (V2.to_string(), v2)));
+    services.extend(sandbox::services(tasks));
     services
 }
 
@@ -104,8 +105,7 @@ impl Task for TaskService {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let container = self.0.live(&request.id)?;
-        let used = container.pod()?.sandbox.stats(&container.id).await.map_err(TaskError::from)?;
-        let metrics = stats::metrics(&used).map_err(|e| TaskError::Invalid(e.to_string()))?;
+        let metrics = stats::of_container(&container).await?;
         Ok(StatsResponse { stats: Some(metrics).into(), ..Default::default() })
     }
 

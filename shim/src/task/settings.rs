@@ -3,17 +3,17 @@
 
 use std::path::Path;
 
-use containerd_shim_protos::protobuf::{CodedInputStream, well_known_types::any::Any};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use oci_spec::runtime::Spec;
 
-use super::error::TaskError;
+use super::{error::TaskError, fields::fields};
 use crate::{
     config::{Config, ConfigError, Layers},
     paths::Paths,
 };
 
 /// Options of a runtime that is not runc, as CRI and Docker pass them on. Others, as runc's own, say nothing to us.
-const OPTIONS: &str = "runtimeoptions.v1.Options";
+pub const OPTIONS: &str = "runtimeoptions.v1.Options";
 
 /// `runtimeoptions.v1.Options` of containerd; its `type_url` is of no use here.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,20 +28,14 @@ impl Options {
         if !options.type_url.ends_with(OPTIONS) {
             return Ok(parsed);
         }
-        let mut read = || -> protobuf::Result<()> {
-            let mut input = CodedInputStream::from_bytes(&options.value);
-            while let Some(tag) = input.read_raw_tag_or_eof()? {
-                // Field number and wire type: both are length-delimited.
-                match (tag >> 3, tag & 7) {
-                    (2, 2) => parsed.config_path = input.read_string()?,
-                    (3, 2) => parsed.config_body = input.read_bytes()?,
-                    (_, 2) => drop(input.read_bytes()?),
-                    _ => drop(input.read_raw_varint64()?),
-                }
+        let broken = |e| TaskError::Invalid(format!("runtime options: {e}"));
+        for (number, field) in fields(&options.value).map_err(broken)? {
+            match number {
+                2 => parsed.config_path = field.text(),
+                3 => parsed.config_body = field.bytes(),
+                _ => {}
             }
-            Ok(())
-        };
-        read().map_err(|e| TaskError::Invalid(format!("runtime options: {e}")))?;
+        }
         Ok(parsed)
     }
 }

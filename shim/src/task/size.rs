@@ -11,9 +11,9 @@ use oci_spec::runtime::Spec;
 use crate::config::SandboxSettings;
 
 /// Annotations of containerd's CRI plugin on a pod's sandbox container. 0: no limit.
-const CRI_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
-const CRI_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const CRI_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+pub const CRI_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+pub const CRI_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+pub const CRI_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 /// Microseconds, unless given.
 const PERIOD: u64 = 100_000;
 

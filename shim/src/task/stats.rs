@@ -1,7 +1,10 @@
-//! What a container uses, in the cgroup version that this host has: containerd understands no other.
+//! What a container or a sandbox uses, in the cgroup version that this host has: containerd understands no other.
 //!
-//! The numbers are those of the container's cgroup in the guest, so that a limit and what is used of it are of the
-//! same kind; a guest can lie about them to nobody but its owner.
+//! A container's numbers are those of its cgroup in the guest, so that a limit and what is used of it are of the
+//! same kind; a guest can lie about them to nobody but its owner. A sandbox's are what it costs the host: its VMM,
+//! with the guest's memory and CPU time, and this daemon. They are given for the sandbox itself and for the container
+//! that stands for it (CRI's pause container, which uses nothing worth telling): so a pod's sum is true, and no
+//! container is charged with its neighbours.
 
 use ampoule_agent_api::agent::StatsResponse;
 use containerd_shim_protos::{
@@ -11,17 +14,53 @@ use containerd_shim_protos::{
 };
 use rustix::fs::statfs;
 
+use super::{Result, container::Container, error::TaskError, pod::Pod};
+use crate::host_cost::HostCost;
+
 /// statfs(2).
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 const NANOSECONDS: u64 = 1000;
 
-pub fn metrics(stats: &StatsResponse) -> Result<Any, protobuf::Error> {
+pub async fn of_container(container: &Container) -> Result<Any> {
+    let pod = container.pod()?;
+    if container.stands_for_pod {
+        return of_sandbox(pod);
+    }
+    metrics(&pod.sandbox.stats(&container.id).await?)
+}
+
+pub fn of_sandbox(pod: &Pod) -> Result<Any> {
+    let ended = || TaskError::Ended(format!("sandbox of {}", pod.first));
+    let vmm = pod.sandbox.vmm().ok_or_else(ended)?;
+    metrics(&on_host(HostCost::of(vmm) + HostCost::of(std::process::id())))
+}
+
+/// In the guest's words. The VMM's processes and ours are three, with the one that is in the pod's network.
+fn on_host(cost: HostCost) -> StatsResponse {
+    let cpu = [
+        ("usage_usec", cost.cpu_us()),
+        ("user_usec", cost.user_us),
+        ("system_usec", cost.system_us),
+    ];
+    StatsResponse {
+        memory_current: cost.memory,
+        memory_max: u64::MAX,
+        memory_stat: [("anon".into(), cost.memory)].into(),
+        cpu_stat: cpu.map(|(name, used)| (name.into(), used)).into(),
+        pids_current: 3,
+        pids_max: u64::MAX,
+        ..Default::default()
+    }
+}
+
+fn metrics(stats: &StatsResponse) -> Result<Any> {
     let unified = statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type as u64 == CGROUP2_MAGIC);
-    if unified { any(&metrics_v2(stats)) } else { any(&metrics_v1(stats)) }
+    let metrics = if unified { any(&metrics_v2(stats)) } else { any(&metrics_v1(stats)) };
+    metrics.map_err(|e| TaskError::Invalid(e.to_string()))
 }
 
 /// With the bare name for its type, as containerd has it.
-pub fn any(message: &impl MessageFull) -> Result<Any, protobuf::Error> {
+pub fn any(message: &impl MessageFull) -> protobuf::Result<Any> {
     let type_url = descriptor_name(message);
     Ok(Any { type_url, value: message.write_to_bytes()?, ..Default::default() })
 }
@@ -171,6 +210,16 @@ mod tests {
         ] {
             assert_eq!(metrics.type_url, name);
         }
+    }
+
+    #[test]
+    fn a_sandbox_costs_memory_and_time_without_a_limit() {
+        let cost = HostCost { memory: 5 << 20, user_us: 7, system_us: 2 };
+        let (one, two) = (metrics_v1(&on_host(cost)), metrics_v2(&on_host(cost)));
+        assert_eq!((two.memory.usage, two.memory.usage_limit), (5 << 20, u64::MAX));
+        assert_eq!((one.memory.usage.usage, one.memory.usage.limit), (5 << 20, u64::MAX));
+        assert_eq!((two.cpu.usage_usec, two.cpu.user_usec, two.cpu.system_usec), (9, 7, 2));
+        assert_eq!(one.cpu.usage.total, 9000);
     }
 
     #[test]

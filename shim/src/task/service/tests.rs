@@ -141,11 +141,11 @@ fn code(error: ttrpc::Error) -> Code {
 const SH: &str = r#"{ "args": ["sh"], "cwd": "/", "user": { "uid": 0, "gid": 0 } }"#;
 
 #[tokio::test]
-async fn both_versions_are_served() {
+async fn all_services_are_served() {
     let shim = Shim::new().await;
     let mut names: Vec<_> = services(shim.tasks).into_keys().collect();
     names.sort();
-    assert_eq!(names, [V2, V3]);
+    assert_eq!(names, ["containerd.runtime.sandbox.v1.Sandbox", V2, V3]);
 }
 
 #[tokio::test]

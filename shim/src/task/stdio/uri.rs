@@ -39,7 +39,8 @@ pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
             let speaks = scheme == "binary-v2";
             Ok(Target::Logger(Command { path, arguments: arguments(query), speaks }))
         }
-        _ => Err(refused(stream, text, "the scheme must be fifo, file or binary")),
+        _ if scheme.contains('+') => Err(refused(stream, text, "streaming is not supported yet")),
+        _ => Err(refused(stream, text, "the scheme must be fifo, file, binary or binary-v2")),
     }
 }
 

@@ -1,0 +1,67 @@
+//! `runtime.v1.PodSandboxConfig` of CRI, as far as it says what a sandbox is (cri-api, runtime/v1/api.proto).
+
+use std::collections::HashMap;
+
+use containerd_shim_protos::protobuf::{Result, well_known_types::any::Any};
+
+use crate::task::fields::{Field, entry, fields};
+
+/// The type of CreateSandbox's options, where CRI calls it.
+const NAME: &str = "runtime.v1.PodSandboxConfig";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodConfig {
+    pub hostname: String,
+    pub annotations: HashMap<String, String>,
+    pub sysctls: HashMap<String, String>,
+    /// The sum of its containers' limits; 0 is none.
+    pub cpu_period: u64,
+    pub cpu_quota: u64,
+    pub memory: u64,
+}
+
+impl PodConfig {
+    /// `None` for options that are something else.
+    pub fn parse(options: &Any) -> Result<Option<Self>> {
+        if options.type_url.rsplit('/').next() != Some(NAME) {
+            return Ok(None);
+        }
+        let mut config = Self::default();
+        for (number, field) in fields(&options.value)? {
+            match number {
+                2 => config.hostname = field.text(),
+                7 => config.annotations.extend([entry(&field.bytes())?]),
+                8 => config.linux(&field.bytes())?,
+                _ => {}
+            }
+        }
+        Ok(Some(config))
+    }
+
+    /// LinuxPodSandboxConfig
+    fn linux(&mut self, message: &[u8]) -> Result<()> {
+        for (number, field) in fields(message)? {
+            match number {
+                3 => self.sysctls.extend([entry(&field.bytes())?]),
+                5 => self.resources(&field.bytes())?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// LinuxContainerResources
+    fn resources(&mut self, message: &[u8]) -> Result<()> {
+        // -1 is no limit either.
+        let positive = |field: &Field| u64::try_from(field.number().cast_signed()).unwrap_or(0);
+        for (number, field) in fields(message)? {
+            match number {
+                1 => self.cpu_period = positive(&field),
+                2 => self.cpu_quota = positive(&field),
+                4 => self.memory = positive(&field),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
