@@ -145,7 +145,7 @@ fn init(id: &str) -> ProcessId {
     ProcessId::init(id.parse().unwrap())
 }
 
-async fn running(sandbox: &Sandbox, id: &str) {
+pub async fn running(sandbox: &Sandbox, id: &str) {
     sandbox.create_container(container(id)).await.unwrap();
     sandbox.start(&init(id)).await.unwrap();
 }

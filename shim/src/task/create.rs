@@ -124,7 +124,7 @@ impl Tasks {
                 (pod, rootfs, Some(first))
             }
             None => {
-                self.sandbox.leaves_the_vm_to_us()?;
+                self.sandbox.leaves_the_vm_to_containers()?;
                 let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
                 let pod = self.boot(plan(&container.id, &bundle, config.sandbox), disks).await?;
                 *slot = Some(pod.clone());

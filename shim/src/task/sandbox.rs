@@ -29,7 +29,10 @@ use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use tokio::{sync::watch, time::timeout};
 
 use super::{GONE, Result, Tasks, error::TaskError, pod::Pod};
-use crate::{id::Id, sandbox::BootRecord};
+use crate::{
+    id::Id,
+    sandbox::{BootRecord, ProcessId},
+};
 use plan::Plan;
 pub use service::services;
 
@@ -102,9 +105,10 @@ impl Made {
         self.0.borrow().is_some()
     }
 
-    /// Whether the first container is to boot the VM; else it waits until it is told to.
-    pub fn leaves_the_vm_to_us(&self) -> Result<()> {
-        self.0.borrow().as_ref().map_or(Ok(()), |state| Err(state.refuse("running")))
+    /// Whether a container that finds no VM is to boot one: not where the service boots it, which here has just ended.
+    pub fn leaves_the_vm_to_containers(&self) -> Result<()> {
+        let ended = |state: &State| Err(TaskError::Ended(format!("sandbox {}", state.id)));
+        self.0.borrow().as_ref().map_or(Ok(()), ended)
     }
 
     /// A sandbox that was made before its containers takes them while it runs.
@@ -210,10 +214,23 @@ impl Tasks {
         adopted.then(|| drop(tokio::spawn(self.clone().watch(pod.clone()))))
     }
 
-    /// Waits for the end of the sandbox's VM, and lets nobody join it from then on.
+    /// Waits for the end of the sandbox's VM, and lets nobody join it from then on. Without the process that holds
+    /// the namespaces nobody could: its end is the VM's.
     async fn watch(self: Arc<Self>, pod: Arc<Pod>) {
+        let pause = ProcessId::init(pod.first.clone());
+        let stopping = || self.sandbox.0.borrow().as_ref().is_some_and(|state| state.stopping);
+        tokio::select! {
+            _ = pod.sandbox.ended() => {}
+            // A guest that is told to switch itself off still has disks to write when it ends.
+            Ok(exit) = pod.sandbox.wait(&pause) => {
+                if exit.death.is_none() && !stopping() {
+                    tracing::error!(status = exit.status, "the pod's first process ended, and so the sandbox");
+                    pod.sandbox.shutdown().await;
+                }
+            }
+        }
         pod.sandbox.ended().await;
-        let asked = self.sandbox.0.borrow().as_ref().is_some_and(|state| state.stopping);
+        let asked = stopping();
         *self.pod.lock().await = None;
         self.sandbox.end(if asked { 0 } else { KILLED });
     }

@@ -22,7 +22,7 @@ use super::*;
 use crate::{
     paths::{Environment, Paths},
     publisher::Publisher,
-    sandbox::tests::{Bed, FOREVER, bed},
+    sandbox::tests::{Bed, FOREVER, bed, running},
     task::{
         TasksConfig,
         anchor::{Anchor, HostNetwork},
@@ -101,6 +101,7 @@ impl Shim {
     /// As StartSandbox does with a VM that it has booted.
     async fn boot(&self) -> Bed {
         let bed = bed(FOREVER).await;
+        running(&bed.sandbox, "s").await;
         let anchor = Anchor::new(&HostNetwork::Host).unwrap();
         let pod = Arc::new(Pod::new(bed.sandbox.clone(), anchor, "s".parse().unwrap()));
         let mut slot = self.tasks.pod.lock().await;
@@ -219,6 +220,18 @@ async fn a_vm_that_dies_ends_its_sandbox() {
     }
     assert!(shim.tasks.pod.lock().await.is_none());
     shim.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sandbox_ends_with_the_process_that_holds_its_namespaces() {
+    let shim = Shim::new().await;
+    shim.create().await;
+    let bed = shim.boot().await;
+    let wait = shim.wait();
+    bed.sandbox.signal(&ProcessId::init("s".parse().unwrap()), 9, false).await.unwrap();
+    assert_eq!(timeout(SOON, wait).await.unwrap().unwrap().exit_status, 137);
+    assert!(bed.sandbox.has_ended());
+    assert_eq!(shim.status().await.state, "SANDBOX_NOTREADY");
 }
 
 #[tokio::test]

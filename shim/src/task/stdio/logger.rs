@@ -1,8 +1,8 @@
 //! A program that takes a process's output: `binary://PATH?KEY=VALUE&...`.
 //!
 //! It finds the output as descriptors 3 and 4, and closes 5 (or writes to it) when it is ready; before that no
-//! process is started. As `binary-v2` it has to write. CONTAINER_ID and CONTAINER_NAMESPACE are its whole environment (containerd,
-//! docs/logging).
+//! process is started. As `binary-v2` it has to write. CONTAINER_ID and CONTAINER_NAMESPACE are its whole
+//! environment (containerd, docs/logging).
 
 use std::{
     io,

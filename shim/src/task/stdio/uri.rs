@@ -23,6 +23,11 @@ pub struct Command {
     pub speaks: bool,
 }
 
+/// `PROTOCOL+SOCKET?streaming_id=ID` of containerd 2's CRI plugin, for which the shim's socket would be a server of
+/// its Streaming service. Nobody sends it who was not configured to.
+const NO_STREAMING: &str = "streams over the sandbox's socket are not served; set the runtime's io_type to \"fifo\" in \
+    containerd's configuration, as it is by default";
+
 pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
     if text.is_empty() {
         return Ok(Target::Nowhere);
@@ -30,6 +35,9 @@ pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Ok(Target::Path(absolute(stream, text, text.into())?));
     };
+    if scheme.contains('+') {
+        return Err(refused(stream, text, NO_STREAMING));
+    }
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     let path = absolute(stream, text, decode(path, false).into())?;
     match scheme {
@@ -39,7 +47,6 @@ pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
             let speaks = scheme == "binary-v2";
             Ok(Target::Logger(Command { path, arguments: arguments(query), speaks }))
         }
-        _ if scheme.contains('+') => Err(refused(stream, text, "streaming is not supported yet")),
         _ => Err(refused(stream, text, "the scheme must be fifo, file, binary or binary-v2")),
     }
 }
@@ -90,10 +97,11 @@ mod tests {
 
     #[test]
     fn paths_and_schemes_are_told_apart() {
-        let logger = |path: &str, arguments: &[&str]| {
+        let program = |speaks: bool, path: &str, arguments: &[&str]| {
             let arguments = arguments.iter().map(OsString::from).collect();
-            Target::Logger(Command { path: path.into(), arguments, speaks: false })
+            Target::Logger(Command { path: path.into(), arguments, speaks })
         };
+        let logger = |path: &str, arguments: &[&str]| program(false, path, arguments);
         for (text, target) in [
             ("", Target::Nowhere),
             ("/run/x/1-stdout", Target::Path("/run/x/1-stdout".into())),
@@ -101,6 +109,7 @@ mod tests {
             ("fifo:///run/x", Target::Path("/run/x".into())),
             ("file:///var/log/a%20b", Target::File("/var/log/a b".into())),
             ("binary:///bin/log", logger("/bin/log", &[])),
+            ("binary-v2:///bin/log?a=1", program(true, "/bin/log", &["a", "1"])),
             (
                 "binary:///bin/log?a=1&b&c=x%2Fy+z&=%zz",
                 logger("/bin/log", &["a", "1", "b", "c", "x/y z", "", "%zz"]),
@@ -111,6 +120,10 @@ mod tests {
         for text in ["a/b", "file://a/b", "npipe:///x", "://", "binary://log"] {
             let error = parse("stdout", text).unwrap_err().to_string();
             assert!(error.starts_with("stdout "), "{error}");
+        }
+        for socket in ["ttrpc+unix:///run/s/1", "grpc+vsock://3:1024"] {
+            let error = parse("stdin", &format!("{socket}?streaming_id=c-stdin")).unwrap_err();
+            assert!(error.to_string().contains("io_type"), "{error}");
         }
     }
 }
