@@ -1,0 +1,299 @@
+//! A sandbox as containerd 2 makes it with the sandboxer "shim": by the shim's Sandbox service, then tasks in it. No
+//! Debian package has a containerd that does so yet: this is the client, with containerd's calls in their order.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use ampoule_shim::kvm;
+use ampoule_tests::{assert_nothing_left, program, skip, stage};
+use containerd_shim_protos::{
+    api::{
+        ConnectRequest, CreateTaskRequest, DeleteRequest, DeleteResponse, Mount, ShutdownRequest,
+        StartRequest, StatsRequest, WaitRequest,
+    },
+    bootstrap_api::{BootstrapParams, BootstrapResult},
+    cgroups::metrics as v1,
+    cgroups_v2::metrics as v2,
+    protobuf::{Message, well_known_types::any::Any},
+    sandbox_api::{
+        CreateSandboxRequest, PingRequest, PlatformRequest, SandboxMetricsRequest,
+        SandboxStatusRequest, SandboxStatusResponse, ShutdownSandboxRequest, StartSandboxRequest,
+        StopSandboxRequest, WaitSandboxRequest,
+    },
+    sandbox_async::SandboxClient,
+    shim_async::{Client, TaskClient},
+};
+use serde_json::json;
+use tempfile::TempDir;
+use ttrpc::context::{self, Context};
+
+/// For any call, in the bed too.
+const LIMIT: Duration = Duration::from_secs(60);
+const NAMESPACE: &str = "test";
+const SANDBOX: &str = "sandboxed";
+/// `runtime.v1.PodSandboxConfig`, whose second field is the pod's host name.
+const POD: &[u8] = b"\x12\x03web";
+
+fn limit() -> Context {
+    context::with_duration(LIMIT)
+}
+
+/// A network namespace that CRI has made for the pod.
+struct Network(&'static str);
+
+impl Network {
+    fn new() -> Self {
+        let network = Self("ampoule-sandboxer");
+        network.ip("add").ended_with(0);
+        network
+    }
+
+    fn ip(&self, verb: &str) -> ampoule_tests::Outcome {
+        let mut ip = Command::new("ip");
+        ip.args(["netns", verb, self.0]);
+        program(ip).output()
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(self.0)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.ip("delete");
+    }
+}
+
+/// What containerd 2 keeps of a shim.
+struct Shim {
+    folder: TempDir,
+    address: String,
+    sandbox: SandboxClient,
+    task: TaskClient,
+}
+
+impl Shim {
+    /// A bundle without a specification, and the daemon that `start` leaves behind for it.
+    async fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::create_dir(folder.path().join(SANDBOX)).unwrap();
+        let params = BootstrapParams {
+            instance_id: SANDBOX.into(),
+            namespace: NAMESPACE.into(),
+            socket_dir: Some(folder.path().join("s").display().to_string()),
+            ..Default::default()
+        };
+        let output = binary(folder.path(), "start", &params.write_to_bytes().unwrap());
+        let address = BootstrapResult::parse_from_bytes(&output.stdout).unwrap().address;
+        let client = Client::connect(&address).await.unwrap();
+        let (sandbox, task) = (SandboxClient::new(client.clone()), TaskClient::new(client));
+        Self { folder, address, sandbox, task }
+    }
+
+    async fn status(&self) -> SandboxStatusResponse {
+        let request = SandboxStatusRequest {
+            sandbox_id: SANDBOX.into(),
+            verbose: true,
+            ..Default::default()
+        };
+        self.sandbox.sandbox_status(limit(), &request).await.unwrap()
+    }
+
+    /// What it costs the host: memory in bytes, CPU time in microseconds.
+    async fn cost(&self) -> (u64, u64) {
+        let request = SandboxMetricsRequest { sandbox_id: SANDBOX.into(), ..Default::default() };
+        let metrics = self.sandbox.sandbox_metrics(limit(), &request).await.unwrap().metrics;
+        let metrics = metrics.unwrap();
+        assert_eq!(metrics.id, SANDBOX);
+        used(&metrics.data)
+    }
+
+    /// Starts a container of the pod as CRI makes it: its namespaces are those of the sandbox's process.
+    async fn run(&self, id: &str, pid: u32, script: &str) {
+        let request = member(self.folder.path(), id, pid, script);
+        assert_eq!(self.task.create(limit(), &request).await.unwrap().pid, pid);
+        let start = StartRequest { id: id.into(), ..Default::default() };
+        assert_eq!(self.task.start(limit(), &start).await.unwrap().pid, pid);
+    }
+
+    async fn memory_of(&self, id: &str) -> u64 {
+        let request = StatsRequest { id: id.into(), ..Default::default() };
+        let stats = self.task.stats(limit(), &request).await.unwrap().stats;
+        used(&stats.unwrap()).0
+    }
+
+    /// Waits for a container's end, and takes it away; returns its exit status.
+    async fn end_of(&self, id: &str) -> u32 {
+        let wait = WaitRequest { id: id.into(), ..Default::default() };
+        let status = self.task.wait(limit(), &wait).await.unwrap().exit_status;
+        let delete = DeleteRequest { id: id.into(), ..Default::default() };
+        assert_eq!(self.task.delete(limit(), &delete).await.unwrap().exit_status, status);
+        let shutdown = ShutdownRequest { id: id.into(), ..Default::default() };
+        self.task.shutdown(limit(), &shutdown).await.unwrap();
+        status
+    }
+
+    fn said(&self, id: &str) -> String {
+        fs::read_to_string(self.folder.path().join(id).join("out")).unwrap()
+    }
+}
+
+/// The shim's program as containerd runs it, in the sandbox's bundle. It says nothing that is not its answer.
+fn binary(folder: &Path, verb: &str, input: &[u8]) -> Output {
+    let bundle = folder.join(SANDBOX);
+    let mut command = Command::new(stage().join("bin/containerd-shim-ampoule-v2"));
+    command.args(["-namespace", NAMESPACE, "-address", "/c.sock", "-id", SANDBOX, verb]);
+    command.current_dir(&bundle).env("AMPOULE_ROOT", folder.join("root"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = command.spawn().unwrap();
+    running.stdin.take().unwrap().write_all(input).unwrap();
+    let output = running.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{verb}: {output:?}");
+    output
+}
+
+fn member(folder: &Path, id: &str, pid: u32, script: &str) -> CreateTaskRequest {
+    let (bundle, root) = (folder.join(id), folder.join(format!("{id}-root")));
+    fs::create_dir_all(bundle.join("rootfs")).unwrap();
+    for name in ["bin", "proc", "dev"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    symlink("busybox", root.join("bin/sh")).unwrap();
+    let shared = [("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")];
+    let shared = shared
+        .map(|(kind, name)| json!({ "type": kind, "path": format!("/proc/{pid}/ns/{name}") }));
+    let namespaces = [&shared[..], &[json!({ "type": "mount" })]].concat();
+    let spec = json!({
+        "ociVersion": "1.1.0",
+        "annotations": { "io.kubernetes.cri.sandbox-id": SANDBOX },
+        "process": { "args": ["/bin/sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+        "root": { "path": "rootfs" },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs" },
+        ],
+        "linux": { "namespaces": namespaces },
+    });
+    fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+    let mount = Mount {
+        type_: "bind".into(),
+        source: root.display().to_string(),
+        options: vec!["rbind".into(), "ro".into()],
+        ..Default::default()
+    };
+    CreateTaskRequest {
+        id: id.into(),
+        bundle: bundle.display().to_string(),
+        rootfs: vec![mount],
+        stdout: format!("file://{}/out", bundle.display()),
+        ..Default::default()
+    }
+}
+
+/// Memory in bytes, and CPU time in microseconds.
+fn used(metrics: &Any) -> (u64, u64) {
+    match &*metrics.type_url {
+        "io.containerd.cgroups.v1.Metrics" => {
+            let metrics = v1::Metrics::parse_from_bytes(&metrics.value).unwrap();
+            (metrics.memory.usage.usage, metrics.cpu.usage.total / 1000)
+        }
+        "io.containerd.cgroups.v2.Metrics" => {
+            let metrics = v2::Metrics::parse_from_bytes(&metrics.value).unwrap();
+            (metrics.memory.usage, metrics.cpu.usage_usec)
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
+    if let Err(error) = kvm::open() {
+        return skip("a_sandbox_comes_before_its_containers", &error.to_string());
+    }
+    let (network, shim) = (Network::new(), Shim::start().await);
+    let bundle = shim.folder.path().join(SANDBOX);
+    let id = || SANDBOX.to_string();
+    let type_url = "runtime.v1.PodSandboxConfig".into();
+    let create = CreateSandboxRequest {
+        sandbox_id: id(),
+        bundle_path: bundle.display().to_string(),
+        netns_path: network.path().display().to_string(),
+        options: Some(Any { type_url, value: POD.into(), ..Default::default() }).into(),
+        ..Default::default()
+    };
+    shim.sandbox.create_sandbox(limit(), &create).await.unwrap();
+    let created = shim.status().await;
+    assert_eq!((&*created.state, created.pid), ("SANDBOX_NOTREADY", 0));
+
+    let request = StartSandboxRequest { sandbox_id: id(), ..Default::default() };
+    let started = shim.sandbox.start_sandbox(limit(), &request).await.unwrap();
+    let pid = started.pid;
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let of_process = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    assert_eq!(inode(&of_process), inode(&network.path()));
+    let ready = shim.status().await;
+    assert_eq!((&*ready.state, ready.pid), ("SANDBOX_READY", pid));
+    assert!(started.created_at.is_some() && started.created_at == ready.created_at);
+    assert!(ready.info["kernel"].starts_with('6'), "{:?}", ready.info);
+    let request = PlatformRequest { sandbox_id: id(), ..Default::default() };
+    let platform = shim.sandbox.platform(limit(), &request).await.unwrap().platform.unwrap();
+    assert_eq!((&*platform.os, &*platform.architecture), ("linux", "amd64"));
+    let ping = PingRequest { sandbox_id: id(), ..Default::default() };
+    shim.sandbox.ping_sandbox(limit(), &ping).await.unwrap();
+    let ended = tokio::spawn({
+        let (sandbox, request) =
+            (shim.sandbox.clone(), WaitSandboxRequest { sandbox_id: id(), ..Default::default() });
+        async move { sandbox.wait_sandbox(limit(), &request).await.unwrap() }
+    });
+
+    // One after the other: between them the VM stays, with what they share. Neither is their first process.
+    for name in ["one", "two"] {
+        let script = format!("busybox hostname; test $$ -gt 1 && echo {name}; exit 3");
+        shim.run(name, pid, &script).await;
+        assert_eq!(shim.end_of(name).await, 3);
+        assert_eq!(shim.said(name), format!("web\n{name}\n"));
+        // For `delete`, after a crash.
+        let saved = fs::read_to_string(shim.folder.path().join(name).join("init.pid")).unwrap();
+        assert_eq!(saved, pid.to_string());
+    }
+    shim.run("three", pid, "exec busybox sleep 600").await;
+    let ((memory, cpu), container) = (shim.cost().await, shim.memory_of("three").await);
+    // A kernel, an agent and all containers: that is what the host pays for.
+    assert!(memory > 16 << 20 && memory > container && cpu > 0, "{memory} {container} {cpu}");
+    // A containerd that was started again asks so whether the sandbox is still there.
+    let connect = ConnectRequest { id: id(), ..Default::default() };
+    let daemon = shim.task.connect(limit(), &connect).await.unwrap().shim_pid;
+
+    assert!(!ended.is_finished());
+    let stop = StopSandboxRequest { sandbox_id: id(), timeout_secs: 5, ..Default::default() };
+    let began = Instant::now();
+    shim.sandbox.stop_sandbox(limit(), &stop).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let ended = ended.await.unwrap();
+    assert_eq!(ended.exit_status, 0);
+    let stopped = shim.status().await;
+    assert_eq!((&*stopped.state, stopped.pid), ("SANDBOX_NOTREADY", 0));
+    assert!(stopped.exited_at.is_some() && stopped.exited_at == ended.exited_at);
+    assert_eq!(shim.end_of("three").await, 137);
+    shim.sandbox.stop_sandbox(limit(), &stop).await.unwrap();
+
+    let shutdown = ShutdownSandboxRequest { sandbox_id: id(), ..Default::default() };
+    shim.sandbox.shutdown_sandbox(limit(), &shutdown).await.unwrap();
+    let socket = Path::new(shim.address.strip_prefix("unix://").unwrap());
+    while socket.exists() || fs::read_link(format!("/proc/{daemon}/exe")).is_ok() {
+        assert!(began.elapsed() < LIMIT, "the daemon stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // containerd, when it sees that the daemon has gone.
+    let deleted = binary(shim.folder.path(), "delete", b"").stdout;
+    assert_eq!(DeleteResponse::parse_from_bytes(&deleted).unwrap().exit_status, 137);
+    assert_nothing_left(SANDBOX);
+}
