@@ -4,14 +4,18 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::symlink,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use ampoule_shim::kvm;
-use ampoule_tests::{assert_nothing_left, program, skip, stage};
+use ampoule_shim::{
+    image::Store,
+    kvm,
+    paths::{Environment, Paths},
+};
+use ampoule_tests::{assert_nothing_left, program, root, skip, stage};
 use containerd_shim_protos::{
     api::{
         ConnectRequest, CreateTaskRequest, DeleteRequest, DeleteResponse, Mount, ShutdownRequest,
@@ -160,13 +164,8 @@ fn binary(folder: &Path, verb: &str, input: &[u8]) -> Output {
 }
 
 fn member(folder: &Path, id: &str, pid: u32, script: &str) -> CreateTaskRequest {
-    let (bundle, root) = (folder.join(id), folder.join(format!("{id}-root")));
+    let bundle = folder.join(id);
     fs::create_dir_all(bundle.join("rootfs")).unwrap();
-    for name in ["bin", "proc", "dev"] {
-        fs::create_dir_all(root.join(name)).unwrap();
-    }
-    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    symlink("busybox", root.join("bin/sh")).unwrap();
     let shared = [("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")];
     let shared = shared
         .map(|(kind, name)| json!({ "type": kind, "path": format!("/proc/{pid}/ns/{name}") }));
@@ -183,10 +182,13 @@ fn member(folder: &Path, id: &str, pid: u32, script: &str) -> CreateTaskRequest 
         "linux": { "namespaces": namespaces },
     });
     fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+    let paths = Paths::new(&Environment { root: Some(root().into()), ..Environment::default() });
+    let image = Store::open(&paths.store).unwrap().resolve(&"alpine".parse().unwrap()).unwrap();
+    // As containerd's erofs snapshotter hands it over.
     let mount = Mount {
-        type_: "bind".into(),
-        source: root.display().to_string(),
-        options: vec!["rbind".into(), "ro".into()],
+        type_: "erofs".into(),
+        source: image.rootfs.display().to_string(),
+        options: vec!["ro".into(), "loop".into()],
         ..Default::default()
     };
     CreateTaskRequest {
@@ -236,7 +238,7 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
     let request = StartSandboxRequest { sandbox_id: id(), ..Default::default() };
     let started = shim.sandbox.start_sandbox(limit(), &request).await.unwrap();
     let pid = started.pid;
-    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let inode = |path: &Path| fs::metadata(path).unwrap().ino();
     let of_process = PathBuf::from(format!("/proc/{pid}/ns/net"));
     assert_eq!(inode(&of_process), inode(&network.path()));
     let ready = shim.status().await;
@@ -256,7 +258,7 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
 
     // One after the other: between them the VM stays, with what they share. Neither is their first process.
     for name in ["one", "two"] {
-        let script = format!("busybox hostname; test $$ -gt 1 && echo {name}; exit 3");
+        let script = format!("hostname; test $$ -gt 1 && echo {name}; exit 3");
         shim.run(name, pid, &script).await;
         assert_eq!(shim.end_of(name).await, 3);
         assert_eq!(shim.said(name), format!("web\n{name}\n"));
@@ -264,7 +266,7 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
         let saved = fs::read_to_string(shim.folder.path().join(name).join("init.pid")).unwrap();
         assert_eq!(saved, pid.to_string());
     }
-    shim.run("three", pid, "exec busybox sleep 600").await;
+    shim.run("three", pid, "exec sleep 600").await;
     let ((memory, cpu), container) = (shim.cost().await, shim.memory_of("three").await);
     // A kernel, an agent and all containers: that is what the host pays for.
     assert!(memory > 16 << 20 && memory > container && cpu > 0, "{memory} {container} {cpu}");
