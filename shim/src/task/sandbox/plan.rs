@@ -15,7 +15,7 @@ use oci_spec::runtime::Spec;
 
 use super::{Result, pod_config::PodConfig};
 use crate::{
-    bootstrap::start::OPTIONS,
+    bootstrap::start::OPTIONS as SAVED_OPTIONS,
     id::Id,
     paths::Paths,
     task::{
@@ -23,7 +23,7 @@ use crate::{
         bundle::{Bundle, BundleError},
         error::TaskError,
         pod::PodPlan,
-        settings::settings,
+        settings::{OPTIONS, settings},
         size::{CRI_MEMORY, CRI_PERIOD, CRI_QUOTA, Size},
     },
 };
@@ -48,8 +48,9 @@ impl Plan {
         let config =
             PodConfig::parse(&options).map_err(|e| TaskError::Invalid(format!("options: {e}")))?;
         let bundle = bundle(written, config.as_ref(), request.annotations)?;
-        // CRI's are the pod's, and those of the runtime came with `start`.
-        let options = if config.is_some() { runtime_options(path)? } else { options };
+        // CRI's are the pod's, and others may be missing: those of the runtime came with `start`.
+        let ours = options.type_url.ends_with(OPTIONS);
+        let options = if ours { options } else { runtime_options(path)? };
         let settings = settings(paths, &options, &bundle.spec)?.sandbox;
         let config = config.unwrap_or_default();
         let said = [Some(config.hostname), bundle.spec.hostname().clone()];
@@ -108,7 +109,7 @@ fn bundle(
 }
 
 fn runtime_options(bundle: &Path) -> Result<Any> {
-    let path: PathBuf = bundle.join(OPTIONS);
+    let path: PathBuf = bundle.join(SAVED_OPTIONS);
     let bytes = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Any::default()),
         read => read.map_err(|source| TaskError::File { path: path.clone(), source })?,

@@ -295,7 +295,8 @@ fn a_pod_of_cri_is_as_large_as_its_containers_together() {
     let made = plan(bare).unwrap();
     assert_eq!((&*made.pod.hostname, made.pod.size.memory), ("spec", 512 << 20));
     assert_eq!(made.pod.network, HostNetwork::New);
-    assert_eq!(plan(request()).unwrap().pod.settings.boot_timeout, 17);
+    let timeouts = [made, plan(request()).unwrap()].map(|plan| plan.pod.settings.boot_timeout);
+    assert_eq!(timeouts, [17, 17]);
 
     let mut broken = request();
     broken.options.as_mut().unwrap().value = config[..config.len() - 1].into();
