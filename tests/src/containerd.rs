@@ -89,6 +89,11 @@ impl Containerd {
         fs::write(inside.path("/run/test/fstab"), fstab(&root)).expect("the mounts");
         fs::create_dir(inside.path("/run/test/cni")).expect("a folder");
         fs::write(inside.path("/run/test/cni/10-pods.conf"), NETWORK).expect("the network");
+        if env::var_os("AMPOULE_BED").is_some() {
+            // VMs that boot at once share an emulated processor.
+            fs::create_dir_all("/etc/ampoule").expect("a folder");
+            fs::write("/etc/ampoule/config.toml", "sandbox.boot_timeout = 80\n").expect("a file");
+        }
         adopt(&root, &inside);
         let daemon = daemon(&inside, version);
         let mut containerd = Self {
