@@ -120,6 +120,9 @@ pub enum Command {
     /// Tell whether this host can run sandboxes, and why not
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
+    /// Print what of the OCI runtime specification is enforced
+    #[command(after_help = FEATURES_HELP)]
+    Features(FeaturesArgs),
     /// Print the versions of ampoule and its parts
     Version,
     /// Print a script that completes ampoule's command line in a shell
@@ -428,6 +431,21 @@ pub struct CheckArgs {
     /// Check /dev/kvm only: that it is there, may be used, and runs guest kernels at full speed
     #[arg(long)]
     pub kvm: bool,
+}
+
+const FEATURES_HELP: &str = "\
+The JSON is that of the specification's features.md, as `runc features` prints it.
+
+Examples:
+  ampoule features | jq .linux.namespaces
+  ampoule features --table              # each field, who enforces it, or why it is refused";
+
+/// `ampoule features`
+#[derive(Debug, Args)]
+pub struct FeaturesArgs {
+    /// Print a page about each field, Markdown, instead of the JSON
+    #[arg(long)]
+    pub table: bool,
 }
 
 #[cfg(test)]

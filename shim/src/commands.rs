@@ -7,6 +7,7 @@ pub mod cp;
 pub mod end;
 mod env;
 pub mod exec;
+pub mod features;
 pub mod image;
 pub mod inspect;
 pub mod install;
@@ -59,6 +60,7 @@ pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
         Command::Install(args) => done("install", install::install(&args)),
         Command::Check(args) => check::check(&args, &paths),
         Command::Completion(args) => completion::completion(&args),
+        Command::Features(args) => features::features(&args),
         Command::Version => version::version(&paths),
     }
 }

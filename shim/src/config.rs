@@ -3,6 +3,8 @@
 //! ```toml
 //! annotations = ["sandbox.memory"]                     # settings a pod may make for itself
 //! console = true                                       # `ampoule console` may be used; the default is false
+//! strict = false                                       # fields of a spec that protect nobody and that nobody sees to
+//!                                                      # are logged and ignored; the default is to refuse them
 //!
 //! [sandbox]                                            # what a sandbox is when containerd does not say
 //! memory = "512m"
@@ -41,6 +43,8 @@ pub struct Config {
     pub annotations: BTreeSet<String>,
     /// Whether there may be shells in guests themselves.
     pub console: bool,
+    /// Whether a spec is refused for fields that nobody sees to even where no protection is lost with them.
+    pub strict: bool,
     pub sandbox: SandboxSettings,
     pub store: StoreSettings,
     /// By `HOST` or `HOST:PORT`, as image names have it.
@@ -113,6 +117,7 @@ impl Default for Config {
         Self {
             annotations: sizes.map(String::from).into(),
             console: false,
+            strict: true,
             sandbox: SandboxSettings::default(),
             store: StoreSettings::default(),
             registries: BTreeMap::new(),

@@ -2,7 +2,7 @@
 //!
 //! - [`cli`], [`commands`]: the `ampoule` command line, one file for each verb
 //! - [`run_spec`], [`capabilities`], [`seccomp`]: an image and options become an OCI runtime spec
-//! - [`spec`]: the OCI spec becomes the guest's
+//! - [`spec`], [`features`]: the OCI spec becomes the guest's; what is enforced of it, told to programs
 //! - [`image`]: the image store: names, OCI layouts and folders become one EROFS file each
 //! - [`rootfs`]: a root file system as disks
 //! - [`sandbox`]: one VM and the containers in it, owned by one task
@@ -36,6 +36,7 @@ pub mod control;
 pub mod daemon;
 pub mod error;
 pub mod event_loop;
+pub mod features;
 pub mod host_cost;
 pub mod id;
 pub mod image;

@@ -1,19 +1,35 @@
 //! The one conversion of an OCI spec, as a caller has it, to the guest's. Pure.
 //!
-//! What only means something on the host is dropped, what the guest cannot do (yet) is refused by the field's
-//! name, everything else passes through. [`FIELDS`] is the table; mounts, namespaces and devices, which need a
-//! look inside, follow below it.
+//! [`fields`] is the table: what only means something on the host is taken out, what nobody sees to is refused by the
+//! field's name ([`decide`]), everything else passes through. Mounts, namespaces, devices and labels, which need a look
+//! inside, follow here.
+
+mod decide;
+pub mod fields;
+mod labels;
+mod page;
 
 use std::collections::HashMap;
 
 use oci_spec::runtime::{Process, Spec};
 use serde_json::Value;
 
+pub use decide::{decide, decide_resources};
+use decide::{is_nothing, keep_guests};
+pub use page::page;
+
 /// Why a spec cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
     #[error("{field}: {why}")]
     Unsupported { field: String, why: &'static str },
+    #[error("{field}: {why}; or say `strict = false` in config.toml to go without")]
+    Strict { field: String, why: &'static str },
+    #[error(
+        "{}: no field that is known; leave it out, or say `strict = false` in config.toml to have it ignored",
+        field.escape_default()
+    )]
+    Unknown { field: String },
     #[error("{field}: {why}")]
     Invalid { field: String, why: &'static str },
     #[error("cannot be rewritten")]
@@ -22,96 +38,28 @@ pub enum SpecError {
 
 type Result<T> = std::result::Result<T, SpecError>;
 
-/// What happens to a field.
-#[derive(Clone, Copy)]
-enum Rule {
-    /// It means something on the host only, or the guest has its own.
-    Drop,
-    /// Set to anything but nothing, it is refused for this reason.
-    Refuse(&'static str),
-}
-use Rule::{Drop, Refuse};
-
-const NO_HOST: &str = "the host's cannot be reached from a sandbox";
-const NOT_YET: &str = "not supported yet";
-const OTHER_SYSTEM: &str = "for another operating system";
-
-/// Fields that do not pass as they are.
-const FIELDS: &[(&str, Rule)] = &[
-    ("annotations", Drop),
-    ("hooks/prestart", Refuse(NOT_YET)),
-    ("hooks/createRuntime", Refuse(NOT_YET)),
-    ("hooks/createContainer", Refuse(NOT_YET)),
-    ("hooks/startContainer", Refuse(NOT_YET)),
-    ("hooks/poststart", Refuse(NOT_YET)),
-    ("hooks/poststop", Refuse(NOT_YET)),
-    ("hooks", Drop),
-    ("solaris", Refuse(OTHER_SYSTEM)),
-    ("windows", Refuse(OTHER_SYSTEM)),
-    ("zos", Refuse(OTHER_SYSTEM)),
-    ("vm", Refuse("the VM is ampoule's to choose")),
-    ("uidMappings", Drop),
-    ("gidMappings", Drop),
-    ("linux/netDevices", Refuse(NO_HOST)),
-    ("linux/intelRdt", Refuse(NO_HOST)),
-    ("linux/memoryPolicy", Refuse(NOT_YET)),
-    ("linux/personality", Refuse(NOT_YET)),
-    ("linux/timeOffsets", Refuse(NOT_YET)),
-    // The agent names cgroups by the container's id; the host's path is the sandbox's own business.
-    ("linux/cgroupsPath", Drop),
-    ("linux/mountLabel", Drop),
-    ("linux/seccomp/listenerPath", Refuse(NO_HOST)),
-    ("linux/seccomp/listenerMetadata", Drop),
-    ("linux/resources/blockIO/weight", Refuse(NOT_YET)),
-    ("linux/resources/blockIO/leafWeight", Refuse(NOT_YET)),
-    ("linux/resources/blockIO/weightDevice", Refuse(NO_HOST)),
-    ("linux/resources/blockIO/throttleReadBpsDevice", Refuse(NO_HOST)),
-    ("linux/resources/blockIO/throttleWriteBpsDevice", Refuse(NO_HOST)),
-    ("linux/resources/blockIO/throttleReadIOPSDevice", Refuse(NO_HOST)),
-    ("linux/resources/blockIO/throttleWriteIOPSDevice", Refuse(NO_HOST)),
-    ("linux/resources/blockIO", Drop),
-    ("linux/resources/network/classID", Refuse(NO_HOST)),
-    ("linux/resources/network/priorities", Refuse(NO_HOST)),
-    ("linux/resources/network", Drop),
-    ("linux/resources/rdma", Refuse(NO_HOST)),
-    ("linux/resources/cpu/cpus", Refuse("CPUs of the host cannot be chosen yet")),
-    ("linux/resources/cpu/mems", Refuse("memory nodes of the host cannot be chosen yet")),
-    ("linux/resources/cpu/realtimeRuntime", Refuse("not in cgroup v2")),
-    ("linux/resources/cpu/realtimePeriod", Refuse("not in cgroup v2")),
-    // Obsolete since Linux 5.4, or never in cgroup v2; docker sends some of them always.
-    ("linux/resources/memory/kernel", Drop),
-    ("linux/resources/memory/kernelTCP", Drop),
-    ("linux/resources/memory/swappiness", Drop),
-    ("linux/resources/memory/useHierarchy", Drop),
-    ("linux/resources/memory/checkBeforeUpdate", Drop),
-    ("linux/resources/memory/disableOOMKiller", Refuse("not in cgroup v2")),
-];
-
-/// Likewise of a process.
-const PROCESS_FIELDS: &[(&str, Rule)] = &[
-    ("commandLine", Refuse(OTHER_SYSTEM)),
-    // The guest kernel has no other security module than the VM around it.
-    ("apparmorProfile", Drop),
-    ("selinuxLabel", Drop),
-    ("ioPriority", Refuse(NOT_YET)),
-    ("scheduler", Refuse(NOT_YET)),
-    ("execCPUAffinity", Refuse(NOT_YET)),
-];
+const NO_HOST: &str = "namespaces of the host cannot be joined; leave out the path";
 
 /// File systems a guest can mount for a container.
-const FILE_SYSTEMS: &[&str] =
-    &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
-/// Device nodes every container gets anyway (OCI runtime-spec, config-linux.md, default devices).
-const DEFAULT_DEVICES: &[&str] = &[
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/console",
-    "/dev/ptmx",
+const FILE_SYSTEMS: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+/// Kinds of namespaces.
+pub const NAMESPACES: [&str; 8] =
+    ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
+/// Character devices that every Linux has under the same numbers (Documentation/admin-guide/devices.txt).
+const DEVICES: [(i64, i64); 10] = [
+    (1, 3),    // null
+    (1, 5),    // zero
+    (1, 7),    // full
+    (1, 8),    // random
+    (1, 9),    // urandom
+    (1, 11),   // kmsg
+    (5, 0),    // tty
+    (10, 200), // net/tun
+    (10, 229), // fuse
+    (10, 237), // loop-control
 ];
+/// The agent makes these as they must be.
+const OWN_DEVICES: [&str; 2] = ["/dev/console", "/dev/ptmx"];
 
 /// What a caller names of the host and the guest has an own one of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,22 +73,25 @@ pub struct Counterparts {
 /// Turns a caller's spec into the guest's.
 pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
     let mut json = serde_json::to_value(spec)?;
-    apply(FIELDS, "", &mut json)?;
-    json["root"] = root(&json["root"]);
-    match json.get_mut("process") {
-        Some(process) => check_process(process)?,
-        None => return Err(invalid("process", "missing")),
+    if !json["ociVersion"].as_str().is_some_and(|version| version.starts_with("1.")) {
+        return Err(invalid("ociVersion", "not 1.x"));
     }
+    if is_nothing(&json["process"]) {
+        return Err(invalid("process", "missing"));
+    }
+    check_process(&json["process"])?;
+    labels::check_files(&json["linux"])?;
+    keep_guests(&mut json, "")?;
+    json["root"] = root(&json["root"]);
     for (i, mount) in entries(&mut json, "/mounts").iter_mut().enumerate() {
         check_mount(i, mount, counterparts)?;
     }
     for (i, namespace) in entries(&mut json, "/linux/namespaces").iter_mut().enumerate() {
         check_namespace(i, namespace, counterparts)?;
     }
-    check_devices(entries(&mut json, "/linux/devices"))?;
-    if let Some(Value::Object(linux)) = json.get_mut("linux") {
-        check_propagation(linux.remove("rootfsPropagation"))?;
-        linux.remove("devices");
+    if let Some(Value::Array(devices)) = json.pointer_mut("/linux/devices") {
+        check_devices(devices)?;
+        devices.retain(|device| !is_own(device));
     }
     Ok(serde_json::from_value(json)?)
 }
@@ -148,7 +99,8 @@ pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
 /// Turns a caller's process, for an exec, into the guest's.
 pub fn guest_process(process: &Process) -> Result<Process> {
     let mut json = serde_json::to_value(process)?;
-    check_process(&mut json)?;
+    check_process(&json)?;
+    keep_guests(&mut json, "process")?;
     Ok(serde_json::from_value(json)?)
 }
 
@@ -157,7 +109,7 @@ pub fn guest_process(process: &Process) -> Result<Process> {
 pub fn guest_resources(resources: &[u8]) -> Result<Vec<u8>> {
     let resources: Value = serde_json::from_slice(resources)?;
     let mut json = serde_json::json!({ "linux": { "resources": resources } });
-    apply(FIELDS, "", &mut json)?;
+    keep_guests(&mut json, "")?;
     let mut resources = json["linux"]["resources"].take();
     if let Value::Object(fields) = &mut resources {
         fields.remove("devices");
@@ -165,41 +117,14 @@ pub fn guest_resources(resources: &[u8]) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec(&resources)?)
 }
 
-fn apply(rules: &[(&str, Rule)], prefix: &str, json: &mut Value) -> Result<()> {
-    for (path, rule) in rules {
-        let (parent, name) = path.rsplit_once('/').map_or(("", *path), |(p, n)| (p, n));
-        let pointer = if parent.is_empty() { String::new() } else { format!("/{parent}") };
-        let Some(Value::Object(fields)) = json.pointer_mut(&pointer) else { continue };
-        match (fields.remove(name), rule) {
-            (Some(value), Refuse(why)) if !is_nothing(&value) => {
-                return Err(unsupported(format!("{prefix}{}", path.replace('/', ".")), why));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Null, zero, false or empty: a caller that spells out its defaults asks for nothing.
-fn is_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Number(n) => n.as_f64() == Some(0.0),
-        Value::String(s) => s.is_empty(),
-        Value::Array(a) => a.is_empty(),
-        Value::Object(o) => o.values().all(is_nothing),
-        Value::Bool(true) => false,
-    }
-}
-
 /// The path is the caller's; the guest's root file system comes from a disk.
 fn root(root: &Value) -> Value {
     serde_json::json!({ "path": "rootfs", "readonly": root["readonly"] == true })
 }
 
-fn check_process(process: &mut Value) -> Result<()> {
-    apply(PROCESS_FIELDS, "process.", process)?;
-    if entries(process, "/args").is_empty() {
+fn check_process(process: &Value) -> Result<()> {
+    labels::check_process(process)?;
+    if process["args"].as_array().is_none_or(Vec::is_empty) {
         return Err(invalid("process.args", "empty"));
     }
     if !process["cwd"].as_str().is_some_and(|cwd| cwd.starts_with('/')) {
@@ -228,11 +153,6 @@ fn check_mount(i: usize, mount: &mut Value, counterparts: &Counterparts) -> Resu
     if !FILE_SYSTEMS.contains(&kind) {
         return Err(unsupported(field("type"), "not a file system a guest can mount"));
     }
-    for mapping in ["uidMappings", "gidMappings"] {
-        if !is_nothing(&mount[mapping]) {
-            return Err(unsupported(field(mapping), NOT_YET));
-        }
-    }
     if kind == "cgroup" {
         // A guest has cgroup v2 alone.
         mount["type"] = "cgroup2".into();
@@ -243,41 +163,42 @@ fn check_mount(i: usize, mount: &mut Value, counterparts: &Counterparts) -> Resu
 fn check_namespace(i: usize, namespace: &mut Value, counterparts: &Counterparts) -> Result<()> {
     let kind = namespace["type"].as_str().unwrap_or_default().to_string();
     let field = |name: &str| format!("linux.namespaces[{i}] ({kind}).{name}");
-    match kind.as_str() {
-        "time" => return Err(unsupported(field("type"), NOT_YET)),
-        _ if is_nothing(&namespace["path"]) => {
-            if let Value::Object(fields) = namespace {
-                fields.remove("path");
-            }
-            return Ok(());
+    if is_nothing(&namespace["path"]) {
+        if let Value::Object(fields) = namespace {
+            fields.remove("path");
         }
-        _ => {}
+        return Ok(());
     }
     let Some(pid) = counterparts.namespaces_of else {
-        return Err(unsupported(field("path"), "namespaces of the host cannot be joined"));
+        return Err(unsupported(field("path"), NO_HOST));
     };
     let name = if kind == "network" { "net" } else { &kind };
     namespace["path"] = format!("/proc/{pid}/ns/{name}").into();
     Ok(())
 }
 
-/// The usual nodes are there anyway; others would be devices of the host.
+/// Numbers of other devices mean one thing on the host and another in the guest.
 fn check_devices(devices: &[Value]) -> Result<()> {
-    for (i, device) in devices.iter().enumerate() {
-        let path = device["path"].as_str().unwrap_or_default();
-        if !DEFAULT_DEVICES.contains(&path) {
+    for (i, device) in devices.iter().enumerate().filter(|(_, device)| !is_own(device)) {
+        let number = (device["major"].as_i64().unwrap_or(0), device["minor"].as_i64().unwrap_or(0));
+        let here = match device["type"].as_str().unwrap_or_default() {
+            "c" | "u" => DEVICES.contains(&number),
+            kind => kind == "p",
+        };
+        if !here {
+            let path = device["path"].as_str().unwrap_or_default();
             let field = format!("linux.devices[{i}] ({})", path.escape_default());
-            return Err(unsupported(field, "devices of the host cannot be passed in"));
+            return Err(unsupported(
+                field,
+                "devices of the host cannot be passed in; leave it out",
+            ));
         }
     }
     Ok(())
 }
 
-fn check_propagation(propagation: Option<Value>) -> Result<()> {
-    match propagation.as_ref().and_then(Value::as_str).unwrap_or_default() {
-        "" | "private" | "rprivate" | "slave" | "rslave" => Ok(()),
-        _ => Err(unsupported("linux.rootfsPropagation", NO_HOST)),
-    }
+fn is_own(device: &Value) -> bool {
+    device["path"].as_str().is_some_and(|path| OWN_DEVICES.contains(&path))
 }
 
 /// The entries of the list at `pointer`; none if there is no such list.
@@ -296,5 +217,7 @@ fn invalid(field: impl Into<String>, why: &'static str) -> SpecError {
     SpecError::Invalid { field: field.into(), why }
 }
 
+#[cfg(test)]
+mod schema;
 #[cfg(test)]
 mod tests;

@@ -119,6 +119,16 @@ mod tests {
     }
 
     #[test]
+    fn the_names_that_are_told_to_others_are_those_known_here() {
+        assert_eq!(parse(ampoule_agent_api::MOUNT_OPTIONS.iter().copied()).data, [""; 0]);
+        let known =
+            ATTRIBUTES.iter().map(|(name, ..)| name).chain(PROPAGATIONS.iter().map(|(n, _)| n));
+        for name in known.flat_map(|name| [name.to_string(), format!("r{name}")]) {
+            assert!(ampoule_agent_api::MOUNT_OPTIONS.contains(&name.as_str()), "{name}");
+        }
+    }
+
+    #[test]
     fn binds_and_recursion() {
         let o = parse(["rbind", "rro", "noexec", "private"]);
         assert!(o.bind && o.recursive);

@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::*;
+use super::{fields::By, *};
 
 /// A spec that passes, as a caller would write it.
 fn base() -> Value {
@@ -10,7 +10,8 @@ fn base() -> Value {
         "root": { "path": "/var/lib/x/rootfs", "readonly": true },
         "process": {
             "args": ["sh"], "cwd": "/", "user": { "uid": 1, "gid": 2 },
-            "apparmorProfile": "docker-default", "selinuxLabel": "x", "oomScoreAdj": 5,
+            "apparmorProfile": "docker-default", "oomScoreAdj": 5,
+            "selinuxLabel": "system_u:system_r:container_t:s0:c1,c2",
         },
         "annotations": { "io.katacontainers.config.hypervisor.path": "/bin/evil" },
         "mounts": [
@@ -24,7 +25,7 @@ fn base() -> Value {
             "namespaces": [{ "type": "pid" }, { "type": "network", "path": "" }],
             "devices": [{ "path": "/dev/null", "type": "c", "major": 1, "minor": 3 }],
             "resources": {
-                "memory": { "limit": 1048576, "kernel": 5, "swappiness": 60, "disableOOMKiller": false },
+                "memory": { "limit": 1048576, "kernel": 0, "swappiness": null, "disableOOMKiller": false },
                 "blockIO": { "weight": 0 },
                 "cpu": { "quota": 50000, "period": 100000, "cpus": "", "mems": "" },
                 "pids": { "limit": 7 },
@@ -59,8 +60,6 @@ fn what_means_something_on_the_host_only_is_dropped() {
         "/process/apparmorProfile",
         "/process/selinuxLabel",
         "/linux/cgroupsPath",
-        "/linux/rootfsPropagation",
-        "/linux/devices",
         "/linux/namespaces/1/path",
         "/linux/resources/memory/kernel",
         "/linux/resources/memory/swappiness",
@@ -88,6 +87,8 @@ fn everything_else_passes_or_is_rewritten() {
         ("/linux/resources/cpu/quota", json!(50_000)),
         ("/linux/resources/pids/limit", json!(7)),
         ("/linux/maskedPaths", json!(["/proc/kcore"])),
+        ("/linux/rootfsPropagation", json!("rprivate")),
+        ("/linux/devices/0/path", json!("/dev/null")),
     ] {
         assert_eq!(guest.pointer(pointer), Some(&value), "{pointer}");
     }
@@ -97,28 +98,16 @@ fn everything_else_passes_or_is_rewritten() {
 fn what_cannot_be_done_is_refused_by_the_name_of_its_field() {
     let hook = json!([{ "path": "/bin/x" }]);
     let mapping = json!([{ "hostID": 1, "containerID": 0, "size": 1 }]);
-    let rate = json!([{ "major": 8, "minor": 0, "rate": 1 }]);
     for (pointer, value, field) in [
         ("/hooks/prestart", hook.clone(), "hooks.prestart"),
         ("/hooks/createRuntime", hook.clone(), "hooks.createRuntime"),
         ("/hooks/poststop", hook, "hooks.poststop"),
         ("/windows", json!({ "layerFolders": ["c:"] }), "windows"),
-        ("/linux/intelRdt", json!({ "closID": "x" }), "linux.intelRdt"),
-        ("/linux/personality", json!({ "domain": "LINUX32" }), "linux.personality"),
-        ("/linux/rootfsPropagation", json!("shared"), "linux.rootfsPropagation"),
-        ("/linux/resources/cpu/cpus", json!("0-3"), "linux.resources.cpu.cpus"),
-        ("/linux/resources/blockIO/weight", json!(10), "linux.resources.blockIO.weight"),
-        (
-            "/linux/resources/blockIO/throttleReadBpsDevice",
-            rate,
-            "linux.resources.blockIO.throttleReadBpsDevice",
-        ),
-        (
-            "/linux/resources/memory/disableOOMKiller",
-            json!(true),
-            "linux.resources.memory.disableOOMKiller",
-        ),
-        ("/linux/namespaces/-", json!({ "type": "time" }), "linux.namespaces[2] (time).type"),
+        ("/vm", json!({ "kernel": { "path": "/k" } }), "vm"),
+        ("/process/apparmorProfile", json!("mine"), "process.apparmorProfile"),
+        ("/process/selinuxLabel", json!("u:r:mine_t:s0"), "process.selinuxLabel"),
+        ("/process/selinuxLabel", json!("container_t"), "process.selinuxLabel"),
+        ("/linux/mountLabel", json!("u:r:mine_t:s0"), "linux.mountLabel"),
         (
             "/linux/namespaces/-",
             json!({ "type": "network", "path": "/proc/1/ns/net" }),
@@ -147,9 +136,13 @@ fn what_cannot_be_done_is_refused_by_the_name_of_its_field() {
         (
             "/mounts/-",
             json!({ "destination": "/data", "type": "tmpfs", "uidMappings": mapping }),
-            "mounts[2] (/data).uidMappings",
+            "mounts[2].uidMappings",
         ),
-        ("/process/scheduler", json!({ "policy": "SCHED_FIFO" }), "process.scheduler"),
+        (
+            "/linux/devices/-",
+            json!({ "path": "/dev/null", "type": "c", "major": 8, "minor": 0 }),
+            "linux.devices[1] (/dev/null)",
+        ),
     ] {
         match converted(with(pointer, value)) {
             Err(SpecError::Unsupported { field: named, .. }) => assert_eq!(named, field),
@@ -164,6 +157,7 @@ fn what_makes_no_sense_is_refused_too() {
     for (pointer, value, field) in [
         ("/process/args", json!([]), "process.args"),
         ("/process/cwd", json!("tmp"), "process.cwd"),
+        ("/ociVersion", json!("2.0.0"), "ociVersion"),
         ("/mounts/-", mount("data"), "mounts[2] (data).destination"),
         ("/mounts/-", mount("/a/../../b"), "mounts[2] (/a/../../b).destination"),
     ] {
@@ -181,10 +175,16 @@ fn what_makes_no_sense_is_refused_too() {
 fn an_execs_process_goes_the_same_way() {
     let process = |json: Value| serde_json::from_value::<Process>(json).unwrap();
     let user = json!({ "uid": 0, "gid": 0 });
-    let good = process(json!({ "args": ["ls"], "cwd": "/", "user": user, "apparmorProfile": "x" }));
+    let good = process(
+        json!({ "args": ["ls"], "cwd": "/", "user": user, "apparmorProfile": "unconfined" }),
+    );
     assert_eq!(guest_process(&good).unwrap().apparmor_profile(), &None);
-    let bad = process(json!({ "args": ["ls"], "cwd": "x", "user": user }));
-    assert!(guest_process(&bad).is_err());
+    for (name, value) in [("cwd", "x"), ("apparmorProfile", "mine"), ("commandLine", "ls")] {
+        let mut bad = serde_json::to_value(&good).unwrap();
+        bad[name] = value.into();
+        let refused = guest_process(&process(bad)).unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("process.{name}: ")), "{refused}");
+    }
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn an_update_obeys_the_same_rules() {
         Ok(serde_json::from_slice(&guest_resources(json.to_string().as_bytes())?).unwrap())
     };
     let changed = json!({
-        "memory": { "limit": 5, "swappiness": 60 },
+        "memory": { "limit": 5, "swappiness": 0, "useHierarchy": true },
         "devices": [{ "allow": true, "access": "rwm" }],
         "pids": { "limit": 7 },
     });
@@ -225,4 +225,109 @@ fn an_update_obeys_the_same_rules() {
     let refused = update(json!({ "cpu": { "cpus": "0-1" } })).unwrap_err().to_string();
     assert!(refused.starts_with("linux.resources.cpu.cpus: "), "{refused}");
     assert!(guest_resources(b"{").is_err());
+}
+
+/// Every row nobody sees to, with a value that asks for something.
+fn refused_rows() -> impl Iterator<Item = (&'static fields::Field, Value)> {
+    let rows = fields::FIELDS.iter().filter(|row| matches!(row.by, By::Refused | By::Strict));
+    rows.map(|row| {
+        let mut parts = row.path.rsplit('.');
+        let value = json!({ parts.next().unwrap(): "x" });
+        (
+            row,
+            parts.fold(value, |below, part| match part.strip_suffix("[]") {
+                Some(list) => json!({ list: [below] }),
+                None => json!({ part: below }),
+            }),
+        )
+    })
+}
+
+#[test]
+fn every_field_nobody_sees_to_is_refused_by_its_name_with_the_way_out() {
+    for (row, mut json) in refused_rows() {
+        let refused = decide(&mut json, "", true).unwrap_err().to_string();
+        let field = row.path.replace("[]", "[0]");
+        assert!(refused.starts_with(&format!("{field}: {}", row.note)), "{refused}");
+        assert_eq!(refused.contains("strict = false"), row.by == By::Strict, "{refused}");
+        let has_way_out = row.note.contains("; ") || row.note.starts_with("use ");
+        assert!(has_way_out, "{}: {}", row.path, row.note);
+    }
+}
+
+#[test]
+fn without_strict_what_protects_nobody_is_taken_out_and_named() {
+    for (row, mut json) in refused_rows() {
+        match decide(&mut json, "", false) {
+            Err(SpecError::Unsupported { .. }) => assert_eq!(row.by, By::Refused, "{}", row.path),
+            Ok(ignored) => {
+                assert_eq!(row.by, By::Strict, "{}", row.path);
+                assert_eq!(ignored, [row.path]);
+                assert!(is_nothing(&json), "{json}");
+            }
+            other => panic!("{}: {other:?}", row.path),
+        }
+    }
+}
+
+#[test]
+fn a_field_that_is_not_known_is_refused_or_named() {
+    for (pointer, field) in [
+        ("/new", "new"),
+        ("/process/new", "process.new"),
+        ("/mounts/1/new", "mounts[1].new"),
+        ("/linux/resources/cpu/new", "linux.resources.cpu.new"),
+    ] {
+        let json = with(pointer, json!({ "a": [1] }));
+        let refused = decide(&mut json.clone(), "", true).unwrap_err();
+        assert!(matches!(&refused, SpecError::Unknown { field: named } if named == field));
+        let mut lenient = json.clone();
+        assert_eq!(decide(&mut lenient, "", false).unwrap(), [field]);
+        assert_eq!(lenient.pointer(pointer), None);
+        // Asks for nothing.
+        assert!(decide(&mut with(pointer, json!({ "a": [] })), "", true).unwrap().is_empty());
+    }
+    let mut process = json!({ "args": ["ls"], "new": 1 });
+    assert!(decide(&mut process.clone(), "process", true).is_err());
+    assert_eq!(decide(&mut process, "process", false).unwrap(), ["process.new"]);
+    assert!(decide_resources(br#"{ "cpu": { "cpus": "0" } }"#, true).is_err());
+    let lenient = decide_resources(br#"{ "cpu": { "cpus": "0", "shares": 7 } }"#, false).unwrap();
+    assert_eq!(lenient.1, ["linux.resources.cpu.cpus"]);
+    assert_eq!(lenient.0, br#"{"cpu":{"shares":7}}"#);
+}
+
+#[test]
+fn what_is_decided_already_is_left_as_it_is() {
+    let mut json = base();
+    assert!(decide(&mut json, "", true).unwrap().is_empty());
+    for there in ["/annotations", "/root/path", "/process/apparmorProfile", "/linux/cgroupsPath"] {
+        assert_eq!(json.pointer(there), base().pointer(there), "{there}");
+    }
+}
+
+#[test]
+fn every_field_of_the_specification_is_decided() {
+    let known = schema::fields_of::<Spec>();
+    assert!(known.len() > 150 && known.contains("linux.seccomp.syscalls[].args[].op"), "{known:?}");
+    let decided = |path: &str| {
+        let rows = fields::FIELDS.iter();
+        fields::has_below(path)
+            || rows.clone().any(|row| row.path == path || fields::is_below(path, row.path))
+    };
+    let open: Vec<_> = known.iter().filter(|path| !decided(path)).collect();
+    assert!(open.is_empty(), "nobody decided on {open:?}");
+    // Of a later specification than the crate's.
+    let newer = ["freebsd"];
+    for row in fields::FIELDS.iter().filter(|row| !newer.contains(&row.path)) {
+        assert!(known.contains(row.path), "{} is no field", row.path);
+    }
+    let mut paths: Vec<_> = fields::FIELDS.iter().map(|row| row.path).collect();
+    paths.sort_unstable();
+    assert!(paths.windows(2).all(|pair| pair[0] != pair[1]), "a row is there twice");
+}
+
+#[test]
+fn the_page_is_what_the_table_says() {
+    let page_there = include_str!("../../oci-spec.md");
+    assert!(page() == page_there, "run: ampoule features --table > shim/oci-spec.md");
 }

@@ -7,9 +7,14 @@ use std::{
 };
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::anchor::HostNetwork;
-use crate::bootstrap::group::GROUP;
+use crate::{
+    bootstrap::group::GROUP,
+    spec::{SpecError, decide},
+};
 
 /// Annotations of containerd's CRI plugin and of CRI-O that say what kind of container it is.
 const SANDBOX: [&str; 2] =
@@ -30,6 +35,8 @@ pub enum BundleError {
 pub struct Bundle {
     pub path: PathBuf,
     pub spec: Spec,
+    /// As it was written: the type does not know every field.
+    json: Value,
 }
 
 impl Bundle {
@@ -39,9 +46,26 @@ impl Bundle {
         File::open(&config)
             .and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes))
             .map_err(|source| BundleError::Read { path: config.clone(), source })?;
-        let spec = serde_json::from_slice(&bytes)
-            .map_err(|source| BundleError::Parse { path: config, source })?;
-        Ok(Self { path: path.into(), spec })
+        let parse = || {
+            let json = serde_json::from_slice(&bytes)?;
+            Ok((Spec::deserialize(&json)?, json))
+        };
+        let (spec, json) = parse().map_err(|source| BundleError::Parse { path: config, source })?;
+        Ok(Self { path: path.into(), spec, json })
+    }
+
+    /// One that nobody has written a specification for.
+    pub fn without_config(path: &Path) -> Self {
+        let mut spec = Spec::default();
+        spec.set_process(None).set_linux(None).set_hostname(None);
+        Self { path: path.into(), spec, json: Value::Null }
+    }
+
+    /// Refuses a spec for what nobody sees to; unless `strict`, goes without what protects nobody and returns its names.
+    pub fn decide(&mut self, strict: bool) -> Result<Vec<String>, SpecError> {
+        let ignored = decide(&mut self.json, "", strict)?;
+        self.spec = Spec::deserialize(&self.json)?;
+        Ok(ignored)
     }
 
     pub fn terminal(&self) -> bool {
@@ -133,6 +157,16 @@ mod tests {
             bundle.forget_network_path();
             assert!(!matches!(bundle.network(), HostNetwork::Path(_)));
         }
+    }
+
+    #[test]
+    fn fields_that_are_not_known_are_seen() {
+        let newer = || bundle(json!([{ "type": "pid", "new": 1 }]));
+        let field = "linux.namespaces[0].new";
+        assert!(newer().decide(true).unwrap_err().to_string().starts_with(field));
+        let mut lenient = newer();
+        assert_eq!(lenient.decide(false).unwrap(), [field]);
+        assert_eq!(lenient.decide(true).unwrap(), [""; 0]);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Place {
     pub rootfs: RootFs,
     /// The disks came after the boot, and go with the container.
     pub attached: bool,
+    /// Execs and updates are refused for fields that protect nobody, too.
+    pub strict: bool,
 }
 
 impl Container {
@@ -58,6 +60,17 @@ impl Container {
     pub fn pod(&self) -> Result<&Arc<Pod>, TaskError> {
         let place = self.place.get().ok_or_else(|| self.init.refuse("created"))?;
         Ok(&place.pod)
+    }
+
+    /// Names what is ignored of what a caller says, where the configuration allows that.
+    pub fn log_ignored(&self, fields: &[String]) {
+        if !fields.is_empty() {
+            tracing::warn!(container = %self.id, ?fields, "ignored, since strict = false");
+        }
+    }
+
+    pub fn is_strict(&self) -> bool {
+        self.place.get().is_none_or(|place| place.strict)
     }
 
     /// What it writes is on a disk of the host when the agent has deleted it, and not before.

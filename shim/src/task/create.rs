@@ -23,7 +23,7 @@ use crate::{
     image::Store,
     paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
-    sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId},
+    sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId, SandboxError},
 };
 
 /// What a container is made from, read and converted.
@@ -32,6 +32,8 @@ struct Parts {
     config: Config,
     prepared: Prepared,
     binds: Binds,
+    /// Fields of the spec.
+    ignored: Vec<String>,
 }
 
 impl Tasks {
@@ -83,6 +85,7 @@ impl Tasks {
             tokio::task::spawn_blocking(move || parts(bundle, &options, mounts, &paths)).await;
         let parts =
             parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
+        container.log_ignored(&parts.ignored);
         let (spec, binds, joins) = self.place(container, parts).await?;
         let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
         let created = place
@@ -114,7 +117,8 @@ impl Tasks {
         container: &Arc<Container>,
         parts: Parts,
     ) -> Result<(oci_spec::runtime::Spec, Binds, Option<Id>)> {
-        let Parts { mut bundle, config, prepared, binds } = parts;
+        let Parts { mut bundle, config, prepared, binds, .. } = parts;
+        let strict = config.strict;
         let mut slot = self.pod.lock().await;
         let (pod, rootfs, joins) = match slot.clone() {
             Some(pod) => {
@@ -134,7 +138,7 @@ impl Tasks {
         };
         let attached = joins.is_some();
         // Nobody else places this container.
-        let _ = container.place.set(Place { pod, rootfs, attached });
+        let _ = container.place.set(Place { pod, rootfs, attached, strict });
         Ok((bundle.spec, binds, joins))
     }
 
@@ -165,14 +169,15 @@ impl Drop for Creation {
 }
 
 /// Reads and converts what may take its time.
-fn parts(bundle: Bundle, options: &Any, mounts: Vec<Mount>, paths: &Paths) -> Result<Parts> {
+fn parts(mut bundle: Bundle, options: &Any, mounts: Vec<Mount>, paths: &Paths) -> Result<Parts> {
     let config = settings(paths, options, &bundle.spec)?;
+    let ignored = bundle.decide(config.strict).map_err(SandboxError::from)?;
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
     let store = store.with_snapshots(config.store.snapshots.0);
     let scratch = (!bundle.is_read_only()).then_some(config.sandbox.scratch_size.0);
     let prepared = rootfs::prepare(&store, &mounts, &bundle.root(), scratch)?;
     let binds = files::binds(&bundle.spec)?;
-    Ok(Parts { bundle, config, prepared, binds })
+    Ok(Parts { bundle, config, prepared, binds, ignored })
 }
 
 /// The pod whose first container this is.

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     id::Id,
     sandbox::{ExecConfig, Exit, ProcessId, SandboxError, StartFailure},
+    spec::decide,
 };
 
 impl Tasks {
@@ -27,8 +28,11 @@ impl Tasks {
             Status::Created | Status::Running => {}
             _ => return Err(container.init.refuse("running")),
         }
-        let mut process: OciProcess = serde_json::from_slice(&request.spec.value)
-            .map_err(|e| TaskError::Invalid(format!("process of exec {exec}: {e}")))?;
+        let wrong = |e| TaskError::Invalid(format!("process of exec {exec}: {e}"));
+        let mut json = serde_json::from_slice(&request.spec.value).map_err(wrong)?;
+        let ignored = decide(&mut json, "process", container.is_strict());
+        container.log_ignored(&ignored.map_err(SandboxError::from)?);
+        let mut process: OciProcess = serde_json::from_value(json).map_err(wrong)?;
         // As runc: the request decides.
         process.set_terminal(Some(request.terminal));
         let wanted = Wanted {

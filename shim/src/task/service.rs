@@ -27,6 +27,7 @@ use super::{
     process::{Process, Status},
     sandbox, stats,
 };
+use crate::spec::decide_resources;
 
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
@@ -125,8 +126,10 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let container = self.0.live(&request.id)?;
-        let sandbox = &container.pod()?.sandbox;
-        let updated = sandbox.update(&container.id, &request.resources.value).await;
+        let decided = decide_resources(&request.resources.value, container.is_strict());
+        let (resources, ignored) = decided.map_err(|e| TaskError::Sandbox(e.into()))?;
+        container.log_ignored(&ignored);
+        let updated = container.pod()?.sandbox.update(&container.id, &resources).await;
         updated.map_err(TaskError::from)?;
         Ok(Empty::new())
     }

@@ -11,7 +11,6 @@ use containerd_shim_protos::{
     protobuf::{Message, well_known_types::any::Any},
     sandbox_api::CreateSandboxRequest,
 };
-use oci_spec::runtime::Spec;
 
 use super::{Result, pod_config::PodConfig};
 use crate::{
@@ -81,9 +80,7 @@ impl Plan {
 fn read_bundle(path: &Path) -> Result<Bundle> {
     match Bundle::read(path) {
         Err(BundleError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            let mut spec = Spec::default();
-            spec.set_process(None).set_linux(None).set_hostname(None);
-            Ok(Bundle { path: path.into(), spec })
+            Ok(Bundle::without_config(path))
         }
         read => Ok(read?),
     }

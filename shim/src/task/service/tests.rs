@@ -82,7 +82,7 @@ impl Shim {
         let made = Arc::new(made);
         shim.tasks.table.reserve(made.clone()).unwrap();
         let rootfs = container("c").rootfs;
-        made.place.set(Place { pod: pod.clone(), rootfs, attached: false }).unwrap();
+        made.place.set(Place { pod: pod.clone(), rootfs, attached: false, strict: true }).unwrap();
         pod.sandbox.create_container(container("c")).await.unwrap();
         made.init.until(|status| *status == Status::Created).await;
         shim
