@@ -23,7 +23,7 @@ use crate::{
     clock, console,
     error::Error,
     files::Files,
-    oci::{self, ConsoleSize, NamespaceKind, Seccomp},
+    oci::{self, ConsoleSize, CpuAffinity, NamespaceKind, Personality, Seccomp},
     plan::{Exec, Init, Plan, StepError, at},
     process::{Ending, Exit, Process, Recipe},
     random::{self, Random},
@@ -57,7 +57,10 @@ pub struct Container {
     execs: Registry<Process>,
     /// For further processes.
     seccomp: Option<Seccomp>,
+    personality: Option<Personality>,
+    affinity: Option<CpuAffinity>,
     user_namespace: bool,
+    time_namespace: bool,
     /// What the clock is to show when the first process starts; 0 for what it shows anyway.
     realtime_ns: u64,
     /// Where random numbers come from, if that is not the guest's kernel.
@@ -96,6 +99,7 @@ impl Container {
         };
         let terminal = spec.process.terminal;
         let linux = spec.linux.clone();
+        let affinity = spec.process.exec_cpu_affinity.clone();
         let seeded = random.is_some();
         let plan = Plan::Init(Box::new(Init { spec, rootfs: rootfs.root(), init, seeded }));
         let namespaces = Namespaces::New(&linux);
@@ -126,7 +130,10 @@ impl Container {
             init: Arc::new(init),
             execs: Registry::default(),
             user_namespace: linux.has_own(NamespaceKind::User),
+            time_namespace: linux.namespace(NamespaceKind::Time).is_some(),
             seccomp: linux.seccomp,
+            personality: linux.personality,
+            affinity,
             realtime_ns,
             random,
         })
@@ -151,7 +158,8 @@ impl Container {
         if !is_valid_id(&id) {
             return Err(Error::Id(id));
         }
-        let process = oci::process(&request.process)?;
+        let mut process = oci::process(&request.process)?;
+        process.exec_cpu_affinity = process.exec_cpu_affinity.or_else(|| self.affinity.clone());
         self.expect(&[State::Running])?;
         let held = self.execs.hold(&id).ok_or(Error::Exists(id))?;
         let streams = Streams::connect(&request.stdio).await?;
@@ -161,7 +169,9 @@ impl Container {
         let plan = Plan::Exec(Box::new(Exec {
             process,
             seccomp: self.seccomp.clone(),
+            personality: self.personality.clone(),
             user_namespace: self.user_namespace,
+            time_namespace: self.time_namespace,
             seeded: self.random.is_some(),
         }));
         let namespaces = Namespaces::Of(self.init.pidfd());

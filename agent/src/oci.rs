@@ -52,6 +52,44 @@ pub struct Process {
     pub rlimits: Vec<Rlimit>,
     pub no_new_privileges: bool,
     pub oom_score_adj: Option<i32>,
+    pub io_priority: Option<IoPriority>,
+    pub scheduler: Option<Scheduler>,
+    /// Of execs.
+    #[serde(rename = "execCPUAffinity")]
+    pub exec_cpu_affinity: Option<CpuAffinity>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IoPriority {
+    /// `IOPRIO_CLASS_*`
+    pub class: String,
+    #[serde(default)]
+    pub priority: i64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scheduler {
+    /// `SCHED_*`
+    pub policy: String,
+    pub nice: i32,
+    pub priority: i32,
+    /// `SCHED_FLAG_*`
+    pub flags: Vec<String>,
+    /// Nanoseconds, of SCHED_DEADLINE; likewise the others.
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// Lists of CPUs, as "0-3,7".
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CpuAffinity {
+    pub initial: String,
+    #[serde(rename = "final")]
+    pub last: String,
 }
 
 /// In characters.
@@ -119,6 +157,23 @@ pub struct Linux {
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub seccomp: Option<Seccomp>,
+    pub personality: Option<Personality>,
+    /// By clock: "monotonic", "boottime".
+    pub time_offsets: BTreeMap<String, TimeOffset>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Personality {
+    /// "LINUX", "LINUX32"
+    pub domain: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimeOffset {
+    pub secs: i64,
+    pub nanosecs: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +196,7 @@ pub enum NamespaceKind {
     Uts,
     User,
     Cgroup,
+    Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -392,6 +448,11 @@ fn refuse_unlimitable(resources: &Resources) -> Result<(), StepError> {
 fn refuse_bad_process(process: &Process) -> Result<(), StepError> {
     refuse_if(process.args.is_empty(), "process.args", "an empty list")?;
     refuse_if(!process.cwd.starts_with('/'), "process.cwd", format!("{:?}", process.cwd))?;
+    let mut limits = BTreeSet::new();
+    for limit in &process.rlimits {
+        let twice = !limits.insert(&limit.kind);
+        refuse_if(twice, "process.rlimits", format!("{} twice", limit.kind))?;
+    }
     let user = &process.user;
     for id in user.additional_gids.iter().chain([&user.uid, &user.gid]) {
         refuse_if(*id == u32::MAX, "process.user", id)?;
@@ -413,6 +474,13 @@ fn refuse_bad_namespaces(linux: &Linux) -> Result<(), StepError> {
         user.is_some_and(|n| n.path.is_some()),
         "linux.namespaces",
         "joining a user namespace",
+    )?;
+    let own_time = linux.has_own(NamespaceKind::Time);
+    let offset = !linux.time_offsets.is_empty();
+    refuse_if(
+        offset && !own_time,
+        "linux.timeOffsets",
+        "an offset without a time namespace of the container's own",
     )?;
     let mapped = !linux.uid_mappings.is_empty() && !linux.gid_mappings.is_empty();
     refuse_if(user.is_some() && !mapped, "linux.uidMappings", "a user namespace without mappings")?;

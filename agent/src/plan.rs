@@ -16,7 +16,7 @@ use std::{
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Process, Seccomp, Spec};
+use crate::oci::{Personality, Process, Seccomp, Spec};
 
 /// The argument that makes the binary a runner.
 pub const RUNNER: &str = "init";
@@ -57,8 +57,11 @@ pub struct Exec {
     pub process: Process,
     /// The container's profile.
     pub seccomp: Option<Seccomp>,
+    pub personality: Option<Personality>,
     /// The container has a user namespace of its own.
     pub user_namespace: bool,
+    /// It is in a time namespace that is not the guest's.
+    pub time_namespace: bool,
     /// Random numbers come from the agent.
     pub seeded: bool,
 }

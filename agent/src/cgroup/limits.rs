@@ -6,8 +6,8 @@ use crate::{
     plan::{StepError, refuse},
 };
 
-/// The one limit a kernel may lack the file for.
-pub const SWAP: &str = "memory.swap.max";
+const SWAP: &str = "memory.swap.max";
+const HUGE_PAGES: &str = "hugetlb.";
 /// cpu.max's period unless one is given, in microseconds.
 const PERIOD: u64 = 100_000;
 
@@ -22,6 +22,11 @@ fn limit(file: impl Into<String>, value: impl ToString) -> Limit {
     Limit { file: file.into(), value: value.to_string() }
 }
 
+/// Whether a kernel that lacks the file has nothing of what it limits.
+pub fn may_be_missing(limit: &Limit) -> bool {
+    limit.file == SWAP || limit.file.starts_with(HUGE_PAGES)
+}
+
 /// In the order they are to be written.
 pub fn of(resources: &Resources) -> Result<Vec<Limit>, StepError> {
     let mut limits = Vec::new();
@@ -33,7 +38,7 @@ pub fn of(resources: &Resources) -> Result<Vec<Limit>, StepError> {
     block_io(&resources.block_io, &mut limits);
     for huge in &resources.hugepage_limits {
         check_name(&huge.page_size)?;
-        limits.push(limit(format!("hugetlb.{}.max", huge.page_size), huge.limit));
+        limits.push(limit(format!("{HUGE_PAGES}{}.max", huge.page_size), huge.limit));
     }
     for (file, value) in &resources.unified {
         check_name(file)?;

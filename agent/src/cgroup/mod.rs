@@ -7,7 +7,8 @@ mod devices;
 mod limits;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -89,19 +90,39 @@ impl Cgroup {
 
     /// Sets what is named of all but the devices.
     pub fn limit(&self, resources: &Resources) -> Result<(), StepError> {
+        if resources.memory.check_before_update {
+            self.expect_less_than(resources.memory.limit.unwrap_or(0))?;
+        }
         limits::of(resources)?.iter().try_for_each(|limit| self.set(limit))
+    }
+
+    /// Refuses a memory limit that the OOM killer would have to enforce at once.
+    fn expect_less_than(&self, limit: i64) -> Result<(), StepError> {
+        let used = self.read("memory.current").map_err(at("cgroup", "memory.current"))?;
+        match used.trim().parse::<i64>().is_ok_and(|used| limit <= 0 || used <= limit) {
+            true => Ok(()),
+            false => Err(refuse("cgroup", format_args!("memory limit {limit}"), "more is in use")),
+        }
     }
 
     fn set(&self, limit: &limits::Limit) -> Result<(), StepError> {
         let object = format_args!("{} = {:?}", limit.file, limit.value);
-        match fs::write(self.path.join(&limit.file), &limit.value) {
-            // A kernel without swap has nothing to limit.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && limit.file == limits::SWAP => Ok(()),
+        match self.write(limit) {
+            // A guest without swap, or without pages of that size, has nothing to limit.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && limits::may_be_missing(limit) => {
+                Ok(())
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(refuse("cgroup", object, "the guest kernel has no such control"))
             }
             result => result.map_err(at("cgroup", object)),
         }
+    }
+
+    /// Without O_CREAT, which makes the kernel answer EACCES for a file that is not there.
+    fn write(&self, limit: &limits::Limit) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).open(self.path.join(&limit.file))?;
+        file.write_all(limit.value.as_bytes())
     }
 
     pub fn directory(&self) -> BorrowedFd<'_> {

@@ -35,8 +35,8 @@ const LINKS: [(&str, &str); 5] = [
 ];
 const ANYONE: u32 = 0o666;
 
-/// Makes them all. In a user namespace, where nobody may make nodes, the guest's are bound instead. A file that is given
-/// takes the place of the kernel's random numbers.
+/// Makes them all; the spec's say what becomes of the usual ones too. In a user namespace, where nobody may make nodes,
+/// the guest's are bound instead. A file that is given takes the place of the kernel's random numbers.
 pub fn make(root: &Root, linux: &Linux, seeded: Option<&OwnedFd>) -> Result<(), StepError> {
     root.make_directory("/dev")?;
     root.find_plain("/dev").map_err(at("device", "/dev"))?;
@@ -52,7 +52,9 @@ pub fn make(root: &Root, linux: &Linux, seeded: Option<&OwnedFd>) -> Result<(), 
     let bound = linux.has_own(NamespaceKind::User);
     let replaced =
         |device: &&Device| seeded.is_some() && device.major == 1 && RANDOM.contains(&device.minor);
-    for device in defaults.iter().chain(&linux.devices).filter(|device| !replaced(device)) {
+    let named = |device: &&Device| linux.devices.iter().any(|other| other.path == device.path);
+    let defaults = defaults.iter().filter(|device| !named(device));
+    for device in defaults.chain(&linux.devices).filter(|device| !replaced(device)) {
         if bound { bind(root, &device.path)? } else { node(root, device)? }
     }
     if let Some(file) = seeded {
@@ -73,7 +75,7 @@ fn node(root: &Root, device: &Device) -> Result<(), StepError> {
     let number = makedev(device.major, device.minor);
     let (parent, name) = root.make_parent(path)?;
     match mknodat(&parent, name, kind, mode, number) {
-        Err(Errno::EXIST) => return keep(root, path, kind, number),
+        Err(Errno::EXIST) => keep(root, path, kind, number)?,
         made => made.map_err(at("device", path))?,
     }
     let owner = (Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)));

@@ -10,6 +10,7 @@
 //! - [`user`][]: names to ids, by the container's own files
 //! - [`seccomp`][]: the OCI profile as a BPF program
 //! - [`identity`][]: ids, capabilities, limits
+//! - [`scheduling`][]: CPU and I/O scheduling, personality
 //! - [`first`][]: a PID 1 before the workload, where one is wished
 //! - [`exec`][]: finding the command and becoming it
 
@@ -22,6 +23,7 @@ mod namespaces;
 mod options;
 mod paths;
 mod random;
+mod scheduling;
 mod seccomp;
 mod terminal;
 mod user;
@@ -98,6 +100,7 @@ fn first_process(init: plan::Init) -> Result<Workload, StepError> {
     mounts::enter(&root)?;
     mounts::finish_root(spec)?;
     let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    scheduling::set_personality(spec.linux.personality.as_ref())?;
     let workload = workload(init.spec.process, terminal, seccomp, init.seeded)?;
     Ok(Workload { init: init.init, ..workload })
 }
@@ -107,7 +110,11 @@ fn further_process(exec: plan::Exec) -> Result<Workload, StepError> {
     // SAFETY: an exec is given this descriptor besides the two others.
     let target = unsafe { inherit(TARGET_FD) };
     begin(&exec.process)?;
-    namespaces::join_all(&target, exec.user_namespace)?;
+    let affinity = exec.process.exec_cpu_affinity.as_ref();
+    scheduling::set_affinity(affinity.map(|affinity| &*affinity.initial))?;
+    namespaces::join_all(&target, exec.user_namespace, exec.time_namespace)?;
+    scheduling::set_affinity(affinity.map(|affinity| &*affinity.last))?;
+    scheduling::set_personality(exec.personality.as_ref())?;
     let terminal = terminal::open(&Root::current()?, &exec.process)?;
     let seccomp = exec.seccomp.as_ref().map(seccomp::compile).transpose()?;
     workload(exec.process, terminal, seccomp, exec.seeded)
@@ -146,6 +153,7 @@ fn workload(
         None => identity::prepare_standard_streams(&root, &user)?,
     }
     let command = exec::Command::new(&process, &user.home)?;
+    scheduling::schedule(&process)?;
     let mut identity = identity::Identity::new(&process, user)?;
     let listener = seeded.then(random::listen).transpose()?;
     identity.enter(&process.cwd, seccomp.is_some())?;

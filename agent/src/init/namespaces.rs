@@ -1,7 +1,7 @@
 //! Namespaces: those that were not made or joined with the process itself, and what is set in them.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Write},
     os::fd::{AsRawFd, OwnedFd},
 };
@@ -17,6 +17,9 @@ use crate::{
     plan::{StepError, at, refuse},
 };
 
+/// Clocks that a time namespace can offset (time_namespaces(7)).
+const CLOCKS: [&str; 2] = ["monotonic", "boottime"];
+
 /// Joins the namespaces that the spec names by path, and makes the cgroup namespace: its root is the
 /// cgroup of its maker.
 pub fn join(linux: &Linux) -> Result<(), StepError> {
@@ -26,6 +29,7 @@ pub fn join(linux: &Linux) -> Result<(), StepError> {
             NamespaceKind::Ipc => libc::CLONE_NEWIPC,
             NamespaceKind::Uts => libc::CLONE_NEWUTS,
             NamespaceKind::Cgroup => libc::CLONE_NEWCGROUP,
+            NamespaceKind::Time => libc::CLONE_NEWTIME,
             // The agent has seen to these.
             NamespaceKind::Pid | NamespaceKind::Mount | NamespaceKind::User => continue,
         };
@@ -39,11 +43,34 @@ pub fn join(linux: &Linux) -> Result<(), StepError> {
         check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })
             .map_err(at("make namespace", "cgroup"))?;
     }
-    Ok(())
+    match linux.has_own(NamespaceKind::Time) {
+        true => enter_new_time(linux),
+        false => Ok(()),
+    }
+}
+
+/// A time namespace takes its offsets before anybody is in it; its maker is not until it joins it.
+fn enter_new_time(linux: &Linux) -> Result<(), StepError> {
+    // SAFETY: unshare(2) takes flags; this one concerns what becomes of us later.
+    check(unsafe { libc::unshare(libc::CLONE_NEWTIME) }).map_err(at("make namespace", "time"))?;
+    for (clock, offset) in &linux.time_offsets {
+        if !CLOCKS.contains(&clock.as_str()) {
+            return Err(refuse("spec", "linux.timeOffsets", format_args!("{clock:?} is no clock")));
+        }
+        let line = format!("{clock} {} {}", offset.secs, offset.nanosecs);
+        fs::write("/proc/self/timens_offsets", &line).map_err(at("time offset", &line))?;
+    }
+    let new =
+        File::open("/proc/self/ns/time_for_children").map_err(at("join namespace", "time"))?;
+    setns(new.as_raw_fd(), libc::CLONE_NEWTIME).map_err(at("join namespace", "time"))
 }
 
 /// Joins all namespaces of a container's init, but for the PID namespace, where we were born.
-pub fn join_all(target: &OwnedFd, user_namespace: bool) -> Result<(), StepError> {
+pub fn join_all(
+    target: &OwnedFd,
+    user_namespace: bool,
+    time_namespace: bool,
+) -> Result<(), StepError> {
     let mut flags = libc::CLONE_NEWNS
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
@@ -51,6 +78,9 @@ pub fn join_all(target: &OwnedFd, user_namespace: bool) -> Result<(), StepError>
         | libc::CLONE_NEWCGROUP;
     if user_namespace {
         flags |= libc::CLONE_NEWUSER;
+    }
+    if time_namespace {
+        flags |= libc::CLONE_NEWTIME;
     }
     setns(target.as_raw_fd(), flags).map_err(at("join namespaces", "container"))?;
     if user_namespace {
