@@ -101,7 +101,13 @@ impl Container {
         let linux = spec.linux.clone();
         let affinity = spec.process.exec_cpu_affinity.clone();
         let seeded = random.is_some();
-        let plan = Plan::Init(Box::new(Init { spec, rootfs: rootfs.root(), init, seeded }));
+        let plan = Plan::Init(Box::new(Init {
+            id: id.clone(),
+            spec,
+            rootfs: rootfs.root(),
+            init,
+            seeded,
+        }));
         let namespaces = Namespaces::New(&linux);
         let recipe = Recipe {
             plan: &plan,

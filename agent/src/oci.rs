@@ -29,6 +29,24 @@ pub struct Spec {
     pub process: Process,
     pub mounts: Vec<Mount>,
     pub linux: Linux,
+    pub hooks: Hooks,
+}
+
+/// Those that run in the guest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Hooks {
+    pub start_container: Vec<Hook>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hook {
+    pub path: String,
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    /// In seconds.
+    pub timeout: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -43,6 +43,8 @@ pub enum Plan {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Init {
+    /// The container's.
+    pub id: String,
     pub spec: Spec,
     /// Where the root file system is mounted in the guest.
     pub rootfs: PathBuf,
@@ -190,6 +192,7 @@ mod tests {
             ..Default::default()
         };
         let plan = Plan::Init(Box::new(Init {
+            id: "c".into(),
             spec: spec.clone(),
             rootfs: "/run/x".into(),
             init: true,

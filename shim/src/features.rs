@@ -86,8 +86,8 @@ fn is_enforced(path: &str) -> bool {
 
 /// Those that are run.
 fn hooks() -> Vec<&'static str> {
-    let names = FIELDS.iter().filter_map(|field| field.path.strip_prefix("hooks."));
-    names.filter(|name| is_enforced(&format!("hooks.{name}"))).collect()
+    let paths = FIELDS.iter().map(|field| field.path).filter(|path| is_enforced(path));
+    paths.filter_map(|path| path.strip_prefix("hooks.")?.strip_suffix("[].path")).collect()
 }
 
 #[cfg(test)]
@@ -104,6 +104,8 @@ mod tests {
         assert_eq!(linux.namespaces().as_ref().unwrap().len(), NAMESPACES.len());
         assert_eq!(linux.seccomp().as_ref().unwrap().actions().as_ref().unwrap().len(), 8);
         assert!(linux.capabilities().as_ref().unwrap().contains(&"CAP_SYS_ADMIN".to_string()));
+        let hooks = ["prestart", "createRuntime", "startContainer", "poststart", "poststop"];
+        assert_eq!(features["hooks"], json!(hooks));
         assert_eq!(linux.cgroup().as_ref().unwrap().rdma(), &Some(false));
         let back = serde_json::to_value(&known).unwrap();
         for key in features.as_object().unwrap().keys() {

@@ -37,6 +37,7 @@ pub mod daemon;
 pub mod error;
 pub mod event_loop;
 pub mod features;
+pub mod hooks;
 pub mod host_cost;
 pub mod id;
 pub mod image;

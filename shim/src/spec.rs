@@ -12,7 +12,7 @@ mod page;
 use std::collections::HashMap;
 
 use oci_spec::runtime::{Process, Spec};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use decide::{decide, decide_resources};
 use decide::{is_nothing, keep_guests};
@@ -61,6 +61,9 @@ const DEVICES: [(i64, i64); 10] = [
 /// The agent makes these as they must be.
 const OWN_DEVICES: [&str; 2] = ["/dev/console", "/dev/ptmx"];
 
+/// Hooks that are programs of the host; see [`crate::hooks`].
+pub const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
+
 /// What a caller names of the host and the guest has an own one of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counterparts {
@@ -81,6 +84,9 @@ pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
     }
     check_process(&json["process"])?;
     labels::check_files(&json["linux"])?;
+    if let Some(Value::Object(hooks)) = json.get_mut("hooks") {
+        check_hooks(hooks)?;
+    }
     keep_guests(&mut json, "")?;
     json["root"] = root(&json["root"]);
     for (i, mount) in entries(&mut json, "/mounts").iter_mut().enumerate() {
@@ -129,6 +135,17 @@ fn check_process(process: &Value) -> Result<()> {
     }
     if !process["cwd"].as_str().is_some_and(|cwd| cwd.starts_with('/')) {
         return Err(invalid("process.cwd", "not an absolute path"));
+    }
+    Ok(())
+}
+
+/// Whoever runs the host's has taken them out.
+fn check_hooks(hooks: &mut Map<String, Value>) -> Result<()> {
+    for name in HOST_HOOKS {
+        if hooks.remove(name).is_some_and(|list| !is_nothing(&list)) {
+            let why = "nobody runs the host's hooks for this container; leave it out";
+            return Err(unsupported(format!("hooks.{name}"), why));
+        }
     }
     Ok(())
 }

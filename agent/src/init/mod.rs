@@ -11,12 +11,14 @@
 //! - [`seccomp`][]: the OCI profile as a BPF program
 //! - [`identity`][]: ids, capabilities, limits
 //! - [`scheduling`][]: CPU and I/O scheduling, personality
+//! - [`hooks`][]: programs of the container that run before its command
 //! - [`first`][]: a PID 1 before the workload, where one is wished
 //! - [`exec`][]: finding the command and becoming it
 
 mod devices;
 mod exec;
 mod first;
+mod hooks;
 mod identity;
 mod mounts;
 mod namespaces;
@@ -101,8 +103,9 @@ fn first_process(init: plan::Init) -> Result<Workload, StepError> {
     mounts::finish_root(spec)?;
     let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     scheduling::set_personality(spec.linux.personality.as_ref())?;
+    let hooks = hooks::prepare(spec, &init.id)?;
     let workload = workload(init.spec.process, terminal, seccomp, init.seeded)?;
-    Ok(Workload { init: init.init, ..workload })
+    Ok(Workload { init: init.init, hooks, ..workload })
 }
 
 /// A further process: joins the container of the init it was given.
@@ -157,7 +160,7 @@ fn workload(
     let mut identity = identity::Identity::new(&process, user)?;
     let listener = seeded.then(random::listen).transpose()?;
     identity.enter(&process.cwd, seccomp.is_some())?;
-    Ok(Workload { identity, command, seccomp, terminal, listener, init: false })
+    Ok(Workload { identity, command, seccomp, terminal, listener, hooks: Vec::new(), init: false })
 }
 
 /// A process that is ready but for its exec.
@@ -168,6 +171,7 @@ struct Workload {
     terminal: Option<terminal::Terminal>,
     /// Of getrandom(2), for the agent.
     listener: Option<OwnedFd>,
+    hooks: Vec<hooks::Prepared>,
     /// This process stays before it.
     init: bool,
 }
@@ -196,7 +200,9 @@ impl Workload {
             Some(filter) => self.identity.load(filter),
             None => Ok(()),
         };
-        let alone = confined.and_then(|()| match self.init {
+        let hooked =
+            confined.and_then(|()| self.hooks.into_iter().try_for_each(hooks::Prepared::run));
+        let alone = hooked.and_then(|()| match self.init {
             true => first::stay_before_it(),
             false => Ok(()),
         });

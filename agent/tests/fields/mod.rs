@@ -215,3 +215,40 @@ async fn resources_are_files_of_the_containers_cgroup() {
     assert!(code(below).1.contains("more is in use"));
     guest.shutdown().await;
 }
+
+#[tokio::test]
+async fn hooks_run_before_the_command_as_what_it_will_be() {
+    let guest = Guest::boot().await;
+    let hook = |script: &str, timeout: u32| json!({"path": "/bin/sh", "args": ["ash", "-c", script], "env": ["A=b"], "timeout": timeout});
+    let hooks = |list: &[Value]| [("/hooks", json!({ "startContainer": list }))];
+    let script = "cat > /dev/shm/state; echo $0 $A $HOME $(id -u) $(readlink /proc/self/ns/pid) > /dev/shm/said";
+    let user = ("/process/user", json!({"uid": 7, "gid": 7}));
+    let mut changes = hooks(&[hook(script, 9), hook("exec sleep 0 &", 9)]).to_vec();
+    changes.push(user);
+    let shown =
+        "cat /dev/shm/state; echo; cat /dev/shm/said; echo $(id -u) $(readlink /proc/self/ns/pid)";
+    let output = run(&guest, shown, &changes).await;
+    let lines: Vec<_> = output.text().lines().collect();
+    let state: Value = serde_json::from_str(lines[0]).unwrap();
+    let version = sh("")["ociVersion"].clone();
+    let expected = json!({
+        "ociVersion": version.as_str().unwrap_or_default(), "id": "c", "status": "created", "pid": 1, "bundle": "/",
+    });
+    assert_eq!(state, expected);
+    assert_eq!(lines[1], format!("ash b {}", lines[2]));
+
+    for (hook, words) in [
+        (hook("echo no luck >&2; exit 3", 9), ["startContainer[1] (/bin/sh)", "3: no luck"]),
+        (hook("exec sleep 1000", 1), ["startContainer[1] (/bin/sh)", "not done within 1 s"]),
+        (json!({"path": "/no/hook"}), ["startContainer[1] (/no/hook)", "No such file"]),
+    ] {
+        let changes = hooks(&[json!({"path": "/bin/true"}), hook]);
+        let run = guest.create("c", changed(sh("touch /dev/shm/ran"), &changes)).await.unwrap();
+        let message = code(guest.start(&run).await.err().unwrap()).1;
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        guest.agent.delete(context(), &run.request()).await.unwrap();
+    }
+    let message = refusal(&guest, &hooks(&[json!({"path": "bin/true"})])).await;
+    assert!(message.contains("not an absolute path"), "{message}");
+    guest.shutdown().await;
+}

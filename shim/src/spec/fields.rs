@@ -34,7 +34,8 @@ const fn row(path: &'static str, by: By, note: &'static str) -> Field {
 }
 
 const OTHER_SYSTEM: &str = "for another operating system; leave it out";
-const NO_HOOKS: &str = "hooks are not run yet; leave it out, or use runc for this container";
+const HOOK_OF_HOST: &str = "a program of the host, in its namespaces; the state's pid is a process in the sandbox's network namespace";
+const HOOK_LIMIT: &str = "30 seconds unless given";
 const NO_DISKS_OF_HOST: &str =
     "the host's disks are not in the VM; limit the sandbox's cgroup on the host instead";
 const NOT_IN_V2: &str = "not in cgroup v2, which guests have; leave it out";
@@ -116,12 +117,43 @@ pub const FIELDS: &[Field] = &[
     row("process.execCPUAffinity.final", Guest, "likewise"),
     row("hostname", Guest, "needs a UTS namespace of the container's own"),
     row("domainname", Guest, "likewise"),
-    row("hooks.prestart", Refused, NO_HOOKS),
-    row("hooks.createRuntime", Refused, NO_HOOKS),
-    row("hooks.createContainer", Refused, NO_HOOKS),
-    row("hooks.startContainer", Refused, NO_HOOKS),
-    row("hooks.poststart", Refused, NO_HOOKS),
-    row("hooks.poststop", Refused, NO_HOOKS),
+    row("hooks.prestart[].path", Host, HOOK_OF_HOST),
+    row("hooks.prestart[].args", Host, BY_KERNEL),
+    row("hooks.prestart[].env", Host, BY_KERNEL),
+    row("hooks.prestart[].timeout", Host, HOOK_LIMIT),
+    row("hooks.createRuntime[].path", Host, HOOK_OF_HOST),
+    row("hooks.createRuntime[].args", Host, BY_KERNEL),
+    row("hooks.createRuntime[].env", Host, BY_KERNEL),
+    row("hooks.createRuntime[].timeout", Host, HOOK_LIMIT),
+    row(
+        "hooks.createContainer",
+        Refused,
+        "a program of the host that works on the container's mounts, which are in the VM; use createRuntime or startContainer",
+    ),
+    row(
+        "hooks.startContainer[].path",
+        Guest,
+        "a program of the container, with its command's user, capabilities and seccomp profile; the state's bundle is `/`",
+    ),
+    row("hooks.startContainer[].args", Guest, BY_KERNEL),
+    row("hooks.startContainer[].env", Guest, BY_KERNEL),
+    row("hooks.startContainer[].timeout", Guest, HOOK_LIMIT),
+    row(
+        "hooks.poststart[].path",
+        Host,
+        "a program of the host, likewise; if it fails the container is killed",
+    ),
+    row("hooks.poststart[].args", Host, BY_KERNEL),
+    row("hooks.poststart[].env", Host, BY_KERNEL),
+    row("hooks.poststart[].timeout", Host, HOOK_LIMIT),
+    row(
+        "hooks.poststop[].path",
+        Host,
+        "a program of the host; if it fails that is logged; not run for a shim that was killed",
+    ),
+    row("hooks.poststop[].args", Host, BY_KERNEL),
+    row("hooks.poststop[].env", Host, BY_KERNEL),
+    row("hooks.poststop[].timeout", Host, HOOK_LIMIT),
     row(
         "annotations",
         Host,

@@ -101,6 +101,7 @@ fn what_cannot_be_done_is_refused_by_the_name_of_its_field() {
     for (pointer, value, field) in [
         ("/hooks/prestart", hook.clone(), "hooks.prestart"),
         ("/hooks/createRuntime", hook.clone(), "hooks.createRuntime"),
+        ("/hooks/createContainer", hook.clone(), "hooks.createContainer"),
         ("/hooks/poststop", hook, "hooks.poststop"),
         ("/windows", json!({ "layerFolders": ["c:"] }), "windows"),
         ("/vm", json!({ "kernel": { "path": "/k" } }), "vm"),

@@ -10,6 +10,7 @@ use containerd_shim_protos::api;
 
 use super::{error::TaskError, pod::Pod, process::Process};
 use crate::{
+    hooks::Hooks,
     id::Id,
     sandbox::{RootFs, Upper},
 };
@@ -37,6 +38,7 @@ pub struct Place {
     pub attached: bool,
     /// Execs and updates are refused for fields that protect nobody, too.
     pub strict: bool,
+    pub hooks: Hooks,
 }
 
 impl Container {
@@ -71,6 +73,13 @@ impl Container {
 
     pub fn is_strict(&self) -> bool {
         self.place.get().is_none_or(|place| place.strict)
+    }
+
+    /// Runs what is to run when it is gone.
+    pub async fn has_gone(&self) {
+        if let Some(place) = self.place.get() {
+            place.hooks.stopped().await;
+        }
     }
 
     /// What it writes is on a disk of the host when the agent has deleted it, and not before.

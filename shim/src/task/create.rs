@@ -19,6 +19,7 @@ use super::{
 use crate::{
     bootstrap::start::INIT_PID,
     config::{Config, SandboxSettings},
+    hooks::Hooks,
     id::Id,
     image::Store,
     paths::Paths,
@@ -32,6 +33,7 @@ struct Parts {
     config: Config,
     prepared: Prepared,
     binds: Binds,
+    hooks: Hooks,
     /// Fields of the spec.
     ignored: Vec<String>,
 }
@@ -81,13 +83,15 @@ impl Tasks {
         let opened = Opened::open(&container.init.wanted, owner).await?;
         let mounts = container.mounts.iter().map(mount).collect();
         let paths = self.config.paths.clone();
+        let id = container.id.clone();
         let parts =
-            tokio::task::spawn_blocking(move || parts(bundle, &options, mounts, &paths)).await;
+            tokio::task::spawn_blocking(move || parts(&id, bundle, &options, mounts, &paths)).await;
         let parts =
             parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
         container.log_ignored(&parts.ignored);
         let (spec, binds, joins) = self.place(container, parts).await?;
         let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
+        place.hooks.create(container.pid()).await?;
         let created = place
             .pod
             .sandbox
@@ -117,7 +121,7 @@ impl Tasks {
         container: &Arc<Container>,
         parts: Parts,
     ) -> Result<(oci_spec::runtime::Spec, Binds, Option<Id>)> {
-        let Parts { mut bundle, config, prepared, binds, .. } = parts;
+        let Parts { mut bundle, config, prepared, binds, hooks, .. } = parts;
         let strict = config.strict;
         let mut slot = self.pod.lock().await;
         let (pod, rootfs, joins) = match slot.clone() {
@@ -138,16 +142,17 @@ impl Tasks {
         };
         let attached = joins.is_some();
         // Nobody else places this container.
-        let _ = container.place.set(Place { pod, rootfs, attached, strict });
+        let _ = container.place.set(Place { pod, rootfs, attached, strict, hooks });
         Ok((bundle.spec, binds, joins))
     }
 
     /// Undoes a creation, however far it came.
     async fn give_up(self: &Arc<Self>, container: &Arc<Container>) {
         if container.init.status() == Status::Created {
-            let _ = self.end_created(container).await;
+            let _ = self.end(container).await;
         }
         let _ = self.delete_from_sandbox(container).await;
+        container.has_gone().await;
         self.table.remove(&container.id);
         self.clone().retire().await;
     }
@@ -169,15 +174,22 @@ impl Drop for Creation {
 }
 
 /// Reads and converts what may take its time.
-fn parts(mut bundle: Bundle, options: &Any, mounts: Vec<Mount>, paths: &Paths) -> Result<Parts> {
+fn parts(
+    id: &Id,
+    mut bundle: Bundle,
+    options: &Any,
+    mounts: Vec<Mount>,
+    paths: &Paths,
+) -> Result<Parts> {
     let config = settings(paths, options, &bundle.spec)?;
     let ignored = bundle.decide(config.strict).map_err(SandboxError::from)?;
+    let hooks = Hooks::take(&mut bundle.spec, id, &bundle.path).map_err(SandboxError::from)?;
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
     let store = store.with_snapshots(config.store.snapshots.0);
     let scratch = (!bundle.is_read_only()).then_some(config.sandbox.scratch_size.0);
     let prepared = rootfs::prepare(&store, &mounts, &bundle.root(), scratch)?;
     let binds = files::binds(&bundle.spec)?;
-    Ok(Parts { bundle, config, prepared, binds, ignored })
+    Ok(Parts { bundle, config, prepared, binds, hooks, ignored })
 }
 
 /// The pod whose first container this is.

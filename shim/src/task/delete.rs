@@ -33,7 +33,7 @@ impl Tasks {
         }
         match process.status() {
             // As runc: what was not started may go.
-            Status::Created => self.end_created(&container).await?,
+            Status::Created => self.end(&container).await?,
             Status::Stopped(_) => {}
             Status::Deleted(_) => return Err(TaskError::NotFound(process.id.to_string())),
             Status::Creating | Status::Running | Status::Paused => {
@@ -46,6 +46,7 @@ impl Tasks {
             end_vm(&container).await;
         }
         self.delete_from_sandbox(&container).await?;
+        container.has_gone().await;
         let exit = process.status().exit().cloned();
         self.table.remove(&container.id);
         self.clone().retire().await;
@@ -71,8 +72,8 @@ impl Tasks {
         Ok(status.exit().cloned())
     }
 
-    /// Ends a container that was never started.
-    pub(super) async fn end_created(&self, container: &Arc<Container>) -> Result<()> {
+    /// Ends a container that may run.
+    pub(super) async fn end(&self, container: &Arc<Container>) -> Result<()> {
         let init = &container.init;
         // It may have ended by itself; then there is nothing to kill.
         let _ = container.pod()?.sandbox.signal(&init.id, libc::SIGKILL as u32, true).await;

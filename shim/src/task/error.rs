@@ -8,6 +8,7 @@ use super::{anchor::AnchorError, bundle::BundleError, stdio::StdioError};
 use crate::{
     agent::AgentError,
     error::chain_text,
+    hooks::HookError,
     id::BadId,
     rootfs::RootFsError,
     sandbox::{Refused, SandboxError},
@@ -51,6 +52,8 @@ pub enum TaskError {
     Anchor(#[from] AnchorError),
     #[error("{}", path.display())]
     File { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
     #[error(transparent)]
@@ -69,9 +72,11 @@ impl TaskError {
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Leaving => Code::UNAVAILABLE,
             Self::Slow { .. } => Code::DEADLINE_EXCEEDED,
-            Self::RootFs(_) | Self::Anchor(_) | Self::File { .. } | Self::Host(..) => {
-                Code::INTERNAL
-            }
+            Self::RootFs(_)
+            | Self::Anchor(_)
+            | Self::Hook(_)
+            | Self::File { .. }
+            | Self::Host(..) => Code::INTERNAL,
             Self::Sandbox(error) => sandbox_code(error),
         }
     }

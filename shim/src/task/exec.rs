@@ -66,7 +66,19 @@ impl Tasks {
         }
         // Its event is on its way then.
         process.until(|status| !matches!(status, Status::Creating | Status::Created)).await;
+        if process.id.exec.is_none() {
+            self.has_started(&container).await?;
+        }
         Ok(container.pid())
+    }
+
+    async fn has_started(&self, container: &Arc<Container>) -> Result<()> {
+        let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
+        if let Err(error) = place.hooks.started(container.pid()).await {
+            self.end(container).await?;
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     async fn start_exec(

@@ -15,6 +15,7 @@ use ttrpc::{
 
 use super::*;
 use crate::{
+    hooks::Hooks,
     paths::{Environment, Paths},
     publisher::Publisher,
     sandbox::{
@@ -82,7 +83,9 @@ impl Shim {
         let made = Arc::new(made);
         shim.tasks.table.reserve(made.clone()).unwrap();
         let rootfs = container("c").rootfs;
-        made.place.set(Place { pod: pod.clone(), rootfs, attached: false, strict: true }).unwrap();
+        let hooks = Hooks::default();
+        let place = Place { pod: pod.clone(), rootfs, attached: false, strict: true, hooks };
+        made.place.set(place).unwrap();
         pod.sandbox.create_container(container("c")).await.unwrap();
         made.init.until(|status| *status == Status::Created).await;
         shim
