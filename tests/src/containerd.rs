@@ -8,6 +8,7 @@ mod hosts;
 mod known;
 mod left;
 mod namespaces;
+mod spec;
 
 use std::{
     env,

@@ -3,6 +3,7 @@
 use containerd_shim_protos::{
     protobuf::MessageField, protobuf::well_known_types::any::Any, shim_async::TaskClient,
 };
+use serde_json::json;
 use tokio::net::UnixStream;
 use ttrpc::{
     Code,
@@ -69,6 +70,10 @@ impl Shim {
 
     /// A created container "c", in a sandbox that is there.
     async fn with_container() -> Self {
+        Self::with_hooks(Hooks::default()).await
+    }
+
+    async fn with_hooks(hooks: Hooks) -> Self {
         let mut shim = Self::new().await;
         let bed = shim.bed.insert(bed(FOREVER).await);
         let sandbox = bed.sandbox.clone();
@@ -83,7 +88,6 @@ impl Shim {
         let made = Arc::new(made);
         shim.tasks.table.reserve(made.clone()).unwrap();
         let rootfs = container("c").rootfs;
-        let hooks = Hooks::default();
         let place = Place { pod: pod.clone(), rootfs, attached: false, strict: true, hooks };
         made.place.set(place).unwrap();
         pod.sandbox.create_container(container("c")).await.unwrap();
@@ -255,4 +259,31 @@ async fn a_container_that_was_not_started_can_be_deleted() {
     let shim = Shim::with_container().await;
     assert_eq!(shim.delete("").await.unwrap().exit_status, 137);
     assert_eq!(shim.delete("").await.unwrap_err(), Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn hooks_run_after_the_start_and_after_the_end() {
+    let bundle = tempfile::tempdir().unwrap();
+    let hooks = |poststart: &str| {
+        let shell = |script: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+        let hooks = json!({ "poststart": shell(poststart), "poststop": shell("echo stop >> log") });
+        let mut spec =
+            serde_json::from_value(json!({ "ociVersion": "1.2.0", "hooks": hooks })).unwrap();
+        Hooks::take(&mut spec, &"c".parse().unwrap(), bundle.path()).unwrap()
+    };
+    let log = || std::fs::read_to_string(bundle.path().join("log")).unwrap_or_default();
+    let shim = Shim::with_hooks(hooks("echo start >> log")).await;
+    shim.start("").await.unwrap();
+    assert_eq!(log(), "start\n");
+    shim.kill("").await.unwrap();
+    let request = WaitRequest { id: "c".into(), ..Default::default() };
+    shim.client.wait(context(), &request).await.unwrap();
+    assert_eq!(log(), "start\n");
+    shim.delete("").await.unwrap();
+    assert_eq!(log(), "start\nstop\n");
+
+    let shim = Shim::with_hooks(hooks("exit 3")).await;
+    assert_eq!(shim.start("").await.unwrap_err(), Code::INTERNAL);
+    let ended = shim.state().await.unwrap();
+    assert_eq!(ended.status.enum_value(), Ok(containerd_shim_protos::api::Status::STOPPED));
 }
