@@ -24,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::{registry::Ended, vm::watch};
 pub use client::{Connection, ControlError};
-pub use server::{Container, Server};
+pub use server::{Container, Phase, Server};
 
 /// What a command asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub enum Request {
     Exec(ExecRequest),
     /// Prepares a shell in the guest itself likewise, with a terminal of this width and height if any: `Streams`.
     Console(Option<(u16, u16)>),
+    /// Prepares a further process, as OCI describes it in the file that comes along, likewise; it ends with the
+    /// connection.
+    ExecProcess,
     /// Lets that process run: `Done`.
     Start,
     /// Waits for the process's end: `Ended`; for a first process, when its sandbox is gone.
@@ -45,6 +48,16 @@ pub enum Request {
     Attach,
     /// `Stats`
     Stats,
+    /// How far the container is: `Status`
+    Status,
+    /// The container's processes: `Pids`
+    Pids,
+    /// Freezes the container's processes: `Done`.
+    Pause,
+    /// Lets them go on: `Done`.
+    Resume,
+    /// Gives the container other limits, OCI's resources as JSON: `Done`.
+    Update(Vec<u8>),
     /// Ends the VM, and with it everything: `Done`, at once.
     Shutdown,
 }
@@ -75,11 +88,37 @@ pub enum Response {
     },
     Ended(Ended),
     Stats(Stats),
+    Status(Status),
+    /// As the guest numbers them.
+    Pids(Vec<u32>),
     /// Why not, and the exit code for it.
     Failed {
         text: String,
         code: u8,
     },
+}
+
+/// How far a container is, in OCI's words (runtime.md, State).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    Creating,
+    #[default]
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// What a container uses, by its cgroup; bytes, microseconds, counts.

@@ -15,6 +15,7 @@
 //! - [`bootstrap`]: `containerd-shim-ampoule-v2` as containerd calls it: `start`, `delete`, `-info`
 //! - [`daemon`]: the process that `start` leaves behind, one for each sandbox
 //! - [`task`]: containerd's Task services
+//! - [`oci`]: the command line of an OCI runtime, as runc's
 //! - [`publisher`]: events, to containerd
 //! - [`timings`], [`clock`]: the spans of a run
 //! - [`host_cost`]: what a VM costs this host
@@ -45,6 +46,7 @@ pub mod journal;
 pub mod kvm;
 pub mod log;
 pub mod name;
+pub mod oci;
 pub mod paths;
 pub mod publisher;
 pub mod registry;

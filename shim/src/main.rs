@@ -1,15 +1,19 @@
 //! The `ampoule` program.
 
-use std::process::ExitCode;
+use std::{env, ffi::OsString, process::ExitCode};
 
 use ampoule_shim::{
-    cli::Cli, commands::dispatch, error::usage, text::speak_json, timings::Timings,
+    cli::Cli, commands::dispatch, error::usage, oci, text::speak_json, timings::Timings,
 };
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let timings = Timings::begin();
+    let words: Vec<OsString> = env::args_os().collect();
+    if oci::is_meant(&words) {
+        return oci::main(&words).into();
+    }
     // What the verifier of certificates logs, our own errors say.
     let default = "error,rustls_platform_verifier=off";
     let filter = EnvFilter::try_from_env("AMPOULE_LOG").unwrap_or_else(|_| EnvFilter::new(default));

@@ -42,13 +42,17 @@ use crate::{
     publisher::Publisher,
     sandbox::{Event, ProcessId},
 };
+pub use anchor::HostNetwork;
+pub use bundle::{Bundle, BundleError};
 use container::{Container, Table};
 pub use error::TaskError;
+pub use files::binds;
 use pod::Pod;
 use process::{Process, Status};
 use sandbox::Made;
 pub use service::services;
-pub use settings::OPTIONS;
+pub use settings::{OPTIONS, settings};
+pub use size::Size;
 
 /// How long the end of a VM is waited for.
 const GONE: Duration = Duration::from_secs(2);

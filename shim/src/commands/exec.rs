@@ -20,6 +20,8 @@ use crate::{
 
 /// SIGINTs and SIGTERMs after which a process that ignores them is killed, as with `ampoule run`.
 const ENOUGH: u32 = 3;
+/// Signals are what they are, however many.
+pub(crate) const NEVER_ENOUGH: u32 = u32::MAX;
 
 pub fn exec(args: &ExecArgs, paths: &Paths) -> u8 {
     verb::run("exec", async {
@@ -65,7 +67,7 @@ async fn see_through(
     let failed = |e| VerbError::Control(found.name.clone(), e);
     let outputs = connect_streams(streams, None)?;
     connection.ask(&Request::Start).await.map_err(failed)?;
-    let ended = attend(connection, signals).await.map_err(failed)?;
+    let ended = attend(connection, signals, ENOUGH).await.map_err(failed)?;
     drained(outputs, signals).await;
     drop(terminal);
     Ok(ended.code)
@@ -99,7 +101,7 @@ pub fn attach_to(args: &AttachArgs, paths: &Paths) -> u8 {
         let (leave, left) = oneshot::channel();
         let outputs = connect_streams(streams, terminal.is_some().then_some(leave))?;
         let ended = tokio::select! {
-            ended = attend(&connection, &mut signals) => ended.map_err(failed)?,
+            ended = attend(&connection, &mut signals, ENOUGH) => ended.map_err(failed)?,
             // Without the keys, its input may end before it does.
             Ok(()) = left => return Ok(0),
         };
@@ -130,10 +132,11 @@ fn connect_streams(streams: Streams, leave: Option<Leave>) -> Result<Vec<oneshot
     connected.map_err(|e| VerbError::Host("attach the standard streams", e))
 }
 
-/// Passes the user's wishes on until the process has ended.
-async fn attend(
+/// Passes the user's wishes on until the process has ended; who asks for the end `enough` times gets it.
+pub(crate) async fn attend(
     connection: &Connection,
     signals: &mut Signals,
+    enough: u32,
 ) -> std::result::Result<Ended, ControlError> {
     connection.send(&Request::Wait)?;
     let mut asked_to_end = 0;
@@ -143,7 +146,7 @@ async fn attend(
             wish = signals.next() => {
                 asked_to_end += u32::from(wish.asks_to_end());
                 let request = match wish {
-                    Wish::Forward(_) if asked_to_end == ENOUGH => {
+                    Wish::Forward(_) if asked_to_end == enough => {
                         Some(Request::Signal { signal: Signal::KILL.number(), all: false })
                     }
                     Wish::Forward(number) => {
@@ -160,7 +163,7 @@ async fn attend(
 }
 
 /// Waits until both outputs have met the end of their streams. The user may cut it short.
-async fn drained(outputs: Vec<oneshot::Receiver<()>>, signals: &mut Signals) {
+pub(crate) async fn drained(outputs: Vec<oneshot::Receiver<()>>, signals: &mut Signals) {
     let all = async {
         for output in outputs {
             let _ = output.await;

@@ -1,7 +1,7 @@
 //! `ampoule run`: one container in a sandbox of its own, in the foreground or, with `-d`, in the background.
 
 mod caps;
-mod detach;
+pub(crate) mod detach;
 mod hermetic;
 mod receipt;
 mod supervise;
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     budget::Budget,
     cli::{ContainerArgs, Memory, RunArgs, SecurityOption},
-    control::{Container, Server},
+    control::{Container, Phase, Server},
     error::{exit_code, tell},
     event_loop::event_loop,
     id::Id,
@@ -177,8 +177,9 @@ async fn run_async(
         journal,
         hermetic: args.hermetic,
         config: paths.config.clone(),
+        phase: Phase::running(),
     };
-    let server = Server::start(claim.folder(), container)
+    let server = Server::start(claim.folder(), Arc::new(container))
         .map_err(|e| RunError::Host("open the control socket", e))?;
     claim.started(Timestamp::now())?;
     if let Some(background) = background {

@@ -82,6 +82,10 @@ impl Connection {
     /// A request and its answer.
     pub async fn call(&self, request: &Request) -> Result<(Response, Vec<OwnedFd>)> {
         self.send(request)?;
+        self.answer().await
+    }
+
+    async fn answer(&self) -> Result<(Response, Vec<OwnedFd>)> {
         timeout(LIMIT, self.receive()).await.unwrap_or(Err(ControlError::Silent))
     }
 
@@ -107,21 +111,14 @@ impl Connection {
         self.streams(&Request::Attach).await
     }
 
+    /// Prepares a further process, described by the OCI's JSON in a file. It ends with the connection.
+    pub async fn exec_process(&self, process: &OwnedFd) -> Result<Streams> {
+        self.0.send(&Request::ExecProcess, &[process])?;
+        received(self.answer().await?)
+    }
+
     async fn streams(&self, request: &Request) -> Result<Streams> {
-        let (Response::Streams { stdin, stdout, stderr }, fds) = self.call(request).await? else {
-            return Err(ControlError::Unexpected);
-        };
-        let mut fds = fds.into_iter();
-        let mut stream = |there: bool| -> Result<Option<UnixStream>> {
-            if !there {
-                return Ok(None);
-            }
-            let stream =
-                std::os::unix::net::UnixStream::from(fds.next().ok_or(ControlError::Unexpected)?);
-            stream.set_nonblocking(true)?;
-            Ok(Some(UnixStream::from_std(stream)?))
-        };
-        Ok(Streams { stdin: stream(stdin)?, stdout: stream(stdout)?, stderr: stream(stderr)? })
+        received(self.call(request).await?)
     }
 
     /// The end that was asked for with [`Request::Wait`]; other answers are passed over.
@@ -135,4 +132,22 @@ impl Connection {
             }
         }
     }
+}
+
+/// The streams of an answer.
+fn received((answer, fds): (Response, Vec<OwnedFd>)) -> Result<Streams> {
+    let Response::Streams { stdin, stdout, stderr } = answer else {
+        return Err(ControlError::Unexpected);
+    };
+    let mut fds = fds.into_iter();
+    let mut stream = |there: bool| -> Result<Option<UnixStream>> {
+        if !there {
+            return Ok(None);
+        }
+        let stream =
+            std::os::unix::net::UnixStream::from(fds.next().ok_or(ControlError::Unexpected)?);
+        stream.set_nonblocking(true)?;
+        Ok(Some(UnixStream::from_std(stream)?))
+    };
+    Ok(Streams { stdin: stream(stdin)?, stdout: stream(stdout)?, stderr: stream(stderr)? })
 }

@@ -1,10 +1,11 @@
 //! The sandbox's end of its socket, served beside its container by the process that runs it.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ExecRequest, Peer, Request, Response, Stats, socket};
+use super::{ExecRequest, Peer, Request, Response, Stats, Status, socket};
 use crate::{
     config::{Config, ConfigError},
     error::{chain_text, exit_code},
@@ -36,6 +37,10 @@ const MAX_CONNECTIONS: usize = 256;
 /// How long those who wait for the end may take to be told of it.
 const FAREWELL: Duration = Duration::from_secs(1);
 const SIGKILL: u32 = 9;
+/// More than this is no process.
+const MAX_PROCESS: u64 = 16 << 20;
+/// Processes that are told of: what a message has room for.
+const MAX_PIDS: usize = 2000;
 
 /// What is served.
 pub struct Container {
@@ -49,6 +54,30 @@ pub struct Container {
     pub hermetic: bool,
     /// Files that say whether there may be consoles.
     pub config: Vec<PathBuf>,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// How far a container is, kept by whoever changes it.
+#[derive(Debug, Default)]
+pub struct Phase(Mutex<Status>);
+
+impl Phase {
+    pub fn running() -> Self {
+        Self(Mutex::new(Status::Running))
+    }
+
+    fn get(&self) -> Status {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The end is the end.
+    fn set(&self, status: Status) {
+        let mut phase = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *phase != Status::Stopped {
+            *phase = status;
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +90,10 @@ enum ExecError {
     ConsolesOff { path: PathBuf },
     #[error("draw a random name")]
     Random(#[source] io::Error),
+    #[error("a process was to come along")]
+    NoProcess,
+    #[error("process")]
+    Process(#[source] io::Error),
     #[error(transparent)]
     Spec(#[from] RunSpecError),
     #[error(transparent)]
@@ -77,13 +110,13 @@ pub struct Server {
 
 impl Server {
     /// Listens in the sandbox's folder.
-    pub fn start(folder: &Path, container: Container) -> io::Result<Self> {
+    pub fn start(folder: &Path, container: Arc<Container>) -> io::Result<Self> {
         let (listener, _folder, address) = socket(folder)?;
         bind(&listener, &address)?;
         listen(&listener, 64)?;
         let listener = watch_fd(listener)?;
         let (end, ended) = watch::channel(None);
-        let accepting = tokio::spawn(accept(listener, Arc::new(container), ended));
+        let accepting = tokio::spawn(accept(listener, container, ended));
         Ok(Self { accepting, end })
     }
 
@@ -144,18 +177,21 @@ async fn next(listener: &AsyncFd<OwnedFd>) -> io::Result<Peer> {
 async fn converse(peer: Peer, container: Arc<Container>, end: End) {
     let mut ended = end.clone();
     let mut process = ProcessId::init(container.id.clone());
-    let mut started = false;
+    let (mut started, mut held) = (false, false);
     let mut calls = JoinSet::new();
     loop {
         let response = tokio::select! {
             biased;
             Some(Ok(response)) = calls.join_next() => peer.send(&response, &[] as &[OwnedFd]),
             request = peer.receive::<Request>() => match request {
-                Ok((request @ (Request::Exec(_) | Request::Console(_)), _))
-                    if process.exec.is_none() =>
-                {
+                Ok((
+                    request @ (Request::Exec(_) | Request::ExecProcess | Request::Console(_)),
+                    files,
+                )) if process.exec.is_none() => {
+                    held = matches!(request, Request::ExecProcess);
                     let prepared = match request {
                         Request::Exec(exec) => container.exec(exec).await,
+                        Request::ExecProcess => container.exec_process(files).await,
                         Request::Console(size) => container.console(size).await,
                         _ => continue,
                     };
@@ -187,7 +223,7 @@ async fn converse(peer: Peer, container: Arc<Container>, end: End) {
         }
     }
     if process.exec.is_some() {
-        tokio::spawn(async move { container.forget(&process, started).await });
+        tokio::spawn(async move { container.forget(&process, started && !held).await });
     }
 }
 
@@ -225,6 +261,7 @@ fn done(result: Result<(), SandboxError>) -> Response {
 impl Container {
     async fn answer(&self, request: Request, process: ProcessId, mut end: End) -> Response {
         match request {
+            Request::Start if process.exec.is_none() => done(self.start().await),
             Request::Start => done(self.sandbox.start(&process).await),
             Request::Wait if process.exec.is_none() => {
                 match end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone()) {
@@ -246,14 +283,59 @@ impl Container {
                 Ok(stats) => Response::Stats(stats.into()),
                 Err(error) => failed(&error),
             },
+            Request::Status => Response::Status(self.phase.get()),
+            Request::Pids => match self.sandbox.pids(&self.id).await {
+                Ok(found) => {
+                    let pids = found.processes.iter().map(|process| process.pid);
+                    Response::Pids(pids.take(MAX_PIDS).collect())
+                }
+                Err(error) => failed(&error),
+            },
+            Request::Pause => done(self.freeze(true).await),
+            Request::Resume => done(self.freeze(false).await),
+            Request::Update(resources) => done(self.sandbox.update(&self.id, &resources).await),
             Request::Shutdown => {
                 self.sandbox.shutdown().await;
                 Response::Done
             }
-            Request::Exec(_) | Request::Console(_) | Request::Attach => {
+            Request::Exec(_) | Request::ExecProcess | Request::Console(_) | Request::Attach => {
                 Response::Failed { text: "a connection is for one process".into(), code: 125 }
             }
         }
+    }
+
+    /// Lets the first process run.
+    pub async fn start(&self) -> Result<(), SandboxError> {
+        self.sandbox.start(&ProcessId::init(self.id.clone())).await?;
+        self.phase.set(Status::Running);
+        Ok(())
+    }
+
+    /// The first process has ended.
+    pub fn ended(&self) {
+        self.phase.set(Status::Stopped);
+    }
+
+    async fn freeze(&self, on: bool) -> Result<(), SandboxError> {
+        match on {
+            true => self.sandbox.pause(&self.id).await?,
+            false => self.sandbox.resume(&self.id).await?,
+        }
+        self.phase.set(if on { Status::Paused } else { Status::Running });
+        Ok(())
+    }
+
+    /// Prepares a further process that comes as a whole, with all its streams.
+    async fn exec_process(&self, files: Vec<OwnedFd>) -> Result<(ProcessId, Streams), ExecError> {
+        let id = self.new_process()?;
+        let file = File::from(files.into_iter().next().ok_or(ExecError::NoProcess)?);
+        let mut json = Vec::new();
+        file.take(MAX_PROCESS).read_to_end(&mut json).map_err(ExecError::Process)?;
+        let process: Process =
+            serde_json::from_slice(&json).map_err(|e| ExecError::Process(e.into()))?;
+        let stderr = process.terminal() != Some(true);
+        let stdio = Stdio { stdin: true, stdout: true, stderr };
+        self.create_exec(id, process, stdio).await
     }
 
     /// Prepares a further process.
@@ -265,6 +347,15 @@ impl Container {
             stderr: exec.output && exec.terminal.is_none(),
         };
         let process = exec_process(&self.process, exec)?;
+        self.create_exec(id, process, stdio).await
+    }
+
+    async fn create_exec(
+        &self,
+        id: Id,
+        process: Process,
+        stdio: Stdio,
+    ) -> Result<(ProcessId, Streams), ExecError> {
         let config = ExecConfig { container: self.id.clone(), id: id.clone(), process, stdio };
         let created = self.sandbox.create_exec(config).await?;
         Ok((ProcessId::exec(self.id.clone(), id), created.streams))

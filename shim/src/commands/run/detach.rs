@@ -16,7 +16,7 @@ use rustix::{
 use crate::commands::FAILURE;
 
 /// Which of the two we are.
-pub(super) enum Side {
+pub(crate) enum Side {
     /// The one the user waits for; its exit code.
     Parent(u8),
     /// The one that runs the sandbox.
@@ -24,10 +24,10 @@ pub(super) enum Side {
 }
 
 /// The way to the background.
-pub(super) struct Background(PipeWriter);
+pub(crate) struct Background(PipeWriter);
 
 /// Forks. To be called while the program has only one thread.
-pub(super) fn fork() -> io::Result<Side> {
+pub(crate) fn fork() -> io::Result<Side> {
     let (reader, writer) = pipe()?;
     // SAFETY: there is no other thread whose locks or memory the child could find in the middle of something,
     // so that it may go on as the parent would.
@@ -68,5 +68,14 @@ impl Background {
         self.0.write_all(&[0])?;
         dup2_stderr(&log)?;
         Ok(())
+    }
+
+    /// Leaves only the working directory, and tells the parent: the streams are the container's.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn stay(mut self) -> io::Result<()> {
+        chdir("/")?;
+        self.0.write_all(&[0])
     }
 }
