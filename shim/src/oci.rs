@@ -4,7 +4,7 @@
 //! - [`containers`]: what is on disk of each container
 //! - [`create`]: from a bundle to a container in a VM, parked before its workload
 //! - [`keeper`]: the process that stands for a container, [`exec`]: and for a further process in it
-//! - [`network`], [`console`], [`pid_file`]: what it has of its caller
+//! - [`cgroup`], [`network`], [`console`], [`pid_file`]: what it has of its caller
 //! - [`verbs`], [`events`]: the short-lived others, clients of the keeper's socket
 //! - [`error`], [`log`]: what is printed when something is wrong, in the words callers look for
 //!
@@ -13,6 +13,7 @@
 //! container's exit code as its own, signals to it reach the container, and its death is the VM's. An exec has
 //! a process of its own likewise, which is a client of the keeper's.
 
+mod cgroup;
 pub mod cli;
 mod console;
 mod containers;
@@ -26,7 +27,7 @@ mod network;
 mod pid_file;
 mod verbs;
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::Parser;
 
@@ -34,7 +35,7 @@ use crate::{
     paths::{Environment, Paths},
     registry::Registry,
 };
-use cli::{Command, OciCli};
+use cli::{Command, OciCli, Owner};
 use containers::Containers;
 pub use error::OciError;
 use log::Log;
@@ -56,8 +57,23 @@ struct Host {
 pub fn is_meant(words: &[OsString]) -> bool {
     let words: Vec<_> = words.iter().skip(1).map(|word| word.to_string_lossy()).collect();
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
-    let registry = || Registry::new(&Paths::new(&Environment::current()).state);
-    cli::is_meant(&words, |name| registry().find(name).is_ok())
+    cli::is_meant(&words, owner)
+}
+
+fn owner(name: &str) -> Owner {
+    let paths = Paths::new(&Environment::current());
+    if Registry::new(&paths.state).find(name).is_ok() {
+        return Owner::Local;
+    }
+    match Containers::new(&root(&paths)).find(name) {
+        Ok(_) => Owner::Oci,
+        Err(_) => Owner::Nobody,
+    }
+}
+
+/// Where containers are unless `--root` says it.
+fn root(paths: &Paths) -> PathBuf {
+    paths.state.join("oci")
 }
 
 /// Does what the command line says; returns the exit code. Errors have been printed and logged.
@@ -74,7 +90,7 @@ pub fn main(words: &[OsString]) -> u8 {
         }
     };
     let paths = Paths::new(&Environment::current());
-    let root = cli.global.root.unwrap_or_else(|| paths.state.join("oci"));
+    let root = cli.global.root.unwrap_or_else(|| root(&paths));
     let log = Log::new(cli.global.log, cli.global.log_format);
     let host = Host { containers: Containers::new(&root), paths, log };
     let (verb, failure) = (cli.command.name(), cli.command.failure());

@@ -2,7 +2,7 @@
 //!
 //! The verbs `run`, `exec`, `kill` and `ps` are those of local sandboxes too. What is meant is told by what only one
 //! of the two has ([`is_meant`]): a global flag before the verb, `run --bundle`, `exec --process`, `kill ID SIGNAL`,
-//! `ps ID`.
+//! `ps ID`; or by a name that only a container of ours has.
 
 use std::path::PathBuf;
 
@@ -281,9 +281,18 @@ const SHARED_WITH_VALUE: [&str; 4] = ["--env", "-e", "--user", "-u"];
 /// Global options of the other command line that have a value.
 const LOCAL_WITH_VALUE: [&str; 2] = ["--kernel", "--guest-image"];
 
-/// Whether a command line, without the program's name, is one for an OCI runtime; `is_local` knows the names of local
-/// sandboxes.
-pub fn is_meant(words: &[&str], is_local: impl Fn(&str) -> bool) -> bool {
+/// Whose a name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A local sandbox has it.
+    Local,
+    /// Only a container of the OCI runtime has it.
+    Oci,
+    Nobody,
+}
+
+/// Whether a command line, without the program's name, is one for an OCI runtime; `owner` knows whose a name is.
+pub fn is_meant(words: &[&str], owner: impl Fn(&str) -> Owner) -> bool {
     let mut words = words.iter().copied();
     let verb = loop {
         match words.next() {
@@ -297,12 +306,17 @@ pub fn is_meant(words: &[&str], is_local: impl Fn(&str) -> bool) -> bool {
     let rest: Vec<&str> = words.collect();
     match verb {
         "run" => has_own_flag(&rest, &RUN),
-        "exec" => has_own_flag(&rest, &EXEC),
+        "exec" => {
+            let is_ours = |name| owner(name) == Owner::Oci;
+            has_own_flag(&rest, &EXEC) || first_word(&rest).is_some_and(is_ours)
+        }
         "kill" => match rest[..] {
             ["-a" | "--all", ..] => true,
             [_, "-a" | "--all", ..] => true,
+            [id] => owner(id) == Owner::Oci,
             [id, signal] => {
-                !id.starts_with('-') && signal.parse::<Signal>().is_ok() && !is_local(id)
+                let is_signal = !id.starts_with('-') && signal.parse::<Signal>().is_ok();
+                is_signal && owner(id) != Owner::Local
             }
             _ => false,
         },
@@ -318,6 +332,19 @@ pub fn is_meant(words: &[&str], is_local: impl Fn(&str) -> bool) -> bool {
 /// The flag of `--flag=value`.
 fn flag(word: &str) -> &str {
     word.split_once('=').map_or(word, |(flag, _)| flag)
+}
+
+/// The first word that is no flag, nor the value of one.
+fn first_word<'a>(words: &[&'a str]) -> Option<&'a str> {
+    let mut words = words.iter().copied();
+    while let Some(word) = words.next() {
+        match word {
+            word if SHARED_WITH_VALUE.contains(&word) => drop(words.next()),
+            word if word.starts_with('-') => {}
+            word => return Some(word),
+        }
+    }
+    None
 }
 
 /// Looks at the flags up to the first other word.
@@ -343,7 +370,11 @@ mod tests {
     use super::*;
 
     fn meant(line: &str) -> bool {
-        is_meant(&line.split(' ').collect::<Vec<_>>(), |name| name == "web")
+        is_meant(&line.split(' ').collect::<Vec<_>>(), |name| match name {
+            "web" => Owner::Local,
+            "ours" => Owner::Oci,
+            _ => Owner::Nobody,
+        })
     }
 
     #[test]
@@ -358,6 +389,10 @@ mod tests {
             "run -d --pid-file /p c1",
             "exec --pid-file /p --process /f --detach c1",
             "exec -d -e A=b --tty --console-socket /s c1",
+            "exec ours sh",
+            "exec -t -e A=b ours sh",
+            "kill ours",
+            "kill ours 9",
             "kill c1 15",
             "kill c1 SIGTERM",
             "kill --all c1 9",
@@ -377,7 +412,11 @@ mod tests {
             "exec -it web sh",
             "exec web cmd --process x",
             "exec -e --process web sh",
+            "exec -it none sh",
+            "exec web ours",
             "kill web",
+            "kill c1",
+            "kill ours web",
             "kill web 15",
             "kill web db",
             "kill -s TERM web",

@@ -49,6 +49,8 @@ pub struct Record {
     /// Whoever made it.
     pub owner: u32,
     pub annotations: HashMap<String, String>,
+    /// Of the host, that the keeper is in.
+    pub cgroup: Option<PathBuf>,
     /// `create` has come to its end.
     pub complete: bool,
 }
@@ -198,6 +200,11 @@ impl Claim {
         &self.folder
     }
 
+    /// The keeper is in this cgroup.
+    pub fn cgroup(&mut self, folder: Option<PathBuf>) {
+        self.record.cgroup = folder;
+    }
+
     /// The container is there, and its record stays until it is deleted.
     pub fn created(&mut self) -> Result<()> {
         self.record.complete = true;
@@ -242,6 +249,7 @@ mod tests {
             created: Timestamp::now(),
             owner: 0,
             annotations: HashMap::new(),
+            cgroup: None,
             complete: false,
         }
     }

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::sleep};
 
 use super::{
-    Host, OciError, Result,
+    Host, OciError, Result, cgroup,
     cli::{CreateArgs, RunArgs},
     containers::Record,
     create::{self, Parked},
@@ -109,6 +109,9 @@ async fn keep(
     background: Option<Background>,
 ) -> Result<u8> {
     let mut claim = host.containers.claim(record(&args.id, &bundle))?;
+    if manner.kept {
+        claim.cgroup(cgroup::enter(&bundle.spec)?);
+    }
     let id: Id = args.id.parse().map_err(|source| OciError::Id { id: args.id.clone(), source })?;
     let first = create::process(&bundle)?.clone();
     let has_terminal = bundle.terminal();
@@ -170,6 +173,7 @@ fn record(id: &str, bundle: &Bundle) -> Record {
         created: Timestamp::now(),
         owner: rustix::process::geteuid().as_raw(),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        cgroup: None,
         complete: false,
     }
 }

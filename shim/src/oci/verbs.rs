@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Host, OciError, Result,
+    Host, OciError, Result, cgroup,
     cli::{DeleteArgs, KillArgs, ListArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs},
     containers::Found,
 };
@@ -138,6 +138,7 @@ pub fn delete(args: &DeleteArgs, host: &Host) -> Result<u8> {
         }
         gone(&found).await
     })?;
+    cgroup::remove(found.record.cgroup.as_deref());
     host.containers.remove(&found.id)?;
     Ok(0)
 }

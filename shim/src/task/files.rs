@@ -1,7 +1,7 @@
 //! Files of the host that containerd binds into containers, as far as a copy does for them.
 //!
 //! A VM sees no file of the host. But every pod is given `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`, and
-//! `ctr run --net-host` binds the host's: small files that the container reads. It gets copies, made at its
+//! `ctr run --net-host` binds the host's, Podman has its `/run/.containerenv`: small files that the container reads. It gets copies, made at its
 //! creation; what it writes to them stays in the guest. Of other binds only read-only small files are copied:
 //! for all else [`crate::spec::guest_spec`] refuses the mount by its name, rather than show a folder that is
 //! not what it seems to be.
@@ -21,7 +21,7 @@ use crate::sandbox::HostFile;
 /// For each container; its request must fit a message to the agent.
 const MAX_SIZE: u64 = 1 << 20;
 /// Copied though they may be writable.
-const KNOWN: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+const KNOWN: [&str; 4] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv"];
 /// A pod's shared memory: the guest has its own, which all containers of the sandbox share.
 const SHM: &str = "/dev/shm";
 

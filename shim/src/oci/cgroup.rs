@@ -1,0 +1,75 @@
+//! The cgroup on the host that a container's specification names: the keeper and the VM are in it, so that whoever looks
+//! there finds what the sandbox uses. Its limits are not set: those are met in the guest.
+//!
+//! Only with cgroup v2, and where we may: systemd's names of cgroups, which have colons, are for it to make.
+
+use std::{
+    fs, io,
+    path::{Component, Path, PathBuf},
+};
+
+use oci_spec::runtime::Spec;
+
+use super::{OciError, Result};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Makes the cgroup and enters it; gives its folder. To be left with [`remove`].
+pub fn enter(spec: &Spec) -> Result<Option<PathBuf>> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+    let Some(folder) = path.and_then(|path| folder(Path::new(ROOT), path)) else { return Ok(None) };
+    let entered =
+        fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join("cgroup.procs"), "0"));
+    match entered {
+        Ok(()) => Ok(Some(folder)),
+        // An ordinary user, or a container that was given none.
+        Err(e)
+            if [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem]
+                .contains(&e.kind()) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(OciError::File { what: "linux.cgroupsPath", path: folder, source }),
+    }
+}
+
+fn folder(root: &Path, path: &Path) -> Option<PathBuf> {
+    if !root.join("cgroup.controllers").exists() || path.to_str()?.contains(':') {
+        return None;
+    }
+    let names = path.components().filter(|part| !matches!(part, Component::RootDir));
+    let names: PathBuf = names.collect();
+    let plain = names.components().all(|part| matches!(part, Component::Normal(_)));
+    (plain && !names.as_os_str().is_empty()).then(|| root.join(names))
+}
+
+/// Once nobody is in it any more. Others may have made it go, or be in it.
+pub fn remove(folder: Option<&Path>) {
+    let _ = folder.map(fs::remove_dir);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_below_the_root_or_not_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        assert_eq!(folder(root, Path::new("/a")), None, "cgroup v1");
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        for (path, found) in [
+            ("/libpod_parent/libpod-1", Some("libpod_parent/libpod-1")),
+            ("a", Some("a")),
+            ("/", None),
+            ("/../etc", None),
+            ("machine.slice:libpod:1", None),
+        ] {
+            assert_eq!(
+                folder(root, Path::new(path)),
+                found.map(|found| root.join(found)),
+                "{path}"
+            );
+        }
+    }
+}
