@@ -4,7 +4,9 @@
 //! Only with cgroup v2, and where we may: systemd's names of cgroups, which have colons, are for it to make.
 
 use std::{
-    fs, io,
+    fs,
+    fs::File,
+    io,
     path::{Component, Path, PathBuf},
 };
 
@@ -13,14 +15,21 @@ use oci_spec::runtime::Spec;
 use super::{OciError, Result};
 
 const ROOT: &str = "/sys/fs/cgroup";
+const KVM: &str = "/dev/kvm";
 
 /// Makes the cgroup and enters it; gives its folder. To be left with [`remove`].
 pub fn enter(spec: &Spec) -> Result<Option<PathBuf>> {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let Some(folder) = path.and_then(|path| folder(Path::new(ROOT), path)) else { return Ok(None) };
-    let entered =
-        fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join("cgroup.procs"), "0"));
+    let before = current().map_err(|e| OciError::Host("find the own cgroup", e))?;
+    let entered = fs::create_dir_all(&folder).and_then(|()| join(&folder));
     match entered {
+        // That of a Podman pod filters devices, and what is below it too.
+        Ok(()) if Path::new(KVM).exists() && is_refused(File::open(KVM)) => {
+            join(&before).map_err(|e| OciError::Host("go back to the own cgroup", e))?;
+            remove(Some(&folder));
+            Ok(None)
+        }
         Ok(()) => Ok(Some(folder)),
         // An ordinary user, or a container that was given none.
         Err(e)
@@ -31,6 +40,21 @@ pub fn enter(spec: &Spec) -> Result<Option<PathBuf>> {
         }
         Err(source) => Err(OciError::File { what: "linux.cgroupsPath", path: folder, source }),
     }
+}
+
+fn join(folder: &Path) -> io::Result<()> {
+    fs::write(folder.join("cgroup.procs"), "0")
+}
+
+fn is_refused(opened: io::Result<File>) -> bool {
+    opened.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// The folder of the cgroup that we are in (cgroups(7), /proc/[pid]/cgroup).
+fn current() -> io::Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    Ok(Path::new(ROOT).join(path.trim_start_matches('/')))
 }
 
 fn folder(root: &Path, path: &Path) -> Option<PathBuf> {

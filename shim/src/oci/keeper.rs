@@ -15,7 +15,7 @@ use super::{
     containers::Record,
     create::{self, Parked},
     exec::Streamed,
-    network, pid_file,
+    network, pid_file, view,
 };
 use crate::{
     commands::run::detach::{self, Background, Side},
@@ -67,6 +67,7 @@ fn begin(args: &CreateArgs, host: &Host, manner: Manner) -> Result<u8> {
         None => None,
     };
     network::enter(&bundle.network())?;
+    view::cover(&bundle.root())?;
     let runtime = event_loop().map_err(|e| OciError::Host("start the event loop", e))?;
     let kept = runtime.block_on(keep(args, bundle, host, manner, background));
     // A thread that reads standard input cannot be called back.
