@@ -67,7 +67,6 @@ fn begin(args: &CreateArgs, host: &Host, manner: Manner) -> Result<u8> {
         None => None,
     };
     network::enter(&bundle.network())?;
-    view::cover(&bundle.root())?;
     let runtime = event_loop().map_err(|e| OciError::Host("start the event loop", e))?;
     let kept = runtime.block_on(keep(args, bundle, host, manner, background));
     // A thread that reads standard input cannot be called back.
@@ -123,6 +122,7 @@ async fn keep(
         parked = create::create(&id, bundle, host) => parked?,
         _ = signals.end() => return Err(OciError::Interrupted),
     };
+    view::cover()?;
     let process = ProcessId::init(id.clone());
     let container = Arc::new(Container {
         sandbox: sandbox.clone(),

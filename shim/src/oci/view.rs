@@ -1,42 +1,32 @@
-//! What is found by whoever enters the mount namespace of a container's process, as `podman cp` and `podman top` do: the
-//! root file system as it was before the start, read-only. Without that they would find the host's.
+//! What is found by whoever enters the mount namespace of a container's process, as `podman cp` and `podman top` do:
+//! nothing. The container's files and processes are in its VM; without this the host's would be taken for them.
 //!
 //! The process itself goes on seeing the host: its root lies below what is mounted on top of it, where only who enters
 //! the namespace anew comes to (mount_namespaces(7), setns(2)).
 
-use std::path::Path;
-
 use rustix::{
     io::Errno,
-    mount::{
-        MountFlags, MountPropagationFlags, UnmountFlags, mount_bind, mount_change, mount_remount,
-        unmount,
-    },
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     thread::UnshareFlags,
 };
 
 use super::{OciError, Result};
 
-/// Gives this process, which has one thread, a mount namespace with `rootfs` on top. An ordinary user has none.
-pub fn cover(rootfs: &Path) -> Result<()> {
-    match cover_root(rootfs) {
+/// Gives this thread, which is to be the process's first, a mount namespace with nothing on top; an ordinary user has
+/// none. The VMM is to be there already: below a covered root no user namespace can be made.
+pub fn cover() -> Result<()> {
+    match cover_root() {
         Ok(()) | Err(Errno::PERM) => Ok(()),
-        Err(e) => Err(OciError::File {
-            what: "mount namespace: root file system",
-            path: rootfs.into(),
-            source: e.into(),
-        }),
+        Err(e) => Err(OciError::Host("cover the host's root directory", e.into())),
     }
 }
 
-fn cover_root(rootfs: &Path) -> std::result::Result<(), Errno> {
+fn cover_root() -> std::result::Result<(), Errno> {
     // SAFETY: a new mount namespace changes nothing that memory safety depends on.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
     // What is unmounted on the host is not held here.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-    // Made read-only where it has a path; on top of the root nothing reaches it any more.
-    mount_bind(rootfs, rootfs)?;
-    mount_remount(rootfs, MountFlags::BIND | MountFlags::RDONLY, "")?;
-    mount_bind(rootfs, "/")?;
-    unmount(rootfs, UnmountFlags::DETACH)
+    let nothing =
+        MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("ampoule", "/", "tmpfs", nothing, c"size=4k,nr_inodes=1")
 }

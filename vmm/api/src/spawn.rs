@@ -319,11 +319,11 @@ unsafe fn clone(namespaces: libc::c_int) -> Result<Option<(Pid, OwnedFd)>, Errno
     let pid = unsafe {
         libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
     };
+    if pid < 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
     match Pid::from_raw(pid as i32) {
         None => Ok(None),
-        Some(_) if pid < 0 => {
-            Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
-        }
         // SAFETY: the kernel has just opened it for us.
         Some(pid) => Ok(Some((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))),
     }
