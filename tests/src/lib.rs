@@ -8,6 +8,7 @@
 //! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`containerd`]: a containerd of a test's own, and what it leaves behind
 //! - [`cri`]: pods as a kubelet runs them
+//! - [`oci`]: a container from a bundle, by an OCI runtime's command line
 //! - [`screen`]: a terminal with its user
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
@@ -15,6 +16,7 @@ mod command;
 pub mod containerd;
 pub mod cri;
 mod footprint;
+pub mod oci;
 pub mod percentiles;
 pub mod sandbox;
 pub mod screen;

@@ -30,7 +30,13 @@ impl Screen {
         unlockpt(&master).expect("a terminal");
         let name = ptsname(&master, Vec::new()).expect("a terminal");
         let slave = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("a terminal");
-        let master = File::from(master);
+        let screen = Self::of(master.into());
+        screen.resize(80, 24);
+        (screen, File::from(slave))
+    }
+
+    /// Of the controlling end of a terminal.
+    pub fn of(master: File) -> Self {
         let seen = Arc::new(Mutex::new(String::new()));
         let (mut reader, shared) = (master.try_clone().expect("a terminal"), seen.clone());
         thread::spawn(move || {
@@ -39,9 +45,7 @@ impl Screen {
                 shared.lock().expect("a terminal").push_str(&String::from_utf8_lossy(&bytes[..n]));
             }
         });
-        let screen = Self { master, seen };
-        screen.resize(80, 24);
-        (screen, File::from(slave))
+        Self { master, seen }
     }
 
     pub fn resize(&self, columns: u16, rows: u16) {
