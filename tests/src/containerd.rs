@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use crate::Runtime;
 pub use events::Event;
 pub use grpc::Grpc;
 pub use hosts::on;
@@ -42,22 +43,6 @@ pub enum Version {
     V1_6,
     /// Debian 13's, beside it.
     V1_7,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runtime {
-    Runc,
-    Ampoule,
-}
-
-impl Runtime {
-    /// As runtime handlers and shims are called.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Runc => "runc",
-            Self::Ampoule => "ampoule",
-        }
-    }
 }
 
 /// A running containerd. Containers are named by their last word; their ids begin with the test's own name.

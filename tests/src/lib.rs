@@ -9,6 +9,7 @@
 //! - [`containerd`]: a containerd of a test's own, and what it leaves behind
 //! - [`cri`]: pods as a kubelet runs them
 //! - [`oci`]: a container from a bundle, by an OCI runtime's command line
+//! - [`podman`]: a Podman of a test's own
 //! - [`screen`]: a terminal with its user
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
@@ -18,6 +19,8 @@ pub mod cri;
 mod footprint;
 pub mod oci;
 pub mod percentiles;
+pub mod podman;
+mod runtime;
 pub mod sandbox;
 pub mod screen;
 mod skip;
@@ -27,6 +30,7 @@ pub use command::{
     Ampoule, Detached, Outcome, Running, ampoule, detached, detached_with, program, run,
 };
 pub use footprint::Footprint;
+pub use runtime::Runtime;
 pub use skip::skip;
 pub use traces::{assert_nothing_left, processes_of};
 

@@ -13,26 +13,10 @@ use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Ampoule, Outcome, assert_nothing_left, program, root, stage};
+use crate::{Ampoule, Outcome, Runtime, assert_nothing_left, program, root};
 
 /// No step of these tests takes longer, even in the bed.
 const LIMIT: Duration = Duration::from_secs(90);
-
-/// The programs with this command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runtime {
-    Runc,
-    Ampoule,
-}
-
-impl Runtime {
-    pub fn program(self) -> PathBuf {
-        match self {
-            Self::Runc => "runc".into(),
-            Self::Ampoule => stage().join("bin/ampoule"),
-        }
-    }
-}
 
 /// A bundle of Alpine in a folder of its own. When it is dropped nothing may be left of its container.
 pub struct Bundle {

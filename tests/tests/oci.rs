@@ -7,11 +7,7 @@ use std::{
     os::unix::net::UnixListener,
 };
 
-use ampoule_tests::{
-    oci::{Bundle, Runtime},
-    screen::Screen,
-    skip,
-};
+use ampoule_tests::{Runtime, oci::Bundle, screen::Screen, skip};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
