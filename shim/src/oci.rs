@@ -4,8 +4,8 @@
 //! - [`containers`]: what is on disk of each container
 //! - [`create`]: from a bundle to a container in a VM, parked before its workload
 //! - [`keeper`]: the process that stands for a container, [`exec`]: and for a further process in it
-//! - [`cgroup`], [`network`], [`console`], [`pid_file`]: what it has of its caller
-//! - [`view`]: what is found by who looks at that process instead of the container
+//! - [`cgroup`], [`console`], [`pid_file`]: what it has of its caller
+//! - [`namespaces`], [`network`], [`view`]: what is found by who looks at that process instead of the container
 //! - [`verbs`], [`events`]: the short-lived others, clients of the keeper's socket
 //! - [`error`], [`log`]: what is printed when something is wrong, in the words callers look for
 //!
@@ -24,6 +24,7 @@ mod events;
 mod exec;
 mod keeper;
 mod log;
+mod namespaces;
 mod network;
 mod pid_file;
 mod verbs;

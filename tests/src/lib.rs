@@ -9,17 +9,17 @@
 //! - [`containerd`]: a containerd of a test's own, and what it leaves behind
 //! - [`cri`]: pods as a kubelet runs them
 //! - [`oci`]: a container from a bundle, by an OCI runtime's command line
-//! - [`podman`]: a Podman of a test's own
+//! - [`engine`]: a Podman or a Docker of a test's own
 //! - [`screen`]: a terminal with its user
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
 mod command;
 pub mod containerd;
 pub mod cri;
+pub mod engine;
 mod footprint;
 pub mod oci;
 pub mod percentiles;
-pub mod podman;
 mod runtime;
 pub mod sandbox;
 pub mod screen;

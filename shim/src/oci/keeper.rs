@@ -15,7 +15,7 @@ use super::{
     containers::Record,
     create::{self, Parked},
     exec::Streamed,
-    network, pid_file, view,
+    namespaces, pid_file,
 };
 use crate::{
     commands::run::detach::{self, Background, Side},
@@ -66,12 +66,13 @@ fn begin(args: &CreateArgs, host: &Host, manner: Manner) -> Result<u8> {
         Some(Side::Child(background)) => Some(background),
         None => None,
     };
-    network::enter(&bundle.network())?;
-    let runtime = event_loop().map_err(|e| OciError::Host("start the event loop", e))?;
-    let kept = runtime.block_on(keep(args, bundle, host, manner, background));
-    // A thread that reads standard input cannot be called back.
-    runtime.shutdown_background();
-    kept
+    namespaces::stand_in(&bundle.network(), || {
+        let runtime = event_loop().map_err(|e| OciError::Host("start the event loop", e))?;
+        let kept = runtime.block_on(keep(args, bundle, host, manner, background));
+        // A thread that reads standard input cannot be called back.
+        runtime.shutdown_background();
+        kept
+    })
 }
 
 pub fn refuse_descriptors(count: u32) -> Result<()> {
@@ -122,7 +123,6 @@ async fn keep(
         parked = create::create(&id, bundle, host) => parked?,
         _ = signals.end() => return Err(OciError::Interrupted),
     };
-    view::cover()?;
     let process = ProcessId::init(id.clone());
     let container = Arc::new(Container {
         sandbox: sandbox.clone(),

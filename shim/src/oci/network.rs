@@ -14,8 +14,7 @@ use crate::task::HostNetwork;
 const NAMESPACE: &str = "linux.namespaces (network)";
 const LOOPBACK: &str = "a sandbox has loopback only yet: use a network of `none`";
 
-/// Puts this process, which has one thread, into the network namespace: whoever looks for the container's by our pid
-/// finds it.
+/// Puts this thread into the network namespace.
 pub fn enter(network: &HostNetwork) -> Result<()> {
     let failed = |e: Errno| OciError::Host("enter the network namespace", e.into());
     match network {

@@ -1,8 +1,8 @@
 //! What is found by whoever enters the mount namespace of a container's process, as `podman cp` and `podman top` do:
 //! nothing. The container's files and processes are in its VM; without this the host's would be taken for them.
 //!
-//! The process itself goes on seeing the host: its root lies below what is mounted on top of it, where only who enters
-//! the namespace anew comes to (mount_namespaces(7), setns(2)).
+//! The thread itself goes on seeing the host: its root lies below what is mounted on top of it, where only who enters
+//! the namespace anew comes to (mount_namespaces(7), setns(2)). It can make no user namespaces any more.
 
 use rustix::{
     io::Errno,
@@ -12,8 +12,7 @@ use rustix::{
 
 use super::{OciError, Result};
 
-/// Gives this thread, which is to be the process's first, a mount namespace with nothing on top; an ordinary user has
-/// none. The VMM is to be there already: below a covered root no user namespace can be made.
+/// Gives this thread a mount namespace with nothing on top; an ordinary user has none.
 pub fn cover() -> Result<()> {
     match cover_root() {
         Ok(()) | Err(Errno::PERM) => Ok(()),

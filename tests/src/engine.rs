@@ -1,0 +1,209 @@
+//! A Podman or a Docker of a test's own, with folders of its own in [`Namespaces`] of its own, and the image `alpine`.
+//!
+//! When it is dropped, no process and no mount of its containers may be left.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::{
+    Ampoule, Outcome, Runtime,
+    containerd::{LIMIT, Namespaces},
+    program,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Podman,
+    /// 20.10, which calls runtimes by their command line.
+    Docker,
+}
+
+pub struct Engine {
+    pub kind: Kind,
+    pub runtime: Runtime,
+    pub inside: Namespaces,
+    /// Of the command, and of what it needs.
+    path: Vec<PathBuf>,
+    mounts: Vec<String>,
+}
+
+impl Engine {
+    /// Says why when this machine has none.
+    pub fn new(kind: Kind, runtime: Runtime) -> Result<Self, String> {
+        let image = variable("AMPOULE_ALPINE_ARCHIVE")?;
+        let mut path: Vec<_> = env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
+        if kind == Kind::Docker {
+            let root = variable("AMPOULE_DOCKER_20_10")?;
+            path.splice(..0, ["usr/bin", "usr/sbin"].map(|folder| root.join(folder)));
+        }
+        let inside = Namespaces::new()?;
+        let mut engine = Self { kind, runtime, inside, path, mounts: Vec::new() };
+        match kind {
+            Kind::Podman => engine.configure_podman(),
+            Kind::Docker => engine.start_docker(),
+        }
+        engine.load(&image);
+        engine.mounts = engine.inside.mounts();
+        Ok(engine)
+    }
+
+    fn configure_podman(&self) {
+        let (name, program) = (self.runtime.name(), self.runtime.program());
+        let config = format!("{CONTAINERS}runtimes.{name} = [{program:?}]\n");
+        fs::write(self.inside.path("/run/test/containers.conf"), config).expect("a file");
+        fs::write(self.inside.path("/run/test/storage.conf"), STORAGE).expect("a file");
+    }
+
+    fn start_docker(&self) {
+        let config = json!({
+            "data-root": "/run/test/docker",
+            "storage-driver": "overlay2",
+            "bridge": "none",
+            "iptables": false,
+            "ip-forward": false,
+            "default-ulimits": { "nofile": { "Name": "nofile", "Hard": 20000, "Soft": 20000 } },
+            "runtimes": { "ampoule": { "path": self.runtime.program() } },
+        });
+        fs::write(self.inside.path("/run/test/docker.json"), config.to_string()).expect("a file");
+        let log = fs::File::create(self.inside.path("/run/test/log")).expect("a file");
+        let mut daemon =
+            self.command("dockerd", &["--config-file", "/run/test/docker.json"]).command;
+        // It ends with its PID namespace.
+        daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("nsenter");
+        let deadline = Instant::now() + LIMIT;
+        while self.does(&["version"]).code != 0 {
+            let log = || fs::read_to_string(self.inside.path("/run/test/log"));
+            assert!(Instant::now() < deadline, "no docker: {:?}", log());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Loads the image as `alpine`, in the form that Docker knows too.
+    fn load(&self, archive: &Path) {
+        let from = format!("oci-archive:{}", archive.display());
+        let copy = ["--insecure-policy", "copy", "--quiet", &from];
+        let to = "docker-archive:/run/test/alpine.tar:docker.io/library/alpine:latest";
+        self.command("skopeo", &[&copy[..], &[to]].concat()).output().ended_with(0);
+        self.does(&["load", "--quiet", "--input", "/run/test/alpine.tar"]).ended_with(0);
+        fs::remove_file(self.inside.path("/run/test/alpine.tar")).expect("a file");
+    }
+
+    fn command(&self, name: &str, args: &[&str]) -> Ampoule {
+        let mut command = self.inside.command(name);
+        command
+            .args(args)
+            .env("PATH", env::join_paths(&self.path).expect("no colons"))
+            .env("CONTAINERS_CONF", "/run/test/containers.conf")
+            .env("CONTAINERS_STORAGE_CONF", "/run/test/storage.conf")
+            .env("TMPDIR", "/run/test/tmp")
+            .env("AMPOULE_ROOT", "/run/test/ampoule");
+        program(command)
+    }
+
+    /// `podman ARGS...` or `docker ARGS...`
+    pub fn call(&self, args: &[&str]) -> Ampoule {
+        match self.kind {
+            Kind::Podman => {
+                let runtime = ["--runtime", self.runtime.name()];
+                self.command("podman", &[&runtime[..], args].concat())
+            }
+            Kind::Docker => self.command("docker", args),
+        }
+    }
+
+    /// To its end.
+    #[track_caller]
+    pub fn does(&self, args: &[&str]) -> Outcome {
+        self.call(args).output()
+    }
+
+    /// `run --network none ARGS...`
+    pub fn run(&self, args: &[&str]) -> Ampoule {
+        self.run_with_network("none", args)
+    }
+
+    pub fn run_with_network(&self, network: &str, args: &[&str]) -> Ampoule {
+        let mut all = vec!["run", "--network", network];
+        if self.kind == Kind::Docker {
+            all.extend(["--runtime", self.runtime.name()]);
+        }
+        self.call(&[&all, args].concat())
+    }
+
+    /// What `inspect` says of a container, by a template of Go's.
+    #[track_caller]
+    pub fn inspect(&self, container: &str, template: &str) -> String {
+        self.does(&["inspect", "--format", template, container]).ended_with(0).text()
+    }
+
+    #[track_caller]
+    pub fn until_logged(&self, container: &str, word: &str) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let logs = self.does(&["logs", container]).ended_with(0).text();
+            if logs.contains(word) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no {word:?} in the logs: {logs}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn left(&self) -> Vec<String> {
+        let own = ["catatonit", "dockerd", "containerd"];
+        let processes = self.inside.processes().into_iter();
+        let processes = processes.filter(|process| !own.contains(&process.program()));
+        let mounts = self.inside.mounts().into_iter().filter(|mount| !self.mounts.contains(mount));
+        let states = fs::read_dir(self.inside.path("/run/test/ampoule/run/oci"));
+        let states = states.into_iter().flatten().flatten().map(|entry| entry.path());
+        processes
+            .map(|process| format!("{process:?}"))
+            .chain(mounts.map(|mount| format!("mount {mount}")))
+            .chain(states.map(|state| state.display().to_string()))
+            .collect()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let left = self.left();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left behind: {left:#?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn variable(name: &str) -> Result<PathBuf, String> {
+    env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set (see tests/run)"))
+}
+
+const STORAGE: &str = r#"[storage]
+driver = "overlay"
+graphroot = "/run/test/graph"
+runroot = "/run/test/podman"
+"#;
+
+/// With limits that a host may have less of than Podman asks for, and no lock that other tests see.
+const CONTAINERS: &str = r#"[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+runtime_supports_json = ["ampoule", "runc"]
+"#;

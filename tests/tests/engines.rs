@@ -1,0 +1,141 @@
+//! Podman and Docker run containers: the same tests with runc, which proves every expectation, and with ampoule.
+
+use std::{fs, process::Command};
+
+use ampoule_tests::{
+    Runtime,
+    engine::{Engine, Kind},
+    program,
+    screen::Screen,
+    skip,
+};
+
+/// `engine!(name = Kind Runtime: test...)`: a module with these tests, each a function that takes an [`Engine`].
+macro_rules! engine {
+    ($name:ident = $kind:ident $runtime:ident: $($test:ident)*) => {
+        mod $name {
+            use super::*;
+            $(#[test] fn $test() {
+                match Engine::new(Kind::$kind, Runtime::$runtime) {
+                    Ok(engine) => super::$test(&engine),
+                    Err(why) => skip(concat!(stringify!($name), "::", stringify!($test)), &why),
+                }
+            })*
+        }
+    };
+}
+
+engine!(runc_podman = Podman Runc: life foreground);
+engine!(runc_docker = Docker Runc: life foreground);
+engine!(ampoule_podman = Podman Ampoule: life foreground refusals not_the_hosts);
+engine!(ampoule_docker = Docker Ampoule: life foreground refusals);
+
+/// A workload that ends by TERM with 43.
+const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";
+
+fn life(e: &Engine) {
+    let run =
+        ["-d", "--name", "one", "--env", "A=a", "--memory", "128m", "alpine", "sh", "-c", POLITE];
+    e.run(&run).output().ended_with(0);
+    e.until_logged("one", "up");
+    let ps = e.does(&["ps", "--format", "{{.Names}} {{.Status}}"]).ended_with(0).text();
+    assert!(ps.starts_with("one Up"), "{ps}");
+    let pid = e.inspect("one", "{{.State.Pid}}");
+    assert!(fs::exists(e.inside.path(format!("/proc/{pid}/status"))).unwrap(), "{pid}");
+
+    let options = ["exec", "-i", "--env", "B=b", "--workdir", "/tmp", "--user", "nobody", "one"];
+    let script = ["sh", "-c", "echo $A $B $PWD $(id -un); cat; echo err >&2; exit 5"];
+    let exec = e.call(&[&options[..], &script].concat()).stdin("piped\n").output().ended_with(5);
+    assert_eq!((&*exec.text(), &*exec.error()), ("a b /tmp nobody\npiped", "err\n"));
+    let nosuch = e.does(&["exec", "one", "nosuch"]);
+    assert!([126, 127].contains(&nosuch.code), "{nosuch:?}");
+    let said = nosuch.text() + &nosuch.error();
+    assert!(said.contains("nosuch") && said.contains("not found"), "{said}");
+    e.does(&["exec", "-d", "one", "sleep", "1000"]).ended_with(0);
+    e.does(&["update", "--memory", "96m", "one"]).ended_with(0);
+    top(e, &pid);
+
+    e.does(&["pause", "one"]).ended_with(0);
+    assert_eq!(e.inspect("one", "{{.State.Status}}"), "paused");
+    e.does(&["unpause", "one"]).ended_with(0);
+    let stats = ["stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", "one"];
+    let stats = e.does(&stats).ended_with(0).text();
+    assert!(!stats.starts_with("0 ") && !stats.contains(" 0B /"), "{stats}");
+
+    e.does(&["stop", "-t", "20", "one"]).ended_with(0);
+    assert_eq!(e.inspect("one", "{{.State.Status}} {{.State.ExitCode}}"), "exited 43");
+    assert_eq!(e.does(&["logs", "one"]).ended_with(0).text(), "up\nbye");
+    e.does(&["start", "one"]).ended_with(0);
+    e.does(&["kill", "one"]).ended_with(0);
+    assert_eq!(e.does(&["wait", "one"]).ended_with(0).text(), "137");
+    e.does(&["rm", "one"]).ended_with(0);
+    assert_eq!(e.does(&["ps", "--all", "--quiet"]).ended_with(0).text(), "");
+}
+
+/// Podman runs the `ps` of the image when it is given options; Docker looks for the container's processes on the host.
+fn top(e: &Engine, pid: &str) {
+    let (top, found) = match e.kind {
+        Kind::Podman => (["top", "one", "-o", "pid,args"], "sleep 1000"),
+        Kind::Docker => (["top", "one", "-o", "pid,args"], pid),
+    };
+    let top = e.does(&top).ended_with(0).text();
+    assert!(top.contains(found), "{top}");
+    if e.kind == Kind::Docker && e.runtime == Runtime::Ampoule {
+        assert_eq!(top.lines().count(), 2, "{top}");
+    }
+}
+
+fn foreground(e: &Engine) {
+    let script = "cat | wc -c; echo err >&2; exit 7";
+    let run = e.run(&["--rm", "-i", "alpine", "sh", "-c", script]);
+    let out = run.stdin(vec![b'x'; 1 << 20]).output().ended_with(7);
+    assert_eq!((&*out.text(), &*out.error()), ("1048576", "err\n"));
+
+    let (mut screen, slave) = Screen::new();
+    let run = e.run(&["--rm", "-it", "alpine", "sh"]).command;
+    // A session of its own, so that the terminal tells its size.
+    let mut setsid = Command::new("setsid");
+    setsid.args(["--ctty", "--wait"]).arg(run.get_program()).args(run.get_args());
+    setsid.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = Screen::on(&slave, program(setsid));
+    screen.follows_its_window(|| ());
+    screen.interrupts();
+    screen.types("exit 9\n");
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+
+    // runc looks for the command when a container is created, ampoule when it is started: Podman tells the difference.
+    let late = (e.kind, e.runtime) == (Kind::Podman, Runtime::Ampoule);
+    let nosuch = e.run(&["--name", "one", "alpine", "nosuch"]).output();
+    nosuch.ended_with(if late { 126 } else { 127 }).says(&["nosuch", "not found"]);
+    e.does(&["rm", "one"]).ended_with(0);
+}
+
+/// What a VM does not have (yet).
+fn refusals(e: &Engine) {
+    let refused = |network: &str, options: &[&str], words: &[&str]| {
+        let out = e.run_with_network(
+            network,
+            &[&["--name", "one"], options, &["alpine", "true"]].concat(),
+        );
+        let out = out.output().says(words);
+        assert!([125, 126].contains(&out.code), "{out:?}");
+        e.does(&["rm", "one"]).ended_with(0);
+    };
+    if e.kind == Kind::Podman {
+        refused("podman", &[], &["linux.namespaces (network)", "network of `none`"]);
+    }
+    refused("host", &[], &["linux.namespaces (network)", "network of `none`"]);
+    refused("none", &["--volume", "/etc:/x"], &["(/x)", "files of the host"]);
+}
+
+/// Podman looks for a container's files and processes where its process is.
+fn not_the_hosts(e: &Engine) {
+    e.run(&["-d", "--name", "one", "alpine", "sleep", "1000"]).output().ended_with(0);
+    let to = e.inside.path("/run/test/release");
+    e.does(&["cp", "one:/etc/alpine-release", "/run/test/release"]).ended_with(125);
+    assert!(!fs::exists(to).unwrap());
+    e.does(&["cp", "/etc/hostname", "one:/tmp/x"]).ended_with(125);
+    assert!(!fs::exists(e.inside.path("/tmp/x")).unwrap());
+    e.does(&["top", "one"]).ended_with(125).says(&["/proc"]);
+    e.does(&["rm", "--force", "-t", "0", "one"]).ended_with(0);
+}
