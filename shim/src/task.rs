@@ -46,7 +46,7 @@ pub use anchor::HostNetwork;
 pub use bundle::{Bundle, BundleError};
 use container::{Container, Table};
 pub use error::TaskError;
-pub use files::binds;
+pub use files::{Binds, binds};
 use pod::Pod;
 use process::{Process, Status};
 use sandbox::Made;

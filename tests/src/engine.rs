@@ -5,7 +5,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -31,7 +31,8 @@ pub struct Engine {
     pub inside: Namespaces,
     /// Of the command, and of what it needs.
     path: Vec<PathBuf>,
-    mounts: Vec<String>,
+    /// Docker's; it ends with its PID namespace.
+    daemon: Option<Child>,
 }
 
 impl Engine {
@@ -44,13 +45,12 @@ impl Engine {
             path.splice(..0, ["usr/bin", "usr/sbin"].map(|folder| root.join(folder)));
         }
         let inside = Namespaces::new()?;
-        let mut engine = Self { kind, runtime, inside, path, mounts: Vec::new() };
+        let mut engine = Self { kind, runtime, inside, path, daemon: None };
         match kind {
             Kind::Podman => engine.configure_podman(),
             Kind::Docker => engine.start_docker(),
         }
         engine.load(&image);
-        engine.mounts = engine.inside.mounts();
         Ok(engine)
     }
 
@@ -61,7 +61,7 @@ impl Engine {
         fs::write(self.inside.path("/run/test/storage.conf"), STORAGE).expect("a file");
     }
 
-    fn start_docker(&self) {
+    fn start_docker(&mut self) {
         let config = json!({
             "data-root": "/run/test/docker",
             "storage-driver": "overlay2",
@@ -75,12 +75,11 @@ impl Engine {
         let log = fs::File::create(self.inside.path("/run/test/log")).expect("a file");
         let mut daemon =
             self.command("dockerd", &["--config-file", "/run/test/docker.json"]).command;
-        // It ends with its PID namespace.
-        daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("nsenter");
+        daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.daemon = Some(daemon.spawn().expect("nsenter"));
         let deadline = Instant::now() + LIMIT;
         while self.does(&["version"]).code != 0 {
-            let log = || fs::read_to_string(self.inside.path("/run/test/log"));
-            assert!(Instant::now() < deadline, "no docker: {:?}", log());
+            assert!(Instant::now() < deadline, "no docker: {}", self.log());
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -160,7 +159,9 @@ impl Engine {
         let own = ["catatonit", "dockerd", "containerd"];
         let processes = self.inside.processes().into_iter();
         let processes = processes.filter(|process| !own.contains(&process.program()));
-        let mounts = self.inside.mounts().into_iter().filter(|mount| !self.mounts.contains(mount));
+        // What is a container's has its id in its path.
+        let mounts = self.inside.mounts().into_iter();
+        let mounts = mounts.filter(|mount| mount.split('/').any(|part| part.len() == 64));
         let states = fs::read_dir(self.inside.path("/run/test/ampoule/run/oci"));
         let states = states.into_iter().flatten().flatten().map(|entry| entry.path());
         processes
@@ -173,16 +174,30 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if thread::panicking() {
-            return;
+        if !thread::panicking() {
+            self.nothing_is_left();
         }
+        if let Some(daemon) = &mut self.daemon {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+}
+
+impl Engine {
+    /// What Docker logged.
+    fn log(&self) -> String {
+        fs::read_to_string(self.inside.path("/run/test/log")).unwrap_or_default()
+    }
+
+    fn nothing_is_left(&self) {
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
             let left = self.left();
             if left.is_empty() {
                 return;
             }
-            assert!(Instant::now() < deadline, "left behind: {left:#?}");
+            assert!(Instant::now() < deadline, "left behind: {left:#?}\n{}", self.log());
             thread::sleep(Duration::from_millis(100));
         }
     }

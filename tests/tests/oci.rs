@@ -168,7 +168,7 @@ fn received(listener: &UnixListener) -> File {
 }
 
 #[test]
-fn what_a_sandbox_cannot_have_is_refused_by_its_name() {
+fn ampoule_refuses_by_its_name_what_a_sandbox_cannot_have() {
     let run = |change: fn(&mut Value), options: &[&str], words: &[&str]| {
         let bundle = Bundle::new(Runtime::Ampoule, &["true"], change);
         let Ok(bundle) = bundle else { return skip("oci refusals", &bundle.err().unwrap()) };

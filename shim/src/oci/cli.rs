@@ -70,7 +70,7 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Run a further process in a container
     Exec(Box<ExecArgs>),
-    /// List the processes of a container, as its guest numbers them
+    /// List the processes of a container as its guest numbers them; as JSON, the one on the host that stands for it
     Ps(PsArgs),
     /// List containers
     List(ListArgs),

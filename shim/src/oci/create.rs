@@ -1,20 +1,24 @@
 //! From a bundle to a container in a VM of its own, parked before its command: the same parts of which containerd's
 //! tasks are made.
 
-use std::{path::Path, time::Duration};
+use std::{mem, path::Path, time::Duration};
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Process, Spec};
 
-use super::{Host, OciError, Result};
+use super::{Host, OciError, Result, containers::Found, network};
 use crate::{
+    config::Config,
+    hooks::Hooks,
     id::Id,
     image::Store,
     rootfs::{self, RootFsError},
     run_spec::hostname,
     sandbox::{
-        ContainerConfig, Created, FIRST_DISK, Fixed, Sandbox, SandboxConfig, Stdio, vm_memory_mib,
+        ContainerConfig, Created, FIRST_DISK, Fixed, Sandbox, SandboxConfig, SandboxError, Stdio,
+        vm_memory_mib,
     },
-    task::{Bundle, Size, binds, settings},
+    spec::{Counterparts, guest_spec},
+    task::{Binds, Bundle, HostNetwork, Size, binds, settings},
 };
 
 /// A container that is there.
@@ -35,17 +39,59 @@ pub fn process(bundle: &Bundle) -> Result<&Process> {
     bundle.spec.process().as_ref().ok_or_else(missing)
 }
 
-/// Boots the VM and prepares the container in it. Dropping the future leaves nothing.
-pub async fn create(id: &Id, mut bundle: Bundle, host: &Host) -> Result<Parked> {
+/// What a container is to be, decided before anything is made for it.
+pub struct Plan {
+    pub id: Id,
+    pub bundle: Bundle,
+    /// The namespace on the host; the guest's own one is another.
+    pub network: HostNetwork,
+    pub hooks: Hooks,
+    config: Config,
+    binds: Binds,
+}
+
+/// Decides on all that the bundle's specification asks for.
+pub fn plan(id: &str, mut bundle: Bundle, host: &Host) -> Result<Plan> {
+    let id: Id = id.parse().map_err(|source| OciError::Id { id: id.into(), source })?;
+    let config = settings(&host.paths, &Default::default(), &bundle.spec)?;
+    let ignored = bundle.decide(config.strict).map_err(SandboxError::from)?;
+    host.log.ignored(&ignored);
+    let hooks = Hooks::take(&mut bundle.spec, &id, &bundle.path).map_err(SandboxError::from)?;
+    let network = bundle.network();
+    bundle.forget_network_path();
+    let binds = binds(&bundle.spec)?;
+    check(&bundle.spec, &binds)?;
+    Ok(Plan { id, bundle, network, hooks, config, binds })
+}
+
+/// Refuses what the guest's specification cannot have now, instead of after the VM's boot.
+fn check(spec: &Spec, binds: &Binds) -> Result<()> {
+    let copies = binds.files.iter().map(|file| (file.source.clone(), String::new()));
+    let binds = copies.chain(binds.own.clone()).collect();
+    let checked = guest_spec(spec, &Counterparts { binds, namespaces_of: None });
+    checked.map(drop).map_err(|e| SandboxError::from(e).into())
+}
+
+/// The hooks of a container that is there, as its bundle has them now.
+pub fn hooks(found: &Found) -> Result<Hooks> {
+    let mut bundle = read_bundle(&found.record.bundle)?;
+    Ok(Hooks::take(&mut bundle.spec, &found.id, &bundle.path).map_err(SandboxError::from)?)
+}
+
+/// Runs the hooks that prepare the namespaces of this process, boots the VM and prepares the container in it. Dropping
+/// the future leaves nothing.
+pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
+    let Plan { id, bundle, hooks, config, binds, .. } = plan;
+    let before = network::interfaces()?;
+    hooks.create(std::process::id()).await?;
+    network::refuse(network::interfaces()?.difference(&before).next())?;
     let paths = &host.paths;
-    let config = settings(paths, &Default::default(), &bundle.spec)?;
-    let sandbox = config.sandbox;
+    let sandbox = &config.sandbox;
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
     let store = store.with_snapshots(config.store.snapshots.0);
     let scratch = (!bundle.is_read_only()).then_some(sandbox.scratch_size.0);
     let prepared = rootfs::prepare(&store, &[], &bundle.root(), scratch)?;
-    let binds = binds(&bundle.spec)?;
-    let size = Size::of(&bundle.spec, &sandbox);
+    let size = Size::of(&bundle.spec, sandbox);
     let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
@@ -54,8 +100,8 @@ pub async fn create(id: &Id, mut bundle: Bundle, host: &Host) -> Result<Parked> 
         vcpus: size.vcpus,
         memory_mib: vm_memory_mib(size.memory),
         vmm: paths.vmm.clone(),
-        kernel: sandbox.kernel.unwrap_or_else(|| paths.kernel.clone()),
-        guest_image: sandbox.guest_image.unwrap_or_else(|| paths.guest.clone()),
+        kernel: sandbox.kernel.as_ref().unwrap_or(&paths.kernel).clone(),
+        guest_image: sandbox.guest_image.as_ref().unwrap_or(&paths.guest).clone(),
         disks,
         spare_disks: 0,
         cmdline: String::new(),
@@ -64,16 +110,15 @@ pub async fn create(id: &Id, mut bundle: Bundle, host: &Host) -> Result<Parked> 
         oom_score_adj: bundle.oom_score_adj(),
     })
     .await?;
-    bundle.forget_network_path();
     let stdio = Stdio { stdin: true, stdout: true, stderr: !bundle.terminal() };
     let created = sandbox
         .create_container(ContainerConfig {
             id: id.clone(),
-            spec: bundle.spec,
+            spec: bundle.spec.clone(),
             rootfs,
             stdio,
-            files: binds.files,
-            binds: binds.own,
+            files: mem::take(&mut binds.files),
+            binds: mem::take(&mut binds.own),
             joins: None,
             init: false,
             fixed: Fixed::default(),

@@ -1,16 +1,20 @@
 //! Why a verb failed. Callers tell what became of a container by some of runc's words, which are the same here:
-//! "container does not exist", "container not running", "exists".
+//! "container does not exist", "container not running", "exists", "executable file not found".
 
 use std::{io, path::PathBuf};
 
 use crate::{
     config::ConfigError,
     control::ControlError,
+    hooks::HookError,
     rootfs::RootFsError,
     run_spec::RunSpecError,
     sandbox::SandboxError,
     task::{BundleError, TaskError},
 };
+
+/// The keeper's exit code for a command that is not there.
+const NOT_FOUND: u8 = 127;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
@@ -42,11 +46,15 @@ pub enum OciError {
     Task(#[from] TaskError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error("process")]
     Process(#[from] RunSpecError),
     /// What is asked for is not what a sandbox can have.
     #[error("{object}: {why}")]
     Refused { object: String, why: String },
+    #[error("executable file not found")]
+    NoCommand(#[source] ControlError),
     #[error("container {0}")]
     Control(String, #[source] ControlError),
     #[error("{0}")]
@@ -56,6 +64,14 @@ pub enum OciError {
 }
 
 impl OciError {
+    /// Why a process of a container could not be started.
+    pub fn start(id: &str, error: ControlError) -> Self {
+        match error {
+            ControlError::Failed { code: NOT_FOUND, .. } => Self::NoCommand(error),
+            error => Self::Control(id.into(), error),
+        }
+    }
+
     pub fn refused(object: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Refused { object: object.into(), why: why.into() }
     }

@@ -26,11 +26,13 @@ use crate::{
         exec::{NEVER_ENOUGH, attend, drained},
         run::detach::{self, Background, Side},
     },
+    config::Config,
     control::{ControlError, ExecRequest, Request},
     event_loop::event_loop,
     run_spec::exec_process,
-    sandbox::Streams,
+    sandbox::{SandboxError, Streams},
     signals::Signals,
+    spec::decide,
     stdio::{self, FirstByte},
     terminal::{self, RawTerminal},
 };
@@ -41,7 +43,7 @@ const MAX_SIZE: u64 = 16 << 20;
 pub fn exec(args: &ExecArgs, host: &Host) -> Result<u8> {
     refuse_descriptors(args.preserve_fds)?;
     let found = host.containers.find(&args.id)?;
-    let process = process(args, &found)?;
+    let process = process(args, &found, host)?;
     let detached = args.detach;
     let forked = detached.then(detach::fork).transpose();
     let background = match forked.map_err(|e| OciError::Host("go to the background", e))? {
@@ -82,7 +84,8 @@ async fn stand(
     let streams = connection.exec_process(&file).await.map_err(failed)?;
     let detached = background.is_some();
     let streams = Streamed::begin(streams, has_terminal, args.console_socket.as_deref(), detached)?;
-    connection.ask(&Request::Start).await.map_err(failed)?;
+    let started = connection.ask(&Request::Start).await;
+    started.map_err(|e| OciError::start(found.id.as_str(), e))?;
     if let (true, Some((width, height))) = (has_terminal, terminal::size()) {
         let _ = connection.ask(&Request::Resize { width, height }).await;
     }
@@ -102,9 +105,9 @@ async fn stand(
 }
 
 /// What is to be run, of a file or of the container's own process with other arguments.
-fn process(args: &ExecArgs, found: &Found) -> Result<Process> {
+fn process(args: &ExecArgs, found: &Found, host: &Host) -> Result<Process> {
     let mut process = match &args.process {
-        Some(path) => read(path)?,
+        Some(path) => read(path, host)?,
         None => {
             let bundle = create::read_bundle(&found.record.bundle)?;
             let request = ExecRequest {
@@ -129,12 +132,17 @@ fn process(args: &ExecArgs, found: &Found) -> Result<Process> {
     Ok(process)
 }
 
-fn read(path: &Path) -> Result<Process> {
+fn read(path: &Path, host: &Host) -> Result<Process> {
     let failed = |source| OciError::File { what: "process", path: path.into(), source };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
     file.take(MAX_SIZE).read_to_end(&mut bytes).map_err(failed)?;
-    serde_json::from_slice(&bytes).map_err(|source| OciError::Json { path: path.into(), source })
+    let wrong = |source| OciError::Json { path: path.into(), source };
+    let mut process = serde_json::from_slice(&bytes).map_err(wrong)?;
+    let strict = Config::load(&host.paths.config)?.strict;
+    let ignored = decide(&mut process, "process", strict).map_err(SandboxError::from)?;
+    host.log.ignored(&ignored);
+    serde_json::from_value(process).map_err(wrong)
 }
 
 /// A process as a file without a name: it is too long for a message.

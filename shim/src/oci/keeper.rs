@@ -13,7 +13,7 @@ use super::{
     Host, OciError, Result, cgroup,
     cli::{CreateArgs, RunArgs},
     containers::Record,
-    create::{self, Parked},
+    create::{self, Parked, Plan},
     exec::Streamed,
     namespaces, pid_file,
 };
@@ -22,7 +22,6 @@ use crate::{
     control::{Container, Phase, Server},
     error::Report,
     event_loop::event_loop,
-    id::Id,
     registry::Ended,
     sandbox::{Exit, ProcessId, Sandbox},
     signals::{Signals, Wish},
@@ -66,9 +65,11 @@ fn begin(args: &CreateArgs, host: &Host, manner: Manner) -> Result<u8> {
         Some(Side::Child(background)) => Some(background),
         None => None,
     };
-    namespaces::stand_in(&bundle.network(), || {
+    let plan = create::plan(&args.id, bundle, host)?;
+    let network = plan.network.clone();
+    namespaces::stand_in(&network, || {
         let runtime = event_loop().map_err(|e| OciError::Host("start the event loop", e))?;
-        let kept = runtime.block_on(keep(args, bundle, host, manner, background));
+        let kept = runtime.block_on(keep(args, plan, host, manner, background));
         // A thread that reads standard input cannot be called back.
         runtime.shutdown_background();
         kept
@@ -104,25 +105,29 @@ fn check_terminal(wanted: bool, args: &CreateArgs, manner: Manner) -> Result<()>
 
 async fn keep(
     args: &CreateArgs,
-    bundle: Bundle,
+    mut plan: Plan,
     host: &Host,
     manner: Manner,
     background: Option<Background>,
 ) -> Result<u8> {
-    let mut claim = host.containers.claim(record(&args.id, &bundle))?;
+    let mut claim = host.containers.claim(record(&args.id, &plan.bundle))?;
     if manner.kept {
-        claim.cgroup(cgroup::enter(&bundle.spec)?);
+        claim.cgroup(cgroup::enter(&plan.bundle.spec)?);
     }
-    let id: Id = args.id.parse().map_err(|source| OciError::Id { id: args.id.clone(), source })?;
-    let first = create::process(&bundle)?.clone();
-    let has_terminal = bundle.terminal();
+    let id = plan.id.clone();
+    let first = create::process(&plan.bundle)?.clone();
+    let has_terminal = plan.bundle.terminal();
     // From here on signals are ours: what was begun is ended in order.
     let mut signals = Signals::listen().map_err(|e| OciError::Host("listen for signals", e))?;
-    let Parked { sandbox, created } = tokio::select! {
+    let parked = tokio::select! {
         biased;
-        parked = create::create(&id, bundle, host) => parked?,
-        _ = signals.end() => return Err(OciError::Interrupted),
+        parked = create::create(&mut plan, host) => parked,
+        _ = signals.end() => Err(OciError::Interrupted),
     };
+    if parked.is_err() {
+        plan.hooks.stopped().await;
+    }
+    let Parked { sandbox, created } = parked?;
     let process = ProcessId::init(id.clone());
     let container = Arc::new(Container {
         sandbox: sandbox.clone(),
@@ -143,6 +148,7 @@ async fn keep(
     )?;
     if manner.started {
         container.start().await?;
+        plan.hooks.started(std::process::id()).await?;
     }
     pid_file::write(args.pid_file.as_deref())?;
     claim.created()?;
@@ -156,6 +162,7 @@ async fn keep(
     tell(&exit, host, has_terminal);
     sandbox.shutdown().await;
     if !manner.kept {
+        plan.hooks.stopped().await;
         claim.forget();
     }
     let code = exit.status;

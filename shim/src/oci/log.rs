@@ -35,20 +35,34 @@ impl Log {
         self.write(&message(&report));
     }
 
+    /// Says which fields of a specification nobody sees to, if there are any.
+    pub fn ignored(&self, fields: &[String]) {
+        if !fields.is_empty() {
+            self.append(
+                "warning",
+                &format!("ignored, since strict = false: {}", fields.join(", ")),
+            );
+        }
+    }
+
     /// Appends an error to the file, if there is one. Nobody can be told that it cannot be written.
     pub fn write(&self, text: &str) {
+        self.append("error", text);
+    }
+
+    fn append(&self, level: &str, text: &str) {
         let Some(path) = &self.path else { return };
-        let line = self.line(text, Timestamp::now());
+        let line = self.line(level, text, Timestamp::now());
         let file = OpenOptions::new().create(true).append(true).open(path);
         let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
     }
 
-    fn line(&self, text: &str, time: Timestamp) -> String {
+    fn line(&self, level: &str, text: &str, time: Timestamp) -> String {
         match self.format {
             LogFormat::Json => {
-                format!("{}\n", json!({ "level": "error", "msg": text, "time": time.to_string() }))
+                format!("{}\n", json!({ "level": level, "msg": text, "time": time.to_string() }))
             }
-            LogFormat::Text => format!("time=\"{time}\" level=error msg={text:?}\n"),
+            LogFormat::Text => format!("time=\"{time}\" level={level} msg={text:?}\n"),
         }
     }
 }
@@ -68,7 +82,7 @@ mod tests {
 
     #[test]
     fn lines_are_those_of_runc() {
-        let log = |format| Log::new(None, format).line("a \"b\"", Timestamp(UNIX_EPOCH));
+        let log = |format| Log::new(None, format).line("error", "a \"b\"", Timestamp(UNIX_EPOCH));
         let json: serde_json::Value = serde_json::from_str(&log(LogFormat::Json)).unwrap();
         assert_eq!((&json["level"], &json["msg"]), (&json!("error"), &json!("a \"b\"")));
         assert_eq!(json["time"], "1970-01-01T00:00:00.000000000Z");

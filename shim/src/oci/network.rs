@@ -1,7 +1,7 @@
 //! The network namespace on the host that a container's process is to be in. The guest has a loopback of its own and
 //! nothing else yet: a namespace that is connected to something is refused, rather than left out silently.
 
-use std::{collections::BTreeSet, fs, fs::File, io};
+use std::{collections::BTreeSet, fs, fs::File, io, os::unix::fs::MetadataExt};
 
 use rustix::{
     io::Errno,
@@ -17,11 +17,10 @@ const LOOPBACK: &str = "a sandbox has loopback only yet: use a network of `none`
 /// Puts this thread into the network namespace.
 pub fn enter(network: &HostNetwork) -> Result<()> {
     let failed = |e: Errno| OciError::Host("enter the network namespace", e.into());
+    let why = format!("the host's network is asked for; {LOOPBACK}");
+    let hosts = Err(OciError::refused(NAMESPACE, why));
     match network {
-        HostNetwork::Host => {
-            let why = format!("there is none, so the host's network is asked for; {LOOPBACK}");
-            return Err(OciError::refused(NAMESPACE, why));
-        }
+        HostNetwork::Host => return hosts,
         HostNetwork::New => match unshare() {
             // An ordinary user: nothing of the guest is in ours anyway.
             Ok(()) | Err(Errno::PERM) => return Ok(()),
@@ -34,6 +33,9 @@ pub fn enter(network: &HostNetwork) -> Result<()> {
                 path: path.clone(),
                 source,
             })?;
+            if is_ours(&file).map_err(|e| OciError::Host("look at the network namespace", e))? {
+                return hosts;
+            }
             move_into_link_name_space(
                 std::os::fd::AsFd::as_fd(&file),
                 Some(LinkNameSpaceType::Network),
@@ -41,8 +43,12 @@ pub fn enter(network: &HostNetwork) -> Result<()> {
             .map_err(failed)?;
         }
     }
-    let interfaces = interfaces().map_err(|e| OciError::Host("look at the network", e))?;
-    match interfaces.first() {
+    refuse(interfaces()?.first())
+}
+
+/// Refuses what the namespace is connected by.
+pub fn refuse(interface: Option<&String>) -> Result<()> {
+    match interface {
         None => Ok(()),
         Some(name) => {
             Err(OciError::refused(NAMESPACE, format!("it has the interface {name}; {LOOPBACK}")))
@@ -50,14 +56,21 @@ pub fn enter(network: &HostNetwork) -> Result<()> {
     }
 }
 
+/// Docker names the host's by a path too.
+fn is_ours(namespace: &File) -> io::Result<bool> {
+    let (own, other) = (fs::metadata("/proc/thread-self/ns/net")?, namespace.metadata()?);
+    Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
+}
+
 fn unshare() -> std::result::Result<(), Errno> {
     // SAFETY: a new network namespace changes nothing that memory safety depends on.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
-/// Those in use, but for loopback.
-fn interfaces() -> io::Result<BTreeSet<String>> {
-    let routes = fs::read_to_string("/proc/self/net/route")?;
+/// Those of our first thread's namespace that are in use, but for loopback.
+pub fn interfaces() -> Result<BTreeSet<String>> {
+    let routes = fs::read_to_string("/proc/self/net/route")
+        .map_err(|e| OciError::Host("look at the network", e))?;
     // Without IPv6 there is no such file.
     let addresses = fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
     Ok(in_use(&routes, &addresses))
@@ -87,7 +100,10 @@ mod tests {
 
     #[test]
     fn the_hosts_network_is_refused() {
-        let error = enter(&HostNetwork::Host).unwrap_err().to_string();
-        assert!(error.contains("none"), "{error}");
+        let named = HostNetwork::Path("/proc/thread-self/ns/net".into());
+        for network in [HostNetwork::Host, named] {
+            let error = enter(&network).unwrap_err().to_string();
+            assert!(error.contains("none"), "{error}");
+        }
     }
 }

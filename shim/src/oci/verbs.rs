@@ -16,11 +16,15 @@ use super::{
     Host, OciError, Result, cgroup,
     cli::{DeleteArgs, KillArgs, ListArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs},
     containers::Found,
+    create,
 };
 pub use crate::control::Status;
 use crate::{
+    config::Config,
     control::{Connection, ControlError, Request, Response},
     event_loop::event_loop,
+    sandbox::SandboxError,
+    spec::decide_resources,
     text::print,
 };
 
@@ -63,7 +67,7 @@ pub async fn status(found: &Found) -> Result<Status> {
 async fn ask(found: &Found, request: &Request) -> Result<()> {
     connect(found)?.ask(request).await.map_err(|error| match error {
         ControlError::Gone => OciError::NotRunning(found.id.to_string()),
-        error => OciError::Control(found.id.to_string(), error),
+        error => OciError::start(found.id.as_str(), error),
     })
 }
 
@@ -71,7 +75,16 @@ pub fn start(id: &str, host: &Host) -> Result<u8> {
     let found = host.containers.find(id)?;
     wait_for(async {
         match status(&found).await? {
-            Status::Created => ask(&found, &Request::Start).await,
+            Status::Created => {
+                let hooks = create::hooks(&found)?;
+                ask(&found, &Request::Start).await?;
+                let ran = hooks.started(found.record.pid).await;
+                if ran.is_err() {
+                    // As with runc, the container does not outlive a failure.
+                    end(&found).await;
+                }
+                Ok(ran?)
+            }
             other => Err(OciError::State { id: id.into(), verb: "start", status: other.name() }),
         }
     })?;
@@ -136,7 +149,12 @@ pub fn delete(args: &DeleteArgs, host: &Host) -> Result<u8> {
                 return Err(OciError::NotStopped { id: args.id.clone(), status: other.name() });
             }
         }
-        gone(&found).await
+        gone(&found).await?;
+        // Those of a bundle that is gone cannot be run.
+        if let Ok(hooks) = create::hooks(&found) {
+            hooks.stopped().await;
+        }
+        Ok(())
     })?;
     cgroup::remove(found.record.cgroup.as_deref());
     host.containers.remove(&found.id)?;
@@ -182,11 +200,14 @@ fn kill_keeper(found: &Found) {
 
 pub fn ps(args: &PsArgs, host: &Host) -> Result<u8> {
     let found = host.containers.find(&args.id)?;
+    // Programs look for what they are told on the host: `docker top` would find others there.
+    let on_host = args.format == TableFormat::Json;
     let pids = wait_for(async {
         match status(&found).await? {
             Status::Stopped | Status::Creating => {
                 return Err(OciError::NotRunning(args.id.clone()));
             }
+            _ if on_host => return Ok(vec![found.record.pid]),
             _ => {}
         }
         let failed = |e| OciError::Control(args.id.clone(), e);
@@ -262,6 +283,9 @@ pub fn update(args: &UpdateArgs, host: &Host) -> Result<u8> {
         }
     };
     read.map_err(failed)?;
+    let strict = Config::load(&host.paths.config)?.strict;
+    let (resources, ignored) = decide_resources(&resources, strict).map_err(SandboxError::from)?;
+    host.log.ignored(&ignored);
     wait_for(async {
         match status(&found).await? {
             Status::Stopped | Status::Creating => Err(OciError::NotRunning(args.id.clone())),
