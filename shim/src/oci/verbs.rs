@@ -77,7 +77,12 @@ pub fn start(id: &str, host: &Host) -> Result<u8> {
         match status(&found).await? {
             Status::Created => {
                 let hooks = create::hooks(&found)?;
-                ask(&found, &Request::Start).await?;
+                let started = ask(&found, &Request::Start).await;
+                if started.is_err() {
+                    // It ends with that. Docker looks at once, and deletes only what has ended.
+                    free(&found, GONE).await;
+                }
+                started?;
                 let ran = hooks.started(found.record.pid).await;
                 if ran.is_err() {
                     // As with runc, the container does not outlive a failure.
