@@ -35,6 +35,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::Parser;
 
 use crate::{
+    commands::features::features,
     paths::{Environment, Paths},
     registry::Registry,
 };
@@ -112,6 +113,7 @@ pub fn main(words: &[OsString]) -> u8 {
         Command::Update(args) => verbs::update(&args, &host),
         Command::Events(args) => events::events(&args, &host),
         Command::Spec(args) => verbs::spec(&args),
+        Command::Features(args) => Ok(features(&args)),
     };
     done.unwrap_or_else(|error| {
         host.log.failed(verb, &error, failure);

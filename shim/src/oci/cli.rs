@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::signal_name::Signal;
+use crate::{cli::FeaturesArgs, signal_name::Signal};
 
 const ABOUT: &str = "ampoule as an OCI runtime: every container in a virtual machine of its own";
 
@@ -84,6 +84,8 @@ pub enum Command {
     Events(EventsArgs),
     /// Write a config.json to begin with
     Spec(SpecArgs),
+    /// Print what of the OCI's specification is enforced
+    Features(FeaturesArgs),
 }
 
 impl Command {
@@ -103,6 +105,7 @@ impl Command {
             Self::Update(_) => "update",
             Self::Events(_) => "events",
             Self::Spec(_) => "spec",
+            Self::Features(_) => "features",
         }
     }
 
@@ -440,6 +443,7 @@ mod tests {
             "ampoule kill --all c1 9",
             "ampoule delete --force c1",
             "ampoule update --resources=/f c1",
+            "ampoule --root /r features",
             "ampoule --root /r --log /l --log-format json --systemd-cgroup create --bundle /b --no-pivot c1",
         ] {
             if let Err(error) = OciCli::try_parse_from(line.split(' ')) {
