@@ -31,6 +31,8 @@ mod settings;
 mod size;
 mod stats;
 mod stdio;
+#[cfg(test)]
+mod testing;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

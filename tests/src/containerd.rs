@@ -28,6 +28,7 @@ pub use crate::Runtime;
 pub use events::Event;
 pub use grpc::Grpc;
 pub use hosts::on;
+pub use left::nothing_is_left;
 pub use namespaces::{Namespaces, Process};
 
 use crate::{Ampoule, program, stage};

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     Ampoule, Outcome, Runtime,
-    containerd::{LIMIT, Namespaces},
+    containerd::{LIMIT, Namespaces, nothing_is_left},
     program,
 };
 
@@ -176,7 +176,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if !thread::panicking() {
-            self.nothing_is_left();
+            nothing_is_left(|| self.left(), || self.log());
         }
         if let Some(daemon) = &mut self.daemon {
             let _ = daemon.kill();
@@ -189,18 +189,6 @@ impl Engine {
     /// What Docker logged.
     fn log(&self) -> String {
         fs::read_to_string(self.inside.path("/run/test/log")).unwrap_or_default()
-    }
-
-    fn nothing_is_left(&self) {
-        let deadline = Instant::now() + Duration::from_secs(15);
-        loop {
-            let left = self.left();
-            if left.is_empty() {
-                return;
-            }
-            assert!(Instant::now() < deadline, "left behind: {left:#?}\n{}", self.log());
-            thread::sleep(Duration::from_millis(100));
-        }
     }
 }
 

@@ -42,15 +42,7 @@ impl Drop for Containerd {
             eprintln!("containerd's last words: {}", self.log());
             return;
         }
-        let deadline = Instant::now() + Duration::from_secs(15);
-        loop {
-            let left = self.left();
-            if left.is_empty() {
-                return;
-            }
-            assert!(Instant::now() < deadline, "left behind: {left:#?}\n{}", self.log());
-            thread::sleep(Duration::from_millis(100));
-        }
+        nothing_is_left(|| self.left(), || self.log());
     }
 }
 
@@ -68,4 +60,17 @@ fn named(folder: &Path, name: &str) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// Waits until nothing is left.
+pub fn nothing_is_left(left: impl Fn() -> Vec<String>, log: impl Fn() -> String) {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let left = left();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left behind: {left:#?}\n{}", log());
+        thread::sleep(Duration::from_millis(100));
+    }
 }

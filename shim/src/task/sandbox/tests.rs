@@ -8,15 +8,7 @@ use containerd_shim_protos::{
     shim_async::TaskClient,
 };
 use serde_json::json;
-use tokio::net::UnixStream;
-use ttrpc::{
-    Code,
-    r#async::{
-        Client, Server,
-        transport::{Listener, Socket},
-    },
-    context::Context,
-};
+use ttrpc::{Code, r#async::Server, context::Context};
 
 use super::*;
 use crate::{
@@ -26,7 +18,7 @@ use crate::{
     task::{
         TasksConfig,
         anchor::{Anchor, HostNetwork},
-        services,
+        testing::served,
     },
 };
 
@@ -73,15 +65,7 @@ impl Shim {
             debug: false,
         };
         let tasks = Tasks::new(config, Publisher::new(None, "ns".into()));
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let connections = futures_util::stream::iter([Ok::<_, std::io::Error>(theirs)]);
-        let connections =
-            futures_util::StreamExt::chain(connections, futures_util::stream::pending());
-        let mut server = Server::new()
-            .add_listener(Listener::new(connections))
-            .register_service(services(tasks.clone()));
-        server.start().await.unwrap();
-        let client = Client::new(Socket::from(ours));
+        let (server, client) = served(&tasks).await;
         let (sandbox, task) = (SandboxClient::new(client.clone()), TaskClient::new(client));
         Self { tasks, sandbox, task, bundle, _server: server }
     }

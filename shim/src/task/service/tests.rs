@@ -4,15 +4,7 @@ use containerd_shim_protos::{
     protobuf::MessageField, protobuf::well_known_types::any::Any, shim_async::TaskClient,
 };
 use serde_json::json;
-use tokio::net::UnixStream;
-use ttrpc::{
-    Code,
-    r#async::{
-        Client, Server,
-        transport::{Listener, Socket},
-    },
-    context::Context,
-};
+use ttrpc::{Code, r#async::Server, context::Context};
 
 use super::*;
 use crate::{
@@ -29,6 +21,7 @@ use crate::{
         container::Place,
         pod::Pod,
         stdio::Wanted,
+        testing::served,
     },
 };
 
@@ -56,15 +49,8 @@ impl Shim {
             debug: false,
         };
         let tasks = Tasks::new(config, Publisher::new(None, "ns".into()));
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let connections = futures_util::stream::iter([Ok::<_, std::io::Error>(theirs)]);
-        let connections =
-            futures_util::StreamExt::chain(connections, futures_util::stream::pending());
-        let mut server = Server::new()
-            .add_listener(Listener::new(connections))
-            .register_service(services(tasks.clone()));
-        server.start().await.unwrap();
-        let client = TaskClient::new(Client::new(Socket::from(ours)));
+        let (server, client) = served(&tasks).await;
+        let client = TaskClient::new(client);
         Self { tasks, client, _server: server, bed: None }
     }
 
