@@ -295,6 +295,7 @@ fn config(setup: &VmSetup) -> VmConfig {
         guest_cid: 3,
         listen: vec![setup.agent_port],
         hide_random: setup.hide_random,
+        nets: vec![],
     }
 }
 

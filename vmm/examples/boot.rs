@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         guest_cid: 3,
         listen: vec![],
         hide_random: false,
+        nets: vec![],
     };
     let fds = [kvm.as_fd(), kernel.as_fd(), console_fd.as_fd(), image.as_fd()];
     ours.send(&Request::Boot(config), &fds)?;

@@ -34,6 +34,7 @@ use crate::{
         SharedDevice,
         block::{Block, SlotError},
         fault::FaultSink,
+        net::{Net, NetError},
         rng::Rng,
         transport::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET},
         vsock::{StreamError, Vsock},
@@ -62,6 +63,8 @@ pub enum BuildError {
     Disk { slot: usize, source: SlotError },
     #[error("the stream for vsock port {port}")]
     Stream { port: u32, source: StreamError },
+    #[error("network device {number}")]
+    Net { number: usize, source: NetError },
     #[error("device {device}")]
     Device { device: String, source: io::Error },
     #[error("KVM refused an event of device {device}")]
@@ -104,7 +107,7 @@ pub struct Vm {
 
 /// The recipe. `process_ns` is when the process began.
 pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result<Vm, BuildError> {
-    let BootRequest { config, kvm, kernel, console, disks, streams } = request;
+    let BootRequest { config, kvm, kernel, console, disks, streams, taps } = request;
     let kvm = kvm::open(kvm)?;
     let vm = kvm::create_vm(&kvm)?;
     let stamps = Stamps { process_ns, vm_created_ns: now_ns(), ..Default::default() };
@@ -119,6 +122,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
     let disks = machine.add_disks(&config, disks)?;
     let vsock = machine.add_vsock(&config, streams)?;
     machine.add_rng()?;
+    machine.add_nets(&config, taps)?;
 
     let cmdline = boot_params::cmdline(&config.cmdline, machine.devices)?;
     boot_params::write(&memory, &cmdline)?;
@@ -233,6 +237,19 @@ impl<'a> Machine<'a> {
         let rng =
             Rng::new().map_err(|source| BuildError::Device { device: "rng".into(), source })?;
         self.add_virtio("rng".into(), Arc::new(Mutex::new(rng)))
+    }
+
+    /// Last, so that machines with and without a network have their other devices in the same windows.
+    fn add_nets(
+        &mut self,
+        config: &VmConfig,
+        taps: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<(), BuildError> {
+        for (number, (net, tap)) in config.nets.iter().zip(taps).enumerate() {
+            let net = Net::new(net, tap).map_err(|source| BuildError::Net { number, source })?;
+            self.add_virtio(format!("net{number}"), Arc::new(Mutex::new(net)))?;
+        }
+        Ok(())
     }
 
     /// Puts a virtio device into the next window: kicks by ioeventfd, interrupts by irqfd, its work in the

@@ -3,8 +3,8 @@
 use std::{fs::File, io, os::fd::OwnedFd};
 
 use ampoule_vmm_api::{
-    Channel, ChannelError, Request, VmConfig,
-    config::{MAX_BOOT_STREAMS, MAX_DISKS, MAX_VCPUS, MIN_MEMORY_MIB},
+    Channel, ChannelError, NetConfig, Request, VmConfig,
+    config::{MAX_BOOT_STREAMS, MAX_DISKS, MAX_DISKS_AND_NETS, MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -23,6 +23,8 @@ pub enum RequestError {
     Descriptors { given: usize, needed: usize },
     #[error("{what} is {value}, which is not between {min} and {max}")]
     Range { what: &'static str, value: u64, min: u64, max: u64 },
+    #[error("the MAC address {0:02x?} of a network device is not of one station")]
+    Mac([u8; 6]),
 }
 
 /// A boot request that makes sense.
@@ -36,6 +38,8 @@ pub struct BootRequest {
     pub disks: Vec<OwnedFd>,
     /// One for each of `config.listen`.
     pub streams: Vec<OwnedFd>,
+    /// One for each of `config.nets`.
+    pub taps: Vec<OwnedFd>,
 }
 
 /// Waits for the boot request; the end of the shim ends the wait.
@@ -55,7 +59,8 @@ pub fn receive(channel: &Channel) -> Result<BootRequest, RequestError> {
 impl BootRequest {
     fn new(config: VmConfig, fds: Vec<OwnedFd>) -> Result<Self, RequestError> {
         check(&config)?;
-        let (given, needed) = (fds.len(), 3 + config.disks.len() + config.listen.len());
+        let lists = config.disks.len() + config.listen.len() + config.nets.len();
+        let (given, needed) = (fds.len(), 3 + lists);
         let mut fds = fds.into_iter();
         let (Some(kvm), Some(kernel), Some(console), true) =
             (fds.next(), fds.next(), fds.next(), given == needed)
@@ -63,7 +68,9 @@ impl BootRequest {
             return Err(RequestError::Descriptors { given, needed });
         };
         let disks = fds.by_ref().take(config.disks.len()).collect();
-        Ok(Self { kvm, kernel: kernel.into(), console, disks, streams: fds.collect(), config })
+        let streams = fds.by_ref().take(config.listen.len()).collect();
+        let taps = fds.collect();
+        Ok(Self { kvm, kernel: kernel.into(), console, disks, streams, taps, config })
     }
 }
 
@@ -78,6 +85,12 @@ fn check(config: &VmConfig) -> Result<(), RequestError> {
             u64::from(u32::MAX),
         ),
         ("the number of disks", disks, 1, MAX_DISKS as u64),
+        (
+            "the number of disks and network devices",
+            disks + config.nets.len() as u64,
+            1,
+            MAX_DISKS_AND_NETS as u64,
+        ),
         ("the number of streams", config.listen.len() as u64, 0, MAX_BOOT_STREAMS as u64),
         (
             "the guest's context id",
@@ -90,7 +103,17 @@ fn check(config: &VmConfig) -> Result<(), RequestError> {
             return Err(RequestError::Range { what, value, min, max });
         }
     }
-    Ok(())
+    config.nets.iter().try_for_each(check_net)
+}
+
+fn check_net(net: &NetConfig) -> Result<(), RequestError> {
+    let (what, value) = ("the MTU of a network device", net.mtu.into());
+    if net.mtu < MIN_MTU {
+        let (min, max) = (MIN_MTU.into(), u16::MAX.into());
+        return Err(RequestError::Range { what, value, min, max });
+    }
+    let multicast = net.mac[0] & 1 != 0;
+    if multicast || net.mac == [0; 6] { Err(RequestError::Mac(net.mac)) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -111,6 +134,7 @@ mod tests {
             guest_cid: 3,
             listen: vec![1024],
             hide_random: false,
+            nets: vec![],
         }
     }
 
@@ -145,6 +169,17 @@ mod tests {
         assert!(bad(|c| c.spare_disks = 16).contains("disks is 17"));
         assert!(bad(|c| c.guest_cid = 2).contains("context id"));
         assert!(bad(|c| c.listen = vec![1; 17]).contains("streams"));
+        let net = NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+        let with = |net: NetConfig, nets, spare_disks| {
+            send(VmConfig { nets: vec![net; nets], spare_disks, ..config() }, 5 + nets)
+        };
+        assert_eq!(with(net.clone(), 2, 14).unwrap().taps.len(), 2);
+        let refused = |net, nets, spare| with(net, nets, spare).unwrap_err().to_string();
+        assert!(refused(net.clone(), 3, 14).contains("disks and network devices is 18"));
+        assert!(refused(NetConfig { mtu: 67, ..net.clone() }, 1, 0).contains("MTU"));
+        for mac in [[0; 6], [1, 0, 0, 0, 0, 1], [0xff; 6]] {
+            assert!(refused(NetConfig { mac, ..net.clone() }, 1, 0).contains("MAC"));
+        }
     }
 
     #[test]

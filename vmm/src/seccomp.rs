@@ -14,6 +14,9 @@ const KVM_RUN: u32 = 0xae80;
 /// KVM_GET_REGS, `_IOR(0xae, 0x81, struct kvm_regs)`.
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 
+/// A tap's offloads; without effect on anything else.
+const SET_OFFLOAD: u32 = TUNSETOFFLOAD as u32;
+
 /// The two modes of fallocate that a disk uses; neither changes the size of the file.
 const PUNCH_HOLE: u32 = (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) as u32;
 const ZERO_RANGE: u32 = (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE) as u32;
@@ -82,13 +85,14 @@ const COMMON: &[Rule] = &[
 
 /// vCPU threads: the guest runs, and accesses to device registers are answered.
 const VCPU: &[Rule] = &[
-    // Run the guest; say where it was when KVM could not go on.
-    (SYS_ioctl, OneOf(1, &[KVM_RUN, KVM_GET_REGS])),
+    // Run the guest; say where it was when KVM could not go on; tell a tap which offloads the driver has
+    // accepted, which is done where it writes DRIVER_OK.
+    (SYS_ioctl, OneOf(1, &[KVM_RUN, KVM_GET_REGS, SET_OFFLOAD])),
 ];
 
 /// The main thread: control socket and devices.
 const MAIN: &[Rule] = &[
-    // The event loop, and vsock's own set of streams.
+    // The event loop, vsock's own set of streams, a network device's of its tap.
     (SYS_epoll_wait, Any),
     (SYS_epoll_pwait, Any),
     // Room for the last message.
@@ -102,6 +106,9 @@ const MAIN: &[Rule] = &[
     (SYS_pwritev, Any),
     (SYS_fdatasync, Any),
     (SYS_fallocate, OneOf(1, &[PUNCH_HOLE, ZERO_RANGE])),
+    // Frames from and to a tap.
+    (SYS_readv, Any),
+    (SYS_writev, Any),
     // A disk being attached: its kind and size.
     (SYS_fstat, Any),
     (SYS_lseek, Any),

@@ -49,6 +49,7 @@ fn config() -> VmConfig {
         guest_cid: 3,
         listen: vec![],
         hide_random: false,
+        nets: vec![],
     }
 }
 

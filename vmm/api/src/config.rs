@@ -9,6 +9,10 @@ pub const MAX_VCPUS: u8 = 16;
 pub const MIN_MEMORY_MIB: u32 = 64;
 /// Most virtio-blk slots, attached and spare together: `/dev/vda` to `/dev/vdp`.
 pub const MAX_DISKS: usize = 16;
+/// Most virtio-blk slots and network devices together: each has an interrupt of its own.
+pub const MAX_DISKS_AND_NETS: usize = 17;
+/// Least MTU of a network device: what IPv4 cannot do without (RFC 791).
+pub const MIN_MTU: u16 = 68;
 /// Most vsock streams that may be asked for in one boot message.
 pub const MAX_BOOT_STREAMS: usize = 16;
 
@@ -31,6 +35,19 @@ pub struct VmConfig {
     pub listen: Vec<u32>,
     /// Keep the processor's own random numbers (RDRAND, RDSEED) from the guest.
     pub hide_random: bool,
+    /// Network devices, in the order in which the guest finds them. One tap descriptor each.
+    pub nets: Vec<NetConfig>,
+}
+
+/// One virtio-net device. Its descriptor is a tap's with one queue, made with `IFF_TAP`, `IFF_NO_PI` and
+/// `IFF_VNET_HDR`; the VMM sets the size of its header and its offloads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// The guest's MAC address, unicast. Frames from any other are not sent.
+    pub mac: [u8; 6],
+    /// The largest IP packet, [`MIN_MTU`] or more. Longer frames from the guest are not sent, but for those
+    /// that the host cuts into segments.
+    pub mtu: u16,
 }
 
 /// One virtio-blk device.

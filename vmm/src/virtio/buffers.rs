@@ -15,7 +15,7 @@ pub struct BadBuffer {
 }
 
 /// Consecutive pieces of guest RAM, none empty.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Buffers<'m> {
     slices: Vec<VolatileSlice<'m>>,
     len: usize,
@@ -36,6 +36,12 @@ impl<'m> Buffers<'m> {
             buffers.len += descriptor.len() as usize;
         }
         Ok(buffers)
+    }
+
+    /// Puts the pieces of `next` behind these.
+    pub fn append(&mut self, next: Self) {
+        self.len += next.len;
+        self.slices.extend(next.slices);
     }
 
     /// Bytes in all.

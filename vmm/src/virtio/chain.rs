@@ -115,6 +115,11 @@ impl Chain {
         }
     }
 
+    /// How many descriptors it has, at least one.
+    pub fn entries(&self) -> usize {
+        self.descriptors.len()
+    }
+
     /// The index by which the driver knows it.
     pub fn head(&self) -> u16 {
         self.head

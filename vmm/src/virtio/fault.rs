@@ -17,6 +17,8 @@ pub enum DeviceFault {
     Setup { queue: usize, source: SetupError },
     #[error("queue {queue} is corrupt")]
     Ring { queue: usize, source: RingError },
+    #[error("what the host put behind the device is gone")]
+    Backend(#[source] std::io::Error),
     #[error("the event loop cannot watch the device")]
     Watch(#[source] event_manager::Error),
 }

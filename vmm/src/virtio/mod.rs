@@ -7,7 +7,7 @@
 //! - [`fault`]: what the guest broke, and who is told
 //! - [`transport`]: registers, status, features; builds the queues and hands them over
 //! - [`worker`]: the device's seat in the event loop
-//! - [`block`], [`vsock`], [`rng`]: the devices
+//! - [`block`], [`vsock`], [`rng`], [`net`]: the devices
 //!
 //! # Threads
 //! vCPU threads enter through [`transport::MmioTransport`] (a [`crate::bus::BusDevice`]); everything else
@@ -30,11 +30,12 @@
 //! ```
 //!
 //! # System calls
-//! - vCPU threads (register accesses, activation, reset): `read`, `write`, `futex`; `epoll_ctl`, `close`.
+//! - vCPU threads (register accesses, activation, reset): `read`, `write`, `futex`; `epoll_ctl`, `close`;
+//!   net: `ioctl(TUNSETOFFLOAD)`.
 //! - The event loop's thread: `read`, `write`, `futex`; block: `preadv`, `pwritev`, `fdatasync`,
 //!   `fallocate`, and to attach and detach `fstat`, `lseek`, `close`; vsock: `epoll_wait`, `epoll_ctl`,
-//!   `recvmsg`, `sendmsg`, `shutdown`, `close`; rng: `getrandom`.
-//! - To make a device and its transport: `eventfd2`, `epoll_create1`.
+//!   `recvmsg`, `sendmsg`, `shutdown`, `close`; rng: `getrandom`; net: `epoll_wait`, `readv`, `writev`.
+//! - To make a device and its transport: `eventfd2`, `epoll_create1`; net: `fcntl`, the taps' `ioctl`s.
 //!
 //! Besides those: the heap's, and `fcntl(F_GETFD)` before each `close` in debug builds. `SIGXFSZ` must be
 //! ignored by the process: a file size limit is then an error of the write.
@@ -44,6 +45,7 @@ pub mod buffers;
 pub mod chain;
 pub mod fault;
 pub mod interrupt;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]
@@ -69,7 +71,7 @@ pub trait VirtioDevice: Send {
     fn device_type(&self) -> u32;
     /// The largest size of each queue, in entries, powers of 2.
     fn queue_max_sizes(&self) -> &'static [u16];
-    /// The feature bits of this device type (0-23); the transport adds those of the rings.
+    /// The feature bits of this device type (0-23, 50-63); the transport adds those of the rings.
     fn features(&self) -> u64;
     /// The line to the guest that this device was made with.
     fn interrupt(&self) -> &Arc<Interrupt>;
@@ -93,6 +95,8 @@ pub trait VirtioDevice: Send {
 #[derive(Debug)]
 pub struct Active {
     pub memory: GuestMemory,
+    /// What the driver accepted of [`VirtioDevice::features`], and of the rings'.
+    pub features: u64,
     pub queues: Vec<VirtQueue>,
 }
 

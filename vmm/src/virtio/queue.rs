@@ -3,10 +3,13 @@
 //!
 //! `virtio_queue::Queue` does the ring indices; [`super::chain`] walks along the descriptors.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::atomic::{Ordering, fence},
+};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{
     chain::{Chain, DESCRIPTOR_SIZE, RingError, Table},
@@ -55,8 +58,9 @@ pub struct VirtQueue {
     taken: VecDeque<u16>,
     /// By head: taken, and not yet in the used ring.
     in_flight: Vec<bool>,
-    /// Something was used since the last interrupt.
-    used: bool,
+    event_idx: bool,
+    /// The used ring's index when the driver was last told, or need not be.
+    notified: u16,
 }
 
 impl VirtQueue {
@@ -88,7 +92,8 @@ impl VirtQueue {
             indirect: features.indirect,
             taken: VecDeque::new(),
             in_flight: vec![false; usize::from(size)],
-            used: false,
+            event_idx: features.event_idx,
+            notified: 0,
         })
     }
 
@@ -119,19 +124,63 @@ impl VirtQueue {
         written: u32,
     ) -> Result<(), RingError> {
         self.in_flight[usize::from(chain.head())] = false;
-        self.used = true;
         self.ring.add_used(memory, chain.head(), written).map_err(RingError::Used)
+    }
+
+    /// Puts several chains, each with its `written`, into the used ring so that the driver sees all or
+    /// none (5.1.6.4): the last one moves the index.
+    pub fn complete_together(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(Chain, u32)],
+    ) -> Result<(), RingError> {
+        let Some(((last, written), others)) = chains.split_last() else { return Ok(()) };
+        for (chain, written) in others {
+            let next = self.ring.next_used();
+            let slot = u64::from(next % self.ring.size());
+            // The head in the lower half, the length in the upper.
+            let element = u64::from(chain.head()) | u64::from(*written) << 32;
+            memory
+                .write_obj(element.to_le(), GuestAddress(self.ring.used_ring() + 4 + 8 * slot))
+                .map_err(|e| RingError::Used(virtio_queue::Error::GuestMemory(e)))?;
+            self.ring.set_next_used(next.wrapping_add(1));
+            self.in_flight[usize::from(chain.head())] = false;
+        }
+        self.complete(memory, last, *written)
     }
 
     /// One interrupt for all that was completed since the last call, if the driver wants one (2.7.10).
     pub fn notify(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), RingError> {
-        if !std::mem::take(&mut self.used) {
-            return Ok(());
-        }
-        if self.ring.needs_notification(memory).map_err(RingError::Available)? {
+        let (used, before) = (self.ring.next_used(), self.notified);
+        self.notified = used;
+        if used != before && self.wants_interrupt(memory, before, used)? {
             interrupt.signal_used();
         }
         Ok(())
+    }
+
+    /// How many entries it has.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Whether the used ring's index passed `used_event` on its way from `before` to `used` (2.7.7.2).
+    fn wants_interrupt(
+        &self,
+        memory: &GuestMemory,
+        before: u16,
+        used: u16,
+    ) -> Result<bool, RingError> {
+        if !self.event_idx {
+            return Ok(true);
+        }
+        // The index is written before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let at = self.ring.avail_ring() + 4 + 2 * u64::from(self.ring.size());
+        let event = memory
+            .load::<u16>(GuestAddress(at), Ordering::Relaxed)
+            .map_err(|e| RingError::Available(virtio_queue::Error::GuestMemory(e)))?;
+        Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(before))
     }
 
     fn table(&self) -> Table {

@@ -62,7 +62,9 @@ impl VirtioDevice for Rng {
     }
 
     fn process(&mut self, _wake: Wake) -> Result<Drained, DeviceFault> {
-        let Some(Active { memory, queues }) = &mut self.active else { return Ok(Drained::Empty) };
+        let Some(Active { memory, queues, .. }) = &mut self.active else {
+            return Ok(Drained::Empty);
+        };
         drain(memory, &mut queues[0], &self.interrupt)
             .map_err(|source| DeviceFault::Ring { queue: 0, source })
     }

@@ -278,6 +278,12 @@ impl Guest {
         Some(element)
     }
 
+    /// Whether there is another used element.
+    pub fn peek_used(&self, queue: usize) -> bool {
+        let q = &self.queues[queue];
+        self.get::<u16>(q.used + 2) != q.seen
+    }
+
     /// Asks for an interrupt after the next used buffer.
     pub fn arm_interrupt(&self, queue: usize) {
         let q = &self.queues[queue];

@@ -174,8 +174,8 @@ impl MmioTransport {
     fn activate(&mut self) {
         match self.build_queues() {
             Ok(queues) => {
-                let memory = self.memory.clone();
-                self.lock().activate(Active { memory, queues });
+                let (memory, features) = (self.memory.clone(), self.driver.features());
+                self.lock().activate(Active { memory, features, queues });
             }
             Err(fault) => {
                 self.interrupt.fail();

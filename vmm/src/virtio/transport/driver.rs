@@ -50,6 +50,11 @@ impl DriverState {
         self.status
     }
 
+    /// The features the driver accepted.
+    pub fn features(&self) -> u64 {
+        self.accepted
+    }
+
     pub fn has_feature(&self, bit: u32) -> bool {
         self.accepted & (1 << bit) != 0
     }

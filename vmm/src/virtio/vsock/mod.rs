@@ -117,7 +117,9 @@ impl VirtioDevice for Vsock {
         if wake == Wake::Backend {
             self.mux.poll();
         }
-        let Some(Active { memory, queues }) = &mut self.active else { return Ok(Drained::Empty) };
+        let Some(Active { memory, queues, .. }) = &mut self.active else {
+            return Ok(Drained::Empty);
+        };
         let fault = |queue| move |source| DeviceFault::Ring { queue, source };
         let mut drained = Drained::Empty;
         if wake == Wake::Queue(TRANSMIT) {

@@ -1,0 +1,467 @@
+//! The network device as a driver and a host see it, a socket of packets standing for the tap; and the N
+//! rows.
+
+use std::{
+    fs::OpenOptions,
+    os::fd::{AsFd, AsRawFd},
+    sync::Mutex,
+};
+
+use proptest::prelude::*;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair},
+};
+
+use super::{frame::*, *};
+use crate::virtio::{lock, testing::*};
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const MTU: u16 = 1500;
+const RX_AT: u64 = BUFFERS;
+const TX_AT: u64 = BUFFERS + (4 << 20);
+const MERGED: u64 = u64::MAX;
+const UNMERGED: u64 = !(1 << VIRTIO_NET_F_MRG_RXBUF);
+
+struct Bench {
+    guest: Guest,
+    net: Arc<Mutex<Net>>,
+    host: OwnedFd,
+}
+
+impl Bench {
+    fn new(features: u64) -> Self {
+        let (host, tap) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let config = NetConfig { mac: MAC, mtu: MTU };
+        let net = Net::with(&config, Tap::stand_in(tap)).unwrap();
+        let net = Arc::new(Mutex::new(net));
+        Self { guest: Guest::with_features(net.clone(), features), net, host }
+    }
+
+    /// What the tap was given since the last call.
+    fn sent(&self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.next_sent()).collect()
+    }
+
+    fn next_sent(&self) -> Option<Vec<u8>> {
+        let mut packet = vec![0; 70_000];
+        let (len, _) = recv(&self.host, &mut packet, RecvFlags::DONTWAIT).ok()?;
+        packet.truncate(len);
+        Some(packet)
+    }
+
+    /// The guest sends a packet in one piece.
+    fn transmit(&mut self, packet: &[u8]) {
+        self.guest.put_bytes(TX_AT, packet);
+        self.transmit_pieces(&[out(TX_AT, packet.len() as u32)]);
+    }
+
+    fn transmit_pieces(&mut self, pieces: &[Piece]) {
+        self.guest.submit(1, 0, pieces);
+        self.guest.run();
+        assert_eq!(self.guest.used(1), Some((0, 0)));
+    }
+
+    /// A packet comes to the tap.
+    fn arrives(&self, packet: &[u8]) -> Result<usize, Errno> {
+        send(&self.host, packet, SendFlags::DONTWAIT)
+    }
+
+    /// The guest gives receive buffers of `len` bytes, heads from `first` on, 64 KiB apart.
+    fn give(&mut self, first: u16, count: u16, len: u32) {
+        for head in first..first + count {
+            let at = RX_AT + u64::from(head) * 0x2000;
+            self.guest.chain(self.guest.queues[0].descriptors, head, &[into(at, len)]);
+            self.guest.publish(0, head);
+        }
+        self.guest.kick(0);
+        self.guest.run();
+    }
+
+    /// The next packet that the guest has received, with the number of its buffers.
+    fn received(&mut self) -> Option<(Vec<u8>, u16)> {
+        let (head, len) = self.guest.used(0)?;
+        let mut packet = self.guest.get_bytes(RX_AT + u64::from(head) * 0x2000, len as usize);
+        let buffers = u16::from_le_bytes(packet.get(NUM_BUFFERS..HEADER_LEN)?.try_into().unwrap());
+        for _ in 1..buffers {
+            let (head, len) = self.guest.used(0).expect("all buffers of a frame at once");
+            packet.extend(self.guest.get_bytes(RX_AT + u64::from(head) * 0x2000, len as usize));
+        }
+        Some((packet, buffers))
+    }
+
+    fn dropped(&self) -> [u64; 2] {
+        lock(&self.net).dropped()
+    }
+}
+
+/// A header without offloads, and a frame of `len` bytes from the guest.
+fn packet(len: usize) -> Vec<u8> {
+    let mut packet: Vec<u8> = (0..HEADER_LEN + len).map(|at| (at % 251) as u8).collect();
+    packet[..HEADER_LEN].fill(0);
+    let ethernet = [&[0xff; 6][..], &MAC, &[8, 0]].concat();
+    let end = packet.len().min(HEAD_LEN);
+    packet[HEADER_LEN..end].copy_from_slice(&ethernet[..end - HEADER_LEN]);
+    packet
+}
+
+/// A frame with a header of flags, gso type, and then header length, segment size, checksum start, offset.
+fn offloaded(len: usize, flags: u32, gso: u32, fields: [u16; 4]) -> Vec<u8> {
+    let mut packet = packet(len);
+    (packet[0], packet[1]) = (flags as u8, gso as u8);
+    for (at, field) in [2, 4, 6, 8].into_iter().zip(fields) {
+        packet[at..at + 2].copy_from_slice(&field.to_le_bytes());
+    }
+    packet
+}
+
+fn tcp(len: usize, gso: u32) -> Vec<u8> {
+    offloaded(len, VIRTIO_NET_HDR_F_NEEDS_CSUM, gso, [54, 1448, 34, 16])
+}
+
+#[test]
+fn the_driver_reads_address_link_and_mtu() {
+    let mut bench = Bench::new(MERGED);
+    let config: [u8; 16] = bench.guest.config(0);
+    assert_eq!(config[..6], MAC);
+    assert_eq!(config[6..], [1, 0, 1, 0, 0xdc, 5, 0, 0, 0, 0]);
+}
+
+#[test]
+fn frames_go_out_whole_wherever_their_pieces_lie() {
+    let mut bench = Bench::new(MERGED);
+    let whole = packet(1514);
+    bench.transmit(&whole);
+    bench.guest.put_bytes(TX_AT, &whole);
+    let cuts = [0u32, 1, 5, 12, 13, 26, 700, whole.len() as u32];
+    let pieces: Vec<_> =
+        cuts.windows(2).map(|cut| out(TX_AT + u64::from(cut[0]), cut[1] - cut[0])).collect();
+    bench.transmit_pieces(&pieces);
+    bench.transmit(&tcp(60_000, VIRTIO_NET_HDR_GSO_TCPV4));
+    let sent = bench.sent();
+    assert_eq!(sent[..2], [whole.clone(), whole]);
+    assert_eq!(sent[2..], [tcp(60_000, VIRTIO_NET_HDR_GSO_TCPV4)]);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn frames_come_in_by_as_many_buffers_as_they_need() {
+    let mut bench = Bench::new(MERGED);
+    bench.give(0, 60, 1526);
+    // The first long one needs the spill, the second goes straight into its buffers.
+    for (len, buffers) in [(60, 1), (1514, 1), (5000, 4), (5000, 4), (1515, 2)] {
+        let packet = packet(len);
+        bench.guest.arm_interrupt(0);
+        bench.guest.interrupts();
+        bench.arrives(&packet).unwrap();
+        bench.guest.run();
+        assert_eq!(bench.guest.interrupts(), 1, "for a frame of {len} bytes");
+        let (mut got, count) = bench.received().unwrap();
+        got[NUM_BUFFERS..HEADER_LEN].fill(0);
+        assert_eq!((got == packet, count), (true, buffers), "a frame of {len} bytes");
+    }
+    assert_eq!(bench.dropped(), [0, 0]);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn n01_frames_that_must_not_leave_are_dropped_and_counted() {
+    let csum = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+    let (tcp4, udp) = (VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_UDP_L4);
+    let with = |at: usize, bytes: &[u8]| {
+        let mut packet = packet(100);
+        packet[at..at + bytes.len()].copy_from_slice(bytes);
+        packet
+    };
+    let mut hostile: Vec<_> = (0..=13).map(packet).collect();
+    hostile.extend((1..HEADER_LEN).map(|len| vec![0; len]));
+    hostile.extend([
+        packet(usize::from(MTU) + 15),
+        tcp(MAX_FRAME + 1, tcp4),
+        with(HEADER_LEN + 6, &[2, 0, 0, 0, 0, 9]),
+        with(HEADER_LEN + 12, &[0x81, 0]),
+        with(HEADER_LEN + 12, &[0x88, 0xa8]),
+        offloaded(100, VIRTIO_NET_HDR_F_DATA_VALID, 0, [0; 4]),
+        offloaded(100, csum | VIRTIO_NET_HDR_F_RSC_INFO, 0, [0; 4]),
+        offloaded(100, 0xff, 0, [0; 4]),
+        offloaded(100, csum, 0, [0, 0, 83, 16]),
+        offloaded(100, csum, 0, [0, 0, u16::MAX, u16::MAX]),
+        offloaded(100, csum, 0, [0, 0, 13, 16]),
+        offloaded(3000, csum, 2, [54, 1448, 34, 16]),
+        offloaded(3000, csum, VIRTIO_NET_HDR_GSO_UDP, [42, 1448, 34, 6]),
+        offloaded(3000, csum, VIRTIO_NET_HDR_GSO_ECN, [54, 1448, 34, 16]),
+        offloaded(3000, csum, udp | VIRTIO_NET_HDR_GSO_ECN, [42, 1448, 34, 6]),
+        offloaded(3000, csum, udp, [42, 1448, 34, 16]),
+        offloaded(3000, 0, tcp4, [54, 1448, 34, 16]),
+        offloaded(3000, csum, tcp4, [54, 0, 34, 16]),
+        offloaded(3000, csum, tcp4, [54, 1481, 34, 16]),
+        offloaded(3000, csum, tcp4, [3001, 1448, 34, 16]),
+        offloaded(3000, csum, tcp4, [54, 1448, 34, 6]),
+    ]);
+    let mut bench = Bench::new(MERGED);
+    for (count, packet) in (1..).zip(&hostile) {
+        bench.transmit(packet);
+        assert_eq!(bench.dropped(), [count, 0], "{:?}", &packet[..packet.len().min(HEAD_LEN)]);
+    }
+    let counted = hostile.len() as u64;
+    // Empty, of the wrong direction, and outside of memory.
+    for piece in [out(TX_AT, 0), into(TX_AT, 1000), out(HOLE - 10, 100), out(u64::MAX - 5, 100)] {
+        bench.transmit_pieces(&[piece]);
+    }
+    bench.transmit_pieces(&[out(TX_AT, u32::MAX)]);
+    assert_eq!((bench.dropped(), bench.sent().len()), ([counted + 5, 0], 0));
+    let good = [
+        packet(usize::from(MTU) + 14),
+        tcp(MAX_FRAME, tcp4 | VIRTIO_NET_HDR_GSO_ECN),
+        offloaded(100, csum, 0, [0, 0, 82, 16]),
+        offloaded(3000, csum, udp, [42, 1400, 34, 6]),
+    ];
+    good.iter().for_each(|packet| bench.transmit(packet));
+    assert_eq!(bench.sent(), good);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn n01_offloads_that_were_not_negotiated_are_refused() {
+    let mut bench = Bench::new(VERSION_1);
+    bench.transmit(&offloaded(100, VIRTIO_NET_HDR_F_NEEDS_CSUM, 0, [0, 0, 34, 16]));
+    bench.transmit(&tcp(3000, VIRTIO_NET_HDR_GSO_TCPV4));
+    assert_eq!((bench.dropped(), bench.sent().len()), ([2, 0], 0));
+}
+
+#[test]
+fn n01_a_frame_of_256_fragments_is_a_frame() {
+    let mut bench = Bench::new(MERGED);
+    let whole = packet(244);
+    bench.guest.put_bytes(TX_AT, &whole);
+    let pieces: Vec<_> = (0..256).map(|at| out(TX_AT + at, 1)).collect();
+    bench.transmit_pieces(&pieces);
+    assert_eq!(bench.sent(), [whole]);
+}
+
+#[test]
+fn a_full_tap_stops_the_ring_and_loses_nothing() {
+    let mut bench = Bench::new(MERGED);
+    let frames: Vec<_> = (0..250u8).map(|n| [packet(1400), vec![n]].concat()).collect();
+    for (head, frame) in (0u16..).zip(&frames) {
+        let at = TX_AT + u64::from(head) * 0x1000;
+        bench.guest.put_bytes(at, frame);
+        let piece = [out(at, frame.len() as u32)];
+        bench.guest.chain(bench.guest.queues[1].descriptors, head, &piece);
+        bench.guest.publish(1, head);
+    }
+    bench.guest.kick(1);
+    bench.guest.run();
+    let before = std::iter::from_fn(|| bench.guest.used(1)).count();
+    assert!(before > 0 && before < frames.len(), "{before} fit into the socket");
+    let mut sent = Vec::new();
+    while sent.len() < frames.len() {
+        let more = bench.sent();
+        assert!(!more.is_empty(), "stuck after {} frames", sent.len());
+        sent.extend(more);
+        bench.guest.run();
+    }
+    assert!(sent == frames, "in order");
+    assert_eq!(bench.dropped(), [0, 0]);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn n02_a_flood_without_buffers_waits_and_goes_on_when_they_come() {
+    let mut bench = Bench::new(MERGED);
+    let mut count = 0u64;
+    while bench.arrives(&[packet(1000), count.to_le_bytes().to_vec()].concat()).is_ok() {
+        bench.guest.run();
+        count += 1;
+    }
+    assert!(count > 10, "{count}");
+    for number in 0..count {
+        bench.give((number % 256) as u16, 1, 1526);
+        let (got, _) = bench.received().expect("a frame for each buffer");
+        assert_eq!(got[got.len() - 8..], number.to_le_bytes());
+    }
+    assert_eq!((bench.received(), bench.dropped()), (None, [0, 0]));
+    bench.guest.assert_works();
+}
+
+#[test]
+fn n02_half_a_frame_waits_for_the_other_buffers() {
+    let mut bench = Bench::new(MERGED);
+    bench.give(0, 2, 1526);
+    bench.arrives(&packet(60_000)).unwrap();
+    bench.arrives(&packet(60)).unwrap();
+    bench.guest.run();
+    assert_eq!(bench.guest.used(0), None);
+    bench.give(2, 40, 1526);
+    let (mut got, buffers) = bench.received().unwrap();
+    got[NUM_BUFFERS..HEADER_LEN].fill(0);
+    assert!(got == packet(60_000) && buffers == 40, "{buffers} buffers");
+    assert_eq!(bench.received().unwrap().0.len(), HEADER_LEN + 60);
+}
+
+#[test]
+fn n02_buffers_too_small_for_anything_end_in_a_drop_and_not_in_a_freeze() {
+    let mut bench = Bench::new(MERGED);
+    for len in [0, 1, 11] {
+        bench.give(0, 256, len);
+        bench.arrives(&packet(60)).unwrap();
+        bench.guest.run();
+        for head in 0..256 {
+            assert_eq!(bench.guest.used(0), Some((head, 0)), "buffers of {len} bytes");
+        }
+    }
+    bench.give(0, 256, 12);
+    for _ in 0..3 {
+        assert_eq!(bench.received().unwrap().1, 6, "those that had waited");
+    }
+    bench.give(0, 18, 12);
+    bench.arrives(&packet(60_000)).unwrap();
+    bench.arrives(&packet(24)).unwrap();
+    bench.guest.run();
+    assert_eq!(bench.dropped(), [0, 1], "no more buffers can come");
+    assert_eq!(bench.received().unwrap().1, 3);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn n02_without_merging_a_frame_has_one_buffer_or_none() {
+    let mut bench = Bench::new(UNMERGED);
+    bench.give(0, 3, 1526);
+    for len in [1514, 1515, 60] {
+        bench.arrives(&packet(len)).unwrap();
+    }
+    bench.guest.run();
+    assert_eq!(bench.dropped(), [0, 1]);
+    for len in [1514, 60] {
+        let (got, buffers) = bench.received().unwrap();
+        assert_eq!((got.len(), buffers), (HEADER_LEN + len, 1));
+    }
+    bench.guest.assert_works();
+}
+
+#[test]
+fn a_tap_that_is_gone_is_a_fault_and_a_link_that_is_down() {
+    let mut bench = Bench::new(MERGED);
+    bench.give(0, 1, 1526);
+    bench.host = tempfile::tempfile().unwrap().into();
+    bench.guest.run();
+    assert_eq!(bench.guest.config::<2>(6), [0, 0]);
+    bench.guest.assert_broken("what the host put behind the device is gone");
+}
+
+#[test]
+fn a_reset_forgets_what_was_held() {
+    let mut bench = Bench::new(MERGED);
+    bench.give(0, 1, 100);
+    bench.arrives(&packet(1000)).unwrap();
+    bench.guest.run();
+    bench.guest.reset();
+    bench.guest.start(MERGED);
+    bench.give(0, 4, 1526);
+    assert_eq!(bench.received(), None);
+    bench.arrives(&packet(200)).unwrap();
+    bench.guest.run();
+    assert_eq!(bench.received().unwrap().0.len(), HEADER_LEN + 200);
+    bench.guest.assert_works();
+}
+
+/// A real tap, where the test may make one: in a network namespace of its own.
+#[test]
+fn a_real_tap_is_set_up_and_a_wrong_one_refused() {
+    let outcome = std::thread::spawn(|| {
+        // SAFETY: CLONE_FILES, the flag that is not safe, is not given; this thread ends with the test.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.ok()?;
+        let right = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let tap = Tap::new(make_tap(right)?).unwrap();
+        assert_ne!(tap.features() & 1 << VIRTIO_NET_F_GUEST_TSO4, 0);
+        tap.negotiated(u64::MAX);
+        for wrong in [libc::IFF_TAP | libc::IFF_NO_PI, libc::IFF_TUN | libc::IFF_NO_PI] {
+            assert!(matches!(Tap::new(make_tap(wrong)?), Err(NetError::Flags(_))));
+        }
+        Some(())
+    });
+    if outcome.join().unwrap().is_none() {
+        eprintln!("skipped: no tap can be made here (root and /dev/net/tun are needed)");
+    }
+}
+
+fn make_tap(flags: i32) -> Option<OwnedFd> {
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").ok()?;
+    // SAFETY: plain data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = flags as i16;
+    // SAFETY: reads and writes the request, which outlives the call.
+    let made = unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    (made == 0).then(|| tun.into())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever the header, the length and the cuts: what leaves keeps to the rules, the device works on.
+    #[test]
+    fn n01_no_header_gets_a_bad_frame_out(
+        header in proptest::array::uniform10(prop_oneof![0u8..6, any::<u8>()]),
+        len in prop_oneof![0usize..200, 1400usize..1600, 60_000usize..70_000],
+        cuts in proptest::collection::vec(0u32..70_000, 0..6),
+    ) {
+        let mut bench = Bench::new(MERGED);
+        let mut packet = packet(len);
+        packet[..10].copy_from_slice(&header);
+        bench.guest.put_bytes(TX_AT, &packet);
+        let end = packet.len() as u32;
+        let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % end).chain([0, end]).collect();
+        cuts.sort_unstable();
+        let pieces: Vec<_> =
+            cuts.windows(2).map(|cut| out(TX_AT + u64::from(cut[0]), cut[1] - cut[0])).collect();
+        bench.transmit_pieces(&pieces);
+        let sent = bench.sent();
+        prop_assert_eq!(sent.len() as u64 + bench.dropped()[0], 1);
+        for frame in sent {
+            prop_assert_eq!(&frame, &packet);
+            let field = |at: usize| usize::from(u16::from_le_bytes([frame[at], frame[at + 1]]));
+            let len = frame.len() - HEADER_LEN;
+            prop_assert!(frame[0] <= 1 && len <= MAX_FRAME);
+            prop_assert!(frame[0] == 0 || field(6) + field(8) + 2 <= len);
+            prop_assert!(frame[1] != 0 || len <= 1514);
+            prop_assert!(frame[1] == 0 || frame[0] == 1 && (1..=1480).contains(&field(4)));
+        }
+        bench.guest.assert_works();
+    }
+
+    /// Whatever the buffers: a frame arrives whole or not at all, and the next one finds its way.
+    #[test]
+    fn n02_any_buffers_get_whole_frames(
+        sizes in proptest::collection::vec(prop_oneof![0u32..40, 0u32..8000], 1..64),
+        frames in proptest::collection::vec(prop_oneof![14usize..2000, 2000usize..65_000], 1..8),
+    ) {
+        let mut bench = Bench::new(MERGED);
+        for (head, len) in (0u16..).zip(&sizes) {
+            bench.give(head, 1, *len);
+        }
+        let mut frames: Vec<_> = frames.into_iter().map(packet).collect();
+        frames.retain(|frame| bench.arrives(frame).is_ok());
+        bench.guest.run();
+        bench.give(64, 192, 8000);
+        let mut got = Vec::new();
+        loop {
+            match bench.received() {
+                Some((mut frame, _)) => {
+                    frame[NUM_BUFFERS..HEADER_LEN].fill(0);
+                    got.push(frame);
+                }
+                // Those given back empty have no header to be read.
+                None if bench.guest.peek_used(0) => {}
+                None => break,
+            }
+        }
+        prop_assert!(got == frames);
+        bench.guest.assert_works();
+    }
+}
