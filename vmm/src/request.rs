@@ -120,7 +120,7 @@ fn check_net(net: &NetConfig) -> Result<(), RequestError> {
 mod tests {
     use std::os::fd::AsFd;
 
-    use ampoule_vmm_api::DiskConfig;
+    use ampoule_vmm_api::{DiskConfig, RateLimit};
 
     use super::*;
 
@@ -169,7 +169,12 @@ mod tests {
         assert!(bad(|c| c.spare_disks = 16).contains("disks is 17"));
         assert!(bad(|c| c.guest_cid = 2).contains("context id"));
         assert!(bad(|c| c.listen = vec![1; 17]).contains("streams"));
-        let net = NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+        let net = NetConfig {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            from_guest: RateLimit::default(),
+            to_guest: RateLimit::default(),
+        };
         let with = |net: NetConfig, nets, spare_disks| {
             send(VmConfig { nets: vec![net; nets], spare_disks, ..config() }, 5 + nets)
         };

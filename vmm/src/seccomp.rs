@@ -109,6 +109,8 @@ const MAIN: &[Rule] = &[
     // Frames from and to a tap.
     (SYS_readv, Any),
     (SYS_writev, Any),
+    // When a network device may go on after a rate limit.
+    (SYS_timerfd_settime, Any),
     // A disk being attached: its kind and size.
     (SYS_fstat, Any),
     (SYS_lseek, Any),
@@ -257,6 +259,8 @@ mod tests {
         }
         let run: fn() = || call(SYS_ioctl, [-1, KVM_RUN.into(), 0]);
         assert_eq!((under(&vcpu, run), under(&main, run)), (0, SIGSYS));
+        let offload: fn() = || call(SYS_ioctl, [-1, SET_OFFLOAD.into(), 0]);
+        assert_eq!((under(&vcpu, offload), under(&main, offload)), (0, SIGSYS));
         let receive: fn() = || call(SYS_recvmsg, [-1, 0, 0]);
         assert_eq!((under(&vcpu, receive), under(&main, receive)), (SIGSYS, 0));
     }

@@ -48,6 +48,29 @@ pub struct NetConfig {
     /// The largest IP packet, [`MIN_MTU`] or more. Longer frames from the guest are not sent, but for those
     /// that the host cuts into segments.
     pub mtu: u16,
+    /// What the guest may send.
+    pub from_guest: RateLimit,
+    /// What the guest is given.
+    pub to_guest: RateLimit,
+}
+
+/// How fast frames may pass; those that come too early wait. By default as fast as they come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// Bytes of frames.
+    pub bytes: Option<Rate>,
+    /// Frames as the guest hands them over or gets them: a long one that the host cuts into segments
+    /// counts once.
+    pub packets: Option<Rate>,
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// In the long run, at least 1.
+    pub per_second: u64,
+    /// At once after a rest, at least 1.
+    pub burst: u64,
 }
 
 /// One virtio-blk device.

@@ -19,6 +19,6 @@ pub mod message;
 pub mod spawn;
 
 pub use channel::{Channel, ChannelError};
-pub use config::{DiskConfig, NetConfig, VmConfig};
+pub use config::{DiskConfig, NetConfig, Rate, RateLimit, VmConfig};
 pub use message::{Event, ExitCounts, Request, Stamps, StopCause};
 pub use spawn::{SpawnError, VmmExit, VmmProcess};

@@ -34,8 +34,10 @@
 //!   net: `ioctl(TUNSETOFFLOAD)`.
 //! - The event loop's thread: `read`, `write`, `futex`; block: `preadv`, `pwritev`, `fdatasync`,
 //!   `fallocate`, and to attach and detach `fstat`, `lseek`, `close`; vsock: `epoll_wait`, `epoll_ctl`,
-//!   `recvmsg`, `sendmsg`, `shutdown`, `close`; rng: `getrandom`; net: `epoll_wait`, `readv`, `writev`.
-//! - To make a device and its transport: `eventfd2`, `epoll_create1`; net: `fcntl`, the taps' `ioctl`s.
+//!   `recvmsg`, `sendmsg`, `shutdown`, `close`; rng: `getrandom`; net: `epoll_wait`, `readv`, `writev`,
+//!   `timerfd_settime`.
+//! - To make a device and its transport: `eventfd2`, `epoll_create1`; net: `fcntl`, the taps' `ioctl`s,
+//!   `timerfd_create`.
 //!
 //! Besides those: the heap's, and `fcntl(F_GETFD)` before each `close` in debug builds. `SIGXFSZ` must be
 //! ignored by the process: a file size limit is then an error of the write.

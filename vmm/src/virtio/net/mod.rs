@@ -2,15 +2,17 @@
 //!
 //! - [`frame`]: what the driver says about a frame, checked
 //! - [`tap`]: the tap and the I/O on it
+//! - [`limit`]: how fast frames may pass
 //! - [`transmit`], [`receive`]: the two directions
 //!
-//! Nothing is dropped because somebody is slow: a full tap stops the transmit ring, a guest without buffers
+//! Nothing is dropped because somebody is slow: a full tap or a limit stops the transmit ring, a guest without buffers or a limit
 //! stops the reading of the tap, where the host's queue fills up as before any slow link. What is dropped,
 //! and counted, is what the guest may not send and what it can never receive.
 //!
 //! There is no control queue: the tap belongs to this guest alone, and gives it all there is.
 
 pub mod frame;
+pub mod limit;
 pub mod receive;
 pub mod tap;
 pub mod transmit;
@@ -56,7 +58,7 @@ pub struct Net {
 
 impl Net {
     pub fn new(config: &NetConfig, tap: OwnedFd) -> Result<Self, NetError> {
-        Self::with(config, Tap::new(tap)?)
+        Self::with(config, Tap::new(config, tap)?)
     }
 
     fn with(config: &NetConfig, tap: Tap) -> Result<Self, NetError> {

@@ -1,17 +1,18 @@
-//! The tap: one descriptor, the shim's gift, and the I/O on it. Owns it and the epoll set that watches it
-//! (edge-triggered), and knows whether there is a point in trying.
+//! The tap: one descriptor, the shim's gift, and the I/O on it. Owns it, the limits of both directions and
+//! the epoll set that watches them all (edge-triggered), and knows whether there is a point in trying.
 
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
+use ampoule_vmm_api::NetConfig;
 use libc::*;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use virtio_bindings::virtio_net::*;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::frame::HEADER_LEN;
+use super::{frame::HEADER_LEN, limit::Limiter};
 use crate::virtio::{buffers::Buffers, retry};
 
 /// What a tap must have been made with.
@@ -21,6 +22,10 @@ const TCP: c_uint = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
 const UDP: c_uint = TUN_F_USO4 | TUN_F_USO6;
 /// Most pieces of guest memory in one system call (IOV_MAX is 1,024).
 const MAX_PIECES: usize = 1000;
+
+/// Event data of the tap, and of the limits' timers.
+const TAP: u64 = 0;
+const TIMER: u64 = 1;
 
 /// Why a descriptor cannot be a network device.
 #[derive(Debug, thiserror::Error)]
@@ -62,13 +67,15 @@ pub struct Tap {
     known: c_uint,
     readable: bool,
     writable: bool,
+    to_guest: Limiter,
+    from_guest: Limiter,
     up: bool,
     failure: Option<io::Error>,
 }
 
 impl Tap {
     /// Sets the tap up: header size, no offloads yet, no blocking.
-    pub fn new(fd: OwnedFd) -> Result<Self, NetError> {
+    pub fn new(config: &NetConfig, fd: OwnedFd) -> Result<Self, NetError> {
         check_flags(&fd)?;
         let setup = |what| move |source| NetError::Setup { what, source };
         let size = HEADER_LEN as c_int;
@@ -80,21 +87,39 @@ impl Tap {
             .find(|&offloads| set_offloads(&fd, offloads).is_ok())
             .unwrap_or(0);
         set_offloads(&fd, 0).map_err(setup("its offloads"))?;
-        Self::watch(fd, known).map_err(setup("waiting for it"))
+        Self::watch(config, fd, known).map_err(setup("waiting for it"))
     }
 
-    fn watch(fd: OwnedFd, known: c_uint) -> io::Result<Self> {
+    fn watch(config: &NetConfig, fd: OwnedFd, known: c_uint) -> io::Result<Self> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+        let to_guest = Limiter::new(&config.to_guest)?;
+        let from_guest = Limiter::new(&config.from_guest)?;
         let epoll = Epoll::new()?;
-        let changes = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(changes, 0))?;
-        Ok(Self { fd, epoll, known, readable: true, writable: true, up: true, failure: None })
+        let add = |fd, events, data| {
+            let event = EpollEvent::new(events | EventSet::EDGE_TRIGGERED, data);
+            epoll.ctl(ControlOperation::Add, fd, event)
+        };
+        add(fd.as_raw_fd(), EventSet::IN | EventSet::OUT, TAP)?;
+        for timer in [&to_guest, &from_guest].into_iter().filter_map(Limiter::timer) {
+            add(timer, EventSet::IN, TIMER)?;
+        }
+        Ok(Self {
+            fd,
+            epoll,
+            known,
+            readable: true,
+            writable: true,
+            to_guest,
+            from_guest,
+            up: true,
+            failure: None,
+        })
     }
 
     /// A socket of packets in place of a tap.
     #[cfg(test)]
-    pub fn stand_in(fd: impl Into<OwnedFd>) -> Self {
-        Self::watch(fd.into(), TCP | UDP).unwrap()
+    pub fn stand_in(config: &NetConfig, fd: impl Into<OwnedFd>) -> Self {
+        Self::watch(config, fd.into(), TCP | UDP).unwrap()
     }
 
     /// Readable when the tap needs [`poll`](Self::poll).
@@ -102,11 +127,12 @@ impl Tap {
         self.epoll.as_raw_fd()
     }
 
-    /// Takes note of what has changed. A tap that is gone is both readable and writable: to find out.
+    /// Takes note of what has changed. A tap that is gone is both readable and writable: to find out. Of a
+    /// timer there is nothing to note: the limits look at the clock.
     pub fn poll(&mut self) {
-        let mut events = [EpollEvent::default()];
+        let mut events = [EpollEvent::default(); 3];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
-        for event in &events[..count] {
+        for event in events[..count].iter().filter(|event| event.data() == TAP) {
             let gone = event.event_set().intersects(EventSet::ERROR | EventSet::HANG_UP);
             self.readable |= gone || event.event_set().contains(EventSet::IN);
             self.writable |= gone || event.event_set().contains(EventSet::OUT);
@@ -144,7 +170,7 @@ impl Tap {
 
     /// Reads one frame into guest memory, what does not fit there into `spill`. `None`: not now.
     pub fn read(&mut self, into: &Buffers<'_>, spill: &mut [u8]) -> Option<Frame> {
-        if !self.readable {
+        if !self.readable || !self.to_guest.may_pass() {
             return None;
         }
         let mut iovecs = into.iovecs();
@@ -158,7 +184,10 @@ impl Tap {
         match read {
             // A tap has no end; only what stands for it has.
             Ok(0) => self.fail(io::ErrorKind::UnexpectedEof.into()),
-            Ok(len) => return Some(Frame { len, direct: room.min(len) }),
+            Ok(len) => {
+                self.to_guest.charge(len.saturating_sub(HEADER_LEN));
+                return Some(Frame { len, direct: room.min(len) });
+            }
             Err(e) if is_gone(&e) => self.fail(e),
             Err(_) => self.readable = false,
         }
@@ -167,7 +196,7 @@ impl Tap {
 
     /// Writes one frame: `head`, then the rest from guest memory.
     pub fn write(&mut self, head: &[u8], rest: &Buffers<'_>) -> Sent {
-        if !self.writable {
+        if !self.writable || !self.from_guest.may_pass() {
             return Sent::Full;
         }
         let mut iovecs =
@@ -178,7 +207,10 @@ impl Tap {
             unsafe { writev(self.fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as c_int) }
         });
         match written {
-            Ok(_) => Sent::Done,
+            Ok(len) => {
+                self.from_guest.charge(len.saturating_sub(HEADER_LEN));
+                Sent::Done
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 self.writable = false;
                 Sent::Full
@@ -273,6 +305,12 @@ mod tests {
     #[test]
     fn what_is_no_tap_is_refused() {
         let file = tempfile::tempfile().unwrap();
-        assert!(matches!(Tap::new(file.into()), Err(NetError::NotTap(_))));
+        let config = NetConfig {
+            mac: [2; 6],
+            mtu: 1500,
+            from_guest: Default::default(),
+            to_guest: Default::default(),
+        };
+        assert!(matches!(Tap::new(&config, file.into()), Err(NetError::NotTap(_))));
     }
 }

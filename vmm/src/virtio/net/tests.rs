@@ -5,8 +5,10 @@ use std::{
     fs::OpenOptions,
     os::fd::{AsFd, AsRawFd},
     sync::Mutex,
+    time::{Duration, Instant},
 };
 
+use ampoule_vmm_api::{Rate, RateLimit};
 use proptest::prelude::*;
 use rustix::{
     io::Errno,
@@ -31,6 +33,11 @@ struct Bench {
 
 impl Bench {
     fn new(features: u64) -> Self {
+        Self::limited(features, RateLimit::default())
+    }
+
+    /// With the same limit for both directions.
+    fn limited(features: u64, limit: RateLimit) -> Self {
         let (host, tap) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -38,8 +45,8 @@ impl Bench {
             None,
         )
         .unwrap();
-        let config = NetConfig { mac: MAC, mtu: MTU };
-        let net = Net::with(&config, Tap::stand_in(tap)).unwrap();
+        let config = config(limit);
+        let net = Net::with(&config, Tap::stand_in(&config, tap)).unwrap();
         let net = Arc::new(Mutex::new(net));
         Self { guest: Guest::with_features(net.clone(), features), net, host }
     }
@@ -99,6 +106,10 @@ impl Bench {
     fn dropped(&self) -> [u64; 2] {
         lock(&self.net).dropped()
     }
+}
+
+fn config(limit: RateLimit) -> NetConfig {
+    NetConfig { mac: MAC, mtu: MTU, from_guest: limit, to_guest: limit }
 }
 
 /// A header without offloads, and a frame of `len` bytes from the guest.
@@ -165,6 +176,27 @@ fn frames_come_in_by_as_many_buffers_as_they_need() {
         let (mut got, count) = bench.received().unwrap();
         got[NUM_BUFFERS..HEADER_LEN].fill(0);
         assert_eq!((got == packet, count), (true, buffers), "a frame of {len} bytes");
+    }
+    assert_eq!(bench.dropped(), [0, 0]);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn the_used_ring_goes_round_in_the_middle_of_a_frame() {
+    let mut bench = Bench::new(MERGED);
+    bench.guest.queues[0].size = 8;
+    bench.guest.reset();
+    bench.guest.start(MERGED);
+    bench.give(0, 8, 500);
+    for round in 0..40 {
+        bench.arrives(&packet(1400 + round)).unwrap();
+        bench.guest.run();
+        let (got, buffers) = bench.received().unwrap();
+        assert_eq!((got.len(), buffers), (HEADER_LEN + 1400 + round, 3));
+        assert!(!bench.guest.peek_used(0));
+        for again in 0..3 {
+            bench.give(((3 * round + again) % 8) as u16, 1, 500);
+        }
     }
     assert_eq!(bench.dropped(), [0, 0]);
     bench.guest.assert_works();
@@ -268,6 +300,32 @@ fn a_full_tap_stops_the_ring_and_loses_nothing() {
         bench.guest.run();
     }
     assert!(sent == frames, "in order");
+    assert_eq!(bench.dropped(), [0, 0]);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn a_limit_makes_frames_wait_in_both_directions_and_loses_none() {
+    let rate = Rate { per_second: 200, burst: 2 };
+    let limit = RateLimit { packets: Some(rate), bytes: None };
+    let mut bench = Bench::limited(MERGED, limit);
+    let began = Instant::now();
+    bench.guest.put_bytes(TX_AT, &packet(60));
+    for head in 0..12 {
+        bench.arrives(&packet(60)).unwrap();
+        bench.guest.chain(bench.guest.queues[1].descriptors, head, &[out(TX_AT, 72)]);
+        bench.guest.publish(1, head);
+    }
+    bench.guest.kick(1);
+    bench.give(0, 20, 1526);
+    let (mut sent, mut received) = (bench.sent().len(), 0);
+    while (sent, received) != (12, 12) {
+        assert!(began.elapsed() < Duration::from_secs(10), "{sent} and {received} of 12");
+        bench.guest.run();
+        sent += bench.sent().len();
+        received += std::iter::from_fn(|| bench.received()).count();
+    }
+    assert!(began.elapsed() >= Duration::from_millis(45), "{:?}", began.elapsed());
     assert_eq!(bench.dropped(), [0, 0]);
     bench.guest.assert_works();
 }
@@ -378,11 +436,12 @@ fn a_real_tap_is_set_up_and_a_wrong_one_refused() {
         // SAFETY: CLONE_FILES, the flag that is not safe, is not given; this thread ends with the test.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.ok()?;
         let right = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        let tap = Tap::new(make_tap(right)?).unwrap();
+        let tap = Tap::new(&config(RateLimit::default()), make_tap(right)?).unwrap();
         assert_ne!(tap.features() & 1 << VIRTIO_NET_F_GUEST_TSO4, 0);
         tap.negotiated(u64::MAX);
         for wrong in [libc::IFF_TAP | libc::IFF_NO_PI, libc::IFF_TUN | libc::IFF_NO_PI] {
-            assert!(matches!(Tap::new(make_tap(wrong)?), Err(NetError::Flags(_))));
+            let refused = Tap::new(&config(RateLimit::default()), make_tap(wrong)?);
+            assert!(matches!(refused, Err(NetError::Flags(_))));
         }
         Some(())
     });
