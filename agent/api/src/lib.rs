@@ -21,8 +21,8 @@ pub fn files_of(container: &str) -> String {
     format!("/run/ampoule-files/{container}")
 }
 
-/// Options of mounts, by name, that are not the file system's own: bind, attributes ("r" before one: of all below too)
-/// and propagation.
+/// Options of mounts, by name, that are not the file system's own: bind, attributes ("r" before one: of all below too),
+/// propagation, and a copy of what a tmpfs hides.
 pub const MOUNT_OPTIONS: &[&str] = &[
     "atime",
     "bind",
@@ -68,5 +68,6 @@ pub const MOUNT_OPTIONS: &[&str] = &[
     "strictatime",
     "suid",
     "symfollow",
+    "tmpcopyup",
     "unbindable",
 ];

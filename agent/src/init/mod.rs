@@ -3,7 +3,7 @@
 //!
 //! - [`namespaces`][]: joining and preparing them
 //! - [`paths`][]: opening and making paths inside a root file system, and nowhere else
-//! - [`mounts`], with [`options`]: the spec's mounts
+//! - [`mounts`], with [`options`] and [`copy_up`]: the spec's mounts
 //! - [`devices`][]: /dev
 //! - [`terminal`][]: the process's terminal
 //! - [`random`][]: random numbers that come from the agent
@@ -15,6 +15,7 @@
 //! - [`first`][]: a PID 1 before the workload, where one is wished
 //! - [`exec`][]: finding the command and becoming it
 
+mod copy_up;
 mod devices;
 mod exec;
 mod first;

@@ -6,13 +6,14 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
     io::Errno,
     mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount},
     process::{chdir, fchdir, pivot_root},
 };
 
 use super::{
+    copy_up::copy_up,
     options::{self, Options},
     paths::{Root, guest_null, is_on_proc, kind},
 };
@@ -61,15 +62,29 @@ fn new(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError> 
         let object = format_args!("mount type {:?} at {destination}", wanted.kind);
         return Err(refuse("mount", object, "not supported"));
     };
+    if options.copy_up && *kernel != "tmpfs" {
+        let object = format_args!("option \"tmpcopyup\" of the {kernel} at {destination}");
+        return Err(refuse("mount", object, "only a tmpfs can be filled"));
+    }
     let source =
         format!("source={}", if wanted.source.is_empty() { kernel } else { &*wanted.source });
-    let data = options.data.iter().map(String::as_str).chain([source.as_str()]);
+    // As runc: a tmpfs has the mode of what it hides, unless it is said.
+    let hidden = root.find(destination).ok().filter(|_| *kernel == "tmpfs");
+    let mode = hidden.map(fstat).transpose().map_err(at("mount", destination))?;
+    let mode = mode.map(|stat| format!("mode={:o}", stat.st_mode & 0o7777));
+    let said = options.data.iter().map(String::as_str);
+    let data = mode.as_deref().into_iter().chain(said).chain([source.as_str()]);
     let mounted = mount::new(kernel, data, options.new_attributes())
         .map_err(at("mount", format_args!("{kernel} at {destination}")))?;
     let mut target = root.make_directory(destination)?;
     if matches!(*kernel, "proc" | "sysfs") {
         // What is masked below must be found where it is expected.
         target = root.find_plain(destination).map_err(at("mount", destination))?;
+    }
+    if options.copy_up {
+        let failed = format_args!("tmpcopyup at {destination}").to_string();
+        copy_up(&target, &mounted).map_err(at("mount", &failed))?;
+        options.attributes.apply(&mounted, false).map_err(at("mount", destination))?;
     }
     place(&mounted, &target, destination, options)
 }

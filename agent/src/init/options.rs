@@ -17,6 +17,8 @@ pub struct Options {
     pub recursive_attributes: Attributes,
     /// `MS_*` and whether it goes for all mounts below.
     pub propagation: Option<(u64, bool)>,
+    /// "tmpcopyup": a tmpfs begins with what it is mounted on.
+    pub copy_up: bool,
     /// The rest, for the file system.
     pub data: Vec<String>,
 }
@@ -77,6 +79,7 @@ impl Options {
         match option {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
+            "tmpcopyup" => self.copy_up = true,
             "defaults" => {}
             _ => {
                 if let Some(propagation) = propagation(option) {
@@ -92,9 +95,14 @@ impl Options {
         }
     }
 
-    /// For a new mount, where nothing needs clearing.
+    /// For a new mount, where nothing needs clearing. What is to be copied into has to be writable first.
     pub fn new_attributes(&self) -> MountAttrFlags {
-        MountAttrFlags::from_bits_retain(self.attributes.set as u32)
+        let mut attributes = MountAttrFlags::from_bits_retain(self.attributes.set as u32);
+        attributes.set(
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+            !self.copy_up && attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY),
+        );
+        attributes
     }
 }
 

@@ -151,6 +151,14 @@ async fn mounts_have_their_options_and_propagation() {
         assert!(lines[0].contains(word), "{word}: {}", lines[0]);
     }
     assert!(lines[1].contains(" 2048 ") && lines[2].contains("shared:"), "{lines:?}");
+    let copied = json!({"destination": "/etc/apk", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "ro", "mode=711"]});
+    let plain = json!({"destination": "/var/empty", "type": "tmpfs", "source": "tmpfs"});
+    let script =
+        "stat -c %a /etc/apk /etc/apk/world /var/empty; cat /etc/apk/arch; touch /etc/apk/x";
+    let output = run(&guest, script, &[("/mounts/-", copied), ("/mounts/-", plain)]).await;
+    assert_eq!(output.text(), "711\n644\n555\nx86_64\n");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("Read-only"), "{said}");
     let message = refusal(&guest, &[("/mounts/-", mount(&["sise=2m"]))]).await;
     assert!(message.contains("sise"), "{message}");
     let message = refusal(&guest, &[("/linux/rootfsPropagation", json!("public"))]).await;
