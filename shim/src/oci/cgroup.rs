@@ -67,6 +67,12 @@ fn folder(root: &Path, path: &Path) -> Option<PathBuf> {
     (plain && !names.as_os_str().is_empty()).then(|| root.join(names))
 }
 
+/// Leaves a cgroup that nothing is to be left of.
+pub fn leave(folder: &Path) {
+    let _ = join(Path::new(ROOT));
+    remove(Some(folder));
+}
+
 /// Once nobody is in it any more. Others may have made it go, or be in it.
 pub fn remove(folder: Option<&Path>) {
     let _ = folder.map(fs::remove_dir);

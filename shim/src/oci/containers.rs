@@ -27,7 +27,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{OciError, Result};
+use super::{OciError, Result, cgroup};
 use crate::{id::Id, timestamp::Timestamp};
 
 const RECORD: &str = "state.json";
@@ -231,6 +231,8 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if !self.keep {
             let _ = fs::remove_dir_all(&self.folder);
+            // Who would remove it finds no record of it any more.
+            self.record.cgroup.as_deref().map(cgroup::leave);
         }
     }
 }

@@ -137,7 +137,7 @@ pub const FIELDS: &[Field] = &[
     ),
     row("hooks.startContainer[].args", Guest, BY_KERNEL),
     row("hooks.startContainer[].env", Guest, BY_KERNEL),
-    row("hooks.startContainer[].timeout", Guest, HOOK_LIMIT),
+    row("hooks.startContainer[].timeout", Guest, "30 seconds unless given; a start has 60 in all"),
     row(
         "hooks.poststart[].path",
         Host,
