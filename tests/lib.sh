@@ -17,10 +17,12 @@ stage_guest() {
 stage_programs() {
     need gcc libc6-dev erofs-utils e2fsprogs
     local program
-    step "building ampoule, its containerd runtime and ampoule-vmm" cargo build --release --locked -p ampoule-shim -p ampoule-vmm
-    for program in ampoule ampoule-vmm containerd-shim-ampoule-v2; do
+    step "building ampoule and ampoule-vmm" cargo build --release --locked -p ampoule-shim -p ampoule-vmm
+    for program in ampoule ampoule-vmm; do
         place "${CARGO_TARGET_DIR:-target}/release/$program" "$1/bin/$program"
     done
+    # As containerd's runtime it is called by another name.
+    ln -sfn ampoule "$1/bin/containerd-shim-ampoule-v2"
 }
 
 # place FILE TARGET: copy unless it is there already, replacing at once.
@@ -74,7 +76,8 @@ demo() {
 
 install_to() {
     install -d "$2/bin" "$2/share/ampoule"
-    install -m 755 "$1"/bin/* "$2/bin/"
+    install -m 755 "$1"/bin/ampoule "$1"/bin/ampoule-vmm "$2/bin/"
+    ln -sfn ampoule "$2/bin/containerd-shim-ampoule-v2"
     install -m 644 "$1"/share/ampoule/* "$2/share/ampoule/"
     import_alpine "$2/bin/ampoule"
     say "installed to $2; try: $2/bin/ampoule run alpine -- uname -a"

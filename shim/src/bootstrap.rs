@@ -19,7 +19,10 @@ pub mod start;
 use std::{
     env,
     error::Error,
+    ffi::OsString,
     io::{self, Read, Write},
+    os::unix::ffi::OsStrExt,
+    path::Path,
     process::ExitCode,
 };
 
@@ -27,8 +30,16 @@ use crate::{daemon, error::chain_text, id::Id, text::complain};
 use args::{Action, Args, HELP};
 
 const NAME: &str = "containerd-shim-ampoule-v2";
+/// How the name of every runtime of containerd begins.
+const RUNTIME: &[u8] = b"containerd-shim-";
 /// containerd sends less.
 const MAX_INPUT: u64 = 10 << 20;
+
+/// Whether a command line, the program's name first, is containerd's.
+pub fn is_meant(words: &[OsString]) -> bool {
+    let name = words.first().and_then(|word| Path::new(word).file_name());
+    name.is_some_and(|name| name.as_bytes().starts_with(RUNTIME))
+}
 
 /// The program.
 pub fn main() -> ExitCode {

@@ -1,9 +1,9 @@
-//! The `ampoule` program.
+//! The `ampoule` program, which is also `containerd-shim-ampoule-v2` when it is called by that name.
 
 use std::{env, ffi::OsString, process::ExitCode};
 
 use ampoule_shim::{
-    cli::Cli, commands::dispatch, error::usage, oci, text::speak_json, timings::Timings,
+    bootstrap, cli::Cli, commands::dispatch, error::usage, oci, text::speak_json, timings::Timings,
 };
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -11,6 +11,9 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let timings = Timings::begin();
     let words: Vec<OsString> = env::args_os().collect();
+    if bootstrap::is_meant(&words) {
+        return bootstrap::main();
+    }
     if oci::is_meant(&words) {
         return oci::main(&words).into();
     }

@@ -8,6 +8,7 @@ use std::{
     os::unix::{
         fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
         net::UnixStream,
+        process::CommandExt,
     },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -27,9 +28,14 @@ use serde_json::json;
 use tempfile::TempDir;
 use ttrpc::{Code, context, proto::Request};
 
-const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-ampoule-v2");
 const LIMIT: Duration = Duration::from_secs(20);
 const NAMESPACE: &str = "test";
+
+fn shim() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ampoule"));
+    command.arg0("/usr/local/bin/containerd-shim-ampoule-v2");
+    command
+}
 
 /// The folders of a containerd, and of the shims it starts; those that still run at the end are killed.
 struct Containerd(TempDir);
@@ -90,7 +96,7 @@ struct Bundle<'a> {
 
 impl Bundle<'_> {
     fn command(&self, action: &str) -> Command {
-        let mut command = Command::new(SHIM);
+        let mut command = shim();
         let address = self.containerd.path("containerd.sock");
         command.args(["-namespace", NAMESPACE, "-address"]).arg(address);
         command.args(["-publish-binary", "/usr/bin/containerd", "-id", &self.id]);
@@ -363,7 +369,7 @@ fn mistakes_are_one_line_and_leave_nothing() {
         (&["-namespace", NAMESPACE, "-id", "c1", "stop"], "stop"),
         (&["-namespace", NAMESPACE, "-id", "c1"], "containerd starts this"),
     ] {
-        let output = Command::new(SHIM).args(words).stdin(Stdio::null()).output().unwrap();
+        let output = shim().args(words).stdin(Stdio::null()).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && text.contains(part), "{text}");
         assert_eq!((text.lines().count(), output.stdout.len()), (1, 0));
@@ -372,7 +378,7 @@ fn mistakes_are_one_line_and_leave_nothing() {
 
 #[test]
 fn it_says_what_it_is() {
-    let output = Command::new(SHIM).arg("-info").stdin(Stdio::null()).output().unwrap();
+    let output = shim().arg("-info").stdin(Stdio::null()).output().unwrap();
     let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!(info.name, "io.containerd.ampoule.v2");
     assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
@@ -382,7 +388,7 @@ fn it_says_what_it_is() {
     assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], false);
     assert_eq!(output.stderr, b"");
     for flag in ["-v", "-version"] {
-        let output = Command::new(SHIM).arg(flag).output().unwrap();
+        let output = shim().arg(flag).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains(env!("CARGO_PKG_VERSION")), "{text}");
     }
