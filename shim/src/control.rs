@@ -22,7 +22,7 @@ use rustix::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::unix::AsyncFd;
 
-use crate::{registry::Ended, vm::watch};
+use crate::{error::Failure, registry::Ended, vm::watch};
 pub use client::{Connection, ControlError};
 pub use server::{Container, Phase, Server};
 
@@ -91,11 +91,7 @@ pub enum Response {
     Status(Status),
     /// As the guest numbers them.
     Pids(Vec<u32>),
-    /// Why not, and the exit code for it.
-    Failed {
-        text: String,
-        code: u8,
-    },
+    Failed(Failure),
 }
 
 /// How far a container is, in OCI's words (runtime.md, State).

@@ -78,8 +78,8 @@ fn begin_log(bundle: &Path, args: &Args) {
     let filter = EnvFilter::try_from_env("AMPOULE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let fifo = Arc::new(Fifo::open(&bundle.join("log"), &args.id));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(fifo);
-    // It cannot be there already.
-    let _ = log.try_init();
+    // It cannot be there already. What cannot be written is lost: there is no standard error to say so.
+    let _ = log.log_internal_errors(false).try_init();
     // A panic ends the process; without this nobody would know why.
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
 }

@@ -10,9 +10,11 @@
 //! With `--json` the same is one line, `{"error":{...}}`, with the fields of [`Report`].
 //!
 //! - [`facts`]: what an error is about, beyond its words
+//! - [`failure`]: one that happened in another process of ours
 //! - [`usage`]: command lines that are no command
 
 mod facts;
+mod failure;
 pub mod usage;
 
 use std::{error::Error, fmt, iter, sync::Arc};
@@ -21,12 +23,14 @@ use serde::Serialize;
 
 use crate::{
     commands::FAILURE,
+    control::ControlError,
     sandbox::StartFailure,
     text::{complain, is_json},
     vm::Death,
 };
 use facts::Facts;
 pub use facts::Phase;
+pub use failure::Failure;
 
 /// An error in parts. The names of the fields are those of the JSON, and stay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -103,7 +107,11 @@ pub fn chain_text(error: &(dyn Error + 'static)) -> String {
 
 /// The chain's texts.
 fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
-    let mut texts: Vec<String> = chain(error).map(ToString::to_string).collect();
+    let links = chain(error).flat_map(|link| match link.downcast_ref::<ControlError>() {
+        Some(ControlError::Failed(failure)) => failure.causes.clone(),
+        _ => vec![link.to_string()],
+    });
+    let mut texts: Vec<String> = links.collect();
     // A link that is transparent, or repeats its cause, says nothing new.
     texts.dedup_by(|cause, link| link.ends_with(&**cause));
     texts.retain(|text| !text.is_empty());

@@ -20,7 +20,9 @@ fn main() -> ExitCode {
     // What the verifier of certificates logs, our own errors say.
     let default = "error,rustls_platform_verifier=off";
     let filter = EnvFilter::try_from_env("AMPOULE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be written is lost: to say so on the same full disk would be a panic.
+    log.log_internal_errors(false).init();
     match Cli::try_parse() {
         Ok(cli) => {
             if cli.global.json {

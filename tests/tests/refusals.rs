@@ -152,7 +152,6 @@ impl Drop for SmallStore {
 }
 
 #[test]
-#[ignore = "the sandbox was seen to end when its host's disk is full; why is not known yet"]
 fn a_full_disk_under_a_sandbox_is_the_containers_error_too() {
     let store = SmallStore::new("24m");
     let command = |args: &[&str]| ampoule(args).env("AMPOULE_ROOT", &store.0);

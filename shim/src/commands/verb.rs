@@ -43,7 +43,7 @@ pub enum VerbError {
 impl VerbError {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Self::Control(_, ControlError::Failed { code, .. }) => *code,
+            Self::Control(_, ControlError::Failed(failure)) => failure.code,
             other => exit_code(other),
         }
     }

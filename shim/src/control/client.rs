@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{ExecRequest, Peer, Request, Response, socket};
-use crate::{registry::Ended, sandbox::Streams};
+use crate::{error::Failure, registry::Ended, sandbox::Streams};
 
 /// How long an answer may take that waits for nothing but the guest: more than the agent is given.
 const LIMIT: Duration = Duration::from_secs(35);
@@ -27,8 +27,8 @@ pub enum ControlError {
     #[error("control socket")]
     Channel(#[source] ChannelError),
     /// What the sandbox answered.
-    #[error("{text}")]
-    Failed { text: String, code: u8 },
+    #[error("{0}")]
+    Failed(Failure),
 }
 
 impl From<ChannelError> for ControlError {
@@ -74,7 +74,7 @@ impl Connection {
     /// The next answer, whenever it comes. Cancel-safe.
     pub async fn receive(&self) -> Result<(Response, Vec<OwnedFd>)> {
         match self.0.receive().await? {
-            (Response::Failed { text, code }, _) => Err(ControlError::Failed { text, code }),
+            (Response::Failed(failure), _) => Err(ControlError::Failed(failure)),
             answer => Ok(answer),
         }
     }
@@ -127,7 +127,7 @@ impl Connection {
             match self.receive().await {
                 Ok((Response::Ended(ended), _)) => return Ok(ended),
                 // Of a signal or a size that came too late.
-                Ok(_) | Err(ControlError::Failed { .. }) => {}
+                Ok(_) | Err(ControlError::Failed(_)) => {}
                 Err(error) => return Err(error),
             }
         }

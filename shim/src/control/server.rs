@@ -23,7 +23,7 @@ use tokio::{
 use super::{ExecRequest, Peer, Request, Response, Stats, Status, socket};
 use crate::{
     config::{Config, ConfigError},
-    error::{chain_text, exit_code},
+    error::Failure,
     id::Id,
     journal::Journal,
     registry::Ended,
@@ -246,7 +246,11 @@ fn send_streams(
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
-    Response::Failed { text: chain_text(error), code: exit_code(error) }
+    Response::Failed(Failure::of(error))
+}
+
+fn refused(why: &str) -> Response {
+    Response::Failed(Failure::refused(why))
 }
 
 /// The console stays in the record: a message has no room for all that a guest may have said.
@@ -266,7 +270,7 @@ impl Container {
             Request::Wait if process.exec.is_none() => {
                 match end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone()) {
                     Some(ended) => tell(ended),
-                    None => Response::Failed { text: "the sandbox is gone".into(), code: 125 },
+                    None => refused("the sandbox is gone"),
                 }
             }
             Request::Wait => match self.sandbox.wait(&process).await {
@@ -299,7 +303,7 @@ impl Container {
                 Response::Done
             }
             Request::Exec(_) | Request::ExecProcess | Request::Console(_) | Request::Attach => {
-                Response::Failed { text: "a connection is for one process".into(), code: 125 }
+                refused("a connection is for one process")
             }
         }
     }
@@ -392,14 +396,13 @@ impl Container {
     }
 
     fn attach(&self) -> (Response, Streams) {
-        let refused = |text: String| Response::Failed { text, code: 125 };
         let Some(journal) = &self.journal else {
             let text = "it runs in the foreground: its streams are those of its `ampoule run`";
-            return (refused(text.into()), Streams::default());
+            return (refused(text), Streams::default());
         };
         match journal.attach() {
             Ok(streams) => (said(&streams), streams),
-            Err(error) => (refused(format!("attach: {error}")), Streams::default()),
+            Err(error) => (refused(&format!("attach: {error}")), Streams::default()),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::{error::Error, fmt, io};
 
 use ampoule_vmm_api::spawn::SpawnError;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::chain;
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What a command was doing. The names are part of the JSON, and stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Reading the command line and the files it names.
@@ -105,6 +105,8 @@ pub(super) fn of(error: &(dyn Error + 'static)) -> Facts {
         verb(error)
     } else if let Some(error) = error.downcast_ref::<ImageError>() {
         image(error)
+    } else if let Some(error) = error.downcast_ref::<SandboxError>() {
+        sandbox(error)
     } else if let Some(error) = error.downcast_ref::<ConfigError>() {
         Facts::at(Phase::Config).of(error.object())
     } else if let Some(error) = error.downcast_ref::<InstallError>() {
@@ -162,6 +164,7 @@ fn verb(error: &VerbError) -> Facts {
                 ControlError::Silent => facts.hint(format!("`ampoule rm -f {id}` ends it")),
                 ControlError::Gone => facts.hint("`ampoule ps -a` tells what became of it"),
                 ControlError::TooLong => facts.hint("hand a long script over on stdin, with -i"),
+                ControlError::Failed(failure) => failure.facts(),
                 _ => facts,
             }
         }

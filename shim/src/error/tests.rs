@@ -61,6 +61,11 @@ fn start(source: StartFailure) -> RunError {
     RunError::Sandbox(SandboxError::Start { process: ProcessId::init(id("web")), source })
 }
 
+fn no_command() -> SandboxError {
+    let source = StartFailure::NotFound("nosuch".into());
+    SandboxError::Start { process: ProcessId::init(id("web")), source }
+}
+
 /// A command, the error it ended with, the line that tells of it, the object, a part of the hint.
 type Row<'a> = (&'a str, Box<dyn Error>, &'a str, Option<&'a str>, &'a str);
 
@@ -152,6 +157,13 @@ fn rows() -> Vec<Row<'static>> {
             "exec: sandbox web: control socket: it did not answer within 35 s",
             Some("web"),
             "ampoule rm -f web",
+        ),
+        (
+            "exec",
+            Box::new(control(ControlError::Failed(Failure::of(&no_command())))),
+            "exec: start: sandbox web: start container web: command not found: nosuch",
+            Some("web"),
+            "on its PATH",
         ),
         (
             "logs",

@@ -67,7 +67,9 @@ impl OciError {
     /// Why a process of a container could not be started.
     pub fn start(id: &str, error: ControlError) -> Self {
         match error {
-            ControlError::Failed { code: NOT_FOUND, .. } => Self::NoCommand(error),
+            ControlError::Failed(ref failure) if failure.code == NOT_FOUND => {
+                Self::NoCommand(error)
+            }
             error => Self::Control(id.into(), error),
         }
     }
