@@ -1,8 +1,25 @@
-//! The one network interface there is without a network: loopback.
+//! The guest's network: loopback, and the interfaces that the host gives it.
+//!
+//! - [`messages`]: what the host said, as the kernel wants it
 
-use std::{io, mem, os::fd::AsRawFd};
+mod messages;
 
+use std::{collections::HashMap, fs, io, mem, os::fd::AsRawFd, path::Path};
+
+use ampoule_agent_api::{
+    agent::{Address, ConfigureNetworkRequest, Interface, Neighbour, Route},
+    netlink::Netlink,
+};
+use netlink_packet_core::{Emitable, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::link::LinkMessage;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::plan::{StepError, at, refuse};
+use messages::Device;
+
+const STEP: &str = "network";
+/// What the kernel makes a name of that is not taken.
+const SOME_NAME: &str = "given%d";
 
 /// Brings `lo` of the current network namespace up; the kernel adds its addresses.
 pub fn loopback_up() -> io::Result<()> {
@@ -18,3 +35,123 @@ pub fn loopback_up() -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Gives this network namespace all that the host says.
+pub fn configure(request: &ConfigureNetworkRequest) -> Result<(), StepError> {
+    let netlink = Netlink::open().map_err(at(STEP, "netlink socket"))?;
+    let mut guest = Guest { netlink, indexes: HashMap::new() };
+    guest.find(&request.interfaces)?;
+    request.interfaces.iter().try_for_each(|interface| guest.set_up(interface))?;
+    request.routes.iter().try_for_each(|route| guest.route(route))?;
+    request.neighbours.iter().try_for_each(|neighbour| guest.neighbour(neighbour))
+}
+
+struct Guest {
+    netlink: Netlink,
+    /// Of the host's interfaces, by their names.
+    indexes: HashMap<String, u32>,
+}
+
+impl Guest {
+    /// Finds the interfaces, and calls them as the host does. None may have another one's name while that still has it.
+    fn find(&mut self, interfaces: &[Interface]) -> Result<(), StepError> {
+        let devices: Vec<Device> = self
+            .netlink
+            .list(libc::RTM_GETLINK, &LinkMessage::default())
+            .map_err(at(STEP, "devices"))?;
+        for Interface { name, mac, .. } in interfaces {
+            let found = devices.iter().find(|device| device.mac == *mac);
+            let missing =
+                || refuse(STEP, name, format_args!("no device has the MAC {}", text(mac)));
+            let index = found.ok_or_else(missing)?.index;
+            self.indexes.insert(name.clone(), index);
+            self.change(libc::RTM_SETLINK, 0, &messages::rename(index, SOME_NAME), name)?;
+        }
+        interfaces.iter().try_for_each(|Interface { name, .. }| {
+            let index = self.index(name)?;
+            self.change(libc::RTM_SETLINK, 0, &messages::rename(index, name), name)
+        })
+    }
+
+    fn index(&self, name: &str) -> Result<u32, StepError> {
+        self.indexes
+            .get(name)
+            .copied()
+            .ok_or_else(|| refuse(STEP, name, "not one of the sandbox's"))
+    }
+
+    fn set_up(&mut self, interface: &Interface) -> Result<(), StepError> {
+        let name = &interface.name;
+        let index = self.index(name)?;
+        let mtu = interface.mtu;
+        self.change(
+            libc::RTM_SETLINK,
+            0,
+            &messages::mtu(index, mtu),
+            &format!("{name}: MTU {mtu}"),
+        )?;
+        ipv6(interface)?;
+        interface.addresses.iter().try_for_each(|address| self.address(name, index, address))?;
+        self.change(libc::RTM_SETLINK, 0, &messages::up(index), &format!("{name}: up"))
+    }
+
+    fn address(&mut self, name: &str, index: u32, address: &Address) -> Result<(), StepError> {
+        let object =
+            format!("{name}: address {}", messages::prefix(&address.ip, address.prefix_length));
+        let message =
+            messages::address(index, address).ok_or_else(|| refuse(STEP, &object, "not valid"))?;
+        self.change(libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &message, &object)
+    }
+
+    fn route(&mut self, route: &Route) -> Result<(), StepError> {
+        let object =
+            format!("route to {}", messages::prefix(&route.destination, route.prefix_length));
+        let hops = route.next_hops.iter().map(|hop| Ok((self.index(&hop.interface)?, hop)));
+        let hops: Vec<_> = hops.collect::<Result<_, StepError>>()?;
+        let message =
+            messages::route(route, &hops).ok_or_else(|| refuse(STEP, &object, "not valid"))?;
+        self.change(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, &message, &object)
+    }
+
+    fn neighbour(&mut self, neighbour: &Neighbour) -> Result<(), StepError> {
+        let object = format!("neighbour {}", messages::prefix(&neighbour.ip, 0));
+        let index = self.index(&neighbour.interface)?;
+        let message = messages::neighbour(index, neighbour)
+            .ok_or_else(|| refuse(STEP, &object, "not valid"))?;
+        self.change(libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &message, &object)
+    }
+
+    fn change(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        message: &impl Emitable,
+        object: &str,
+    ) -> Result<(), StepError> {
+        self.netlink.change(kind, flags, message).map_err(at(STEP, object))
+    }
+}
+
+fn text(mac: &[u8]) -> String {
+    mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// An interface whose MTU is too small for it has no such settings, nor the protocol.
+fn ipv6(interface: &Interface) -> Result<(), StepError> {
+    let folder = Path::new("/proc/sys/net/ipv6/conf").join(&interface.name);
+    let settings =
+        [("accept_ra", interface.accept_ra), ("disable_ipv6", interface.disable_ipv6.into())];
+    for (setting, value) in settings {
+        let path = folder.join(setting);
+        match fs::write(&path, value.to_string()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(at(STEP, path.display())(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

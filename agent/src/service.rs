@@ -7,10 +7,10 @@ use std::{future::Future, sync::Arc};
 
 use ampoule_agent_api::{
     agent::{
-        ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
-        CreateResponse, Empty, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
-        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
-        WaitOomRequest, WaitOomResponse, WaitResponse,
+        ConfigureNetworkRequest, ContainerRequest, CreateConsoleRequest, CreateContainerRequest,
+        CreateExecRequest, CreateResponse, Empty, HelloRequest, HelloResponse, PidsResponse,
+        ProcessRequest, ResizePtyRequest, SignalRequest, StartResponse, StatsResponse,
+        UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
     },
     agent_ttrpc::Agent,
 };
@@ -23,6 +23,7 @@ use crate::{
     clock,
     container::Container,
     error::Error,
+    network,
     plan::{at, refuse},
     process::Process,
     reaper::Reaper,
@@ -62,6 +63,15 @@ impl Agent for Service {
             kernel_release: uname().release().to_string_lossy().into_owned(),
             ..Default::default()
         })
+    }
+
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        req: ConfigureNetworkRequest,
+    ) -> ttrpc::Result<Empty> {
+        network::configure(&req).map_err(Error::from)?;
+        Ok(Empty::new())
     }
 
     async fn create_container(

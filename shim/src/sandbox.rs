@@ -32,6 +32,7 @@ use tokio::{
 use crate::{
     agent::{Agent, AgentError},
     id::Id,
+    network::Network,
     spec::{SpecError, guest_resources},
     vm::{Death, Disk, VmError},
 };
@@ -67,6 +68,8 @@ pub struct SandboxConfig {
     pub disks: Vec<Disk>,
     /// Empty slots after those, for [`Sandbox::attach_disk`].
     pub spare_disks: u8,
+    /// What its containers are connected by; else each has a loopback of its own, or the one it joins.
+    pub network: Option<Network>,
     /// Further words of the guest kernel's command line.
     pub cmdline: String,
     /// Containers may be given seeds: the guest has no source of randomness that cannot be replaced.

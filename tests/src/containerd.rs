@@ -279,7 +279,11 @@ conf_dir = "/run/test/cni"
 /// The network of all pods: a bridge.
 const NETWORK: &str = r#"{
     "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "pods0", "isGateway": true,
-    "ipam": {"type": "host-local", "subnet": "10.88.0.0/24", "dataDir": "/run/test/ipam"}
+    "ipam": {
+        "type": "host-local", "dataDir": "/run/test/ipam",
+        "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd88::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    }
 }"#;
 
 const DATABASES: [&str; 2] = [

@@ -62,6 +62,7 @@ pub fn config(name: &str) -> SandboxConfig {
         guest_image: paths.guest,
         disks: Vec::new(),
         spare_disks: 4,
+        network: None,
         cmdline: String::new(),
         seeded: false,
         oom_score_adj: 0,

@@ -300,6 +300,7 @@ async fn prepare(
         guest_image: paths.guest.clone(),
         disks,
         spare_disks: 0,
+        network: None,
         cmdline: String::new(),
         seeded: args.seed.is_some(),
         boot_timeout: Duration::from_secs(args.boot_timeout.into()),

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     agent::{Agent, AgentError, Code},
     id::Id,
+    network::Joined,
     spec::{Counterparts, guest_process, guest_spec},
     text::one_line,
     vm::{Cause, Death, Disk, Report, Vm},
@@ -77,6 +78,9 @@ pub(super) struct Owner {
     record: BootRecord,
     table: Table,
     disks: Disks,
+    /// Undone when the VM has died. Containers share the network of a guest that has one.
+    network: Option<Joined>,
+    has_network: bool,
     calls: JoinSet<Done>,
     waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
     queue: mpsc::Receiver<Input>,
@@ -98,6 +102,8 @@ impl Owner {
             record: booted.record,
             table: Table::default(),
             disks: Disks::new(booted.spare_slots),
+            has_network: booted.network.is_some(),
+            network: booted.network,
             calls: JoinSet::new(),
             waiters: HashMap::new(),
             queue,
@@ -215,7 +221,11 @@ impl Owner {
             Some(container) => Some(self.table.pid(&ProcessId::init(container.clone()))?),
             None => None,
         };
-        Ok(Counterparts { binds: copies.chain(config.binds.clone()).collect(), namespaces_of })
+        Ok(Counterparts {
+            binds: copies.chain(config.binds.clone()).collect(),
+            namespaces_of,
+            network: self.has_network,
+        })
     }
 
     fn create_exec(&mut self, config: ExecConfig, reply: Reply<Created>) {
@@ -481,6 +491,7 @@ impl Owner {
         self.death = Some(death.clone());
         self.calls.abort_all();
         self.disks.forget();
+        drop(self.network.take());
         let events = self.table.ended(&death, SystemTime::now());
         self.publish(events);
         self.publish(vec![Event::Stopped { death: death.clone() }]);
