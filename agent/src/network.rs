@@ -55,15 +55,16 @@ struct Guest {
 impl Guest {
     /// Finds the interfaces, and calls them as the host does. None may have another one's name while that still has it.
     fn find(&mut self, interfaces: &[Interface]) -> Result<(), StepError> {
-        let devices: Vec<Device> = self
+        let mut devices: Vec<Device> = self
             .netlink
             .list(libc::RTM_GETLINK, &LinkMessage::default())
             .map_err(at(STEP, "devices"))?;
         for Interface { name, mac, .. } in interfaces {
-            let found = devices.iter().find(|device| device.mac == *mac);
             let missing =
                 || refuse(STEP, name, format_args!("no device has the MAC {}", text(mac)));
-            let index = found.ok_or_else(missing)?.index;
+            // Several of one MAC are in the order in which the host has them.
+            let found = devices.iter().position(|device| device.mac == *mac);
+            let index = devices.remove(found.ok_or_else(missing)?).index;
             self.indexes.insert(name.clone(), index);
             self.change(libc::RTM_SETLINK, 0, &messages::rename(index, SOME_NAME), name)?;
         }

@@ -19,7 +19,7 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
-        RouteNextHopFlags, RouteProtocol, RouteType, RouteVia,
+        RouteNextHop, RouteNextHopFlags, RouteProtocol, RouteType, RouteVia,
     },
 };
 
@@ -229,7 +229,7 @@ fn route(message: &RouteMessage, names: &Names<'_>) -> Option<agent::Route> {
         ..Default::default()
     };
     let mut table = u32::from(header.table);
-    let (mut interface, mut hop) = (None, agent::NextHop::default());
+    let (mut interface, mut hop, mut several) = (None, agent::NextHop::default(), false);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,
@@ -241,19 +241,8 @@ fn route(message: &RouteMessage, names: &Names<'_>) -> Option<agent::Route> {
             }
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::MultiPath(hops) => {
-                route.next_hops = hops
-                    .iter()
-                    .map(|next| {
-                        let mut hop = agent::NextHop {
-                            interface: names.get(&next.interface_index)?.to_string(),
-                            on_link: next.flags.contains(RouteNextHopFlags::Onlink),
-                            weight: next.hops.into(),
-                            ..Default::default()
-                        };
-                        next.attributes.iter().for_each(|a| via(a, &mut hop));
-                        Some(hop)
-                    })
-                    .collect::<Option<_>>()?;
+                route.next_hops = hops.iter().filter_map(|hop| next_hop(hop, names)).collect();
+                several = true;
             }
             other => via(other, &mut hop),
         }
@@ -263,17 +252,29 @@ fn route(message: &RouteMessage, names: &Names<'_>) -> Option<agent::Route> {
         return None;
     }
     match header.kind {
-        RouteType::Unicast if route.next_hops.is_empty() => {
+        RouteType::Unicast if !several => {
             hop.interface = names.get(&interface?)?.to_string();
             hop.on_link = header.flags.contains(RouteFlags::Onlink);
             route.next_hops = vec![hop];
         }
-        RouteType::Unicast => {}
+        RouteType::Unicast if !route.next_hops.is_empty() => {}
         RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit
             if header.protocol != RouteProtocol::Kernel => {}
         _ => return None,
     }
     (!is_link_local(&route.destination)).then_some(route)
+}
+
+/// One of several.
+fn next_hop(next: &RouteNextHop, names: &Names<'_>) -> Option<agent::NextHop> {
+    let mut hop = agent::NextHop {
+        interface: names.get(&next.interface_index)?.to_string(),
+        on_link: next.flags.contains(RouteNextHopFlags::Onlink),
+        weight: next.hops.into(),
+        ..Default::default()
+    };
+    next.attributes.iter().for_each(|attribute| via(attribute, &mut hop));
+    Some(hop)
 }
 
 /// The gateway, if it is that.

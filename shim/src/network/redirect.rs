@@ -22,6 +22,9 @@ const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 /// The filter's priority in the upper half, in the lower one ETH_P_ALL in network order.
 const FIRST_FOR_ALL: u32 = 1 << 16 | (libc::ETH_P_ALL as u16).to_be() as u32;
 
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+const CATCH: &str = "catch what comes in (tc)";
+
 /// The interfaces that a guest is joined to, whose frames go back to the namespace when this is dropped. It keeps the
 /// namespace alive.
 #[derive(Debug)]
@@ -46,7 +49,9 @@ impl Joined {
         let index = name_to_index(self.netlink.as_fd(), &tap.name);
         let index = index.map_err(|e| failed("find its tap")(e.into()))?;
         self.set_up(index, link.mtu).map_err(failed("set up its tap"))?;
+        self.catch(index).map_err(failed(CATCH))?;
         self.redirect(index, link.index).map_err(failed("redirect its tap's frames to it (tc)"))?;
+        self.catch(link.index).map_err(failed(CATCH))?;
         self.indexes.push(link.index);
         self.redirect(link.index, index).map_err(failed("redirect its frames to its tap (tc)"))
     }
@@ -68,15 +73,35 @@ impl Joined {
         self.netlink.change(libc::RTM_SETLINK, 0, &message)
     }
 
-    fn redirect(&mut self, from: u32, to: u32) -> io::Result<()> {
+    /// Makes an `ingress`.
+    fn catch(&mut self, from: u32) -> io::Result<()> {
         let qdisc = ingress(from);
-        // One of a sandbox whose shim was killed.
-        let _ = self.netlink.change(libc::RTM_DELQDISC, 0, &qdisc);
-        let new = NLM_F_CREATE | NLM_F_EXCL;
-        self.netlink.change(libc::RTM_NEWQDISC, new, &qdisc)?;
+        match self.netlink.change(libc::RTM_NEWQDISC, NEW, &qdisc) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.clear(from)?;
+                self.netlink.change(libc::RTM_NEWQDISC, NEW, &qdisc)
+            }
+            made => made,
+        }
+    }
+
+    /// Takes away what a sandbox has left whose shim was killed. What somebody else does there would be without effect: that
+    /// is refused.
+    fn clear(&mut self, index: u32) -> io::Result<()> {
+        let mut all = TcMessage::with_index(index as i32);
+        all.header.parent = INGRESS;
+        let filters: Vec<TcMessage> = self.netlink.list(libc::RTM_GETTFILTER, &all)?;
+        if filters.iter().all(leads_nowhere) {
+            self.netlink.change(libc::RTM_DELQDISC, 0, &ingress(index))
+        } else {
+            Err(io::Error::other("somebody else has filters (tc) for what comes in there"))
+        }
+    }
+
+    fn redirect(&mut self, from: u32, to: u32) -> io::Result<()> {
         let mut done = Ok(());
         for (kind, options) in [("matchall", match_all(to)), ("u32", match_u32(to))] {
-            done = self.netlink.change(libc::RTM_NEWTFILTER, new, &filter(from, kind, options));
+            done = self.netlink.change(libc::RTM_NEWTFILTER, NEW, &filter(from, kind, options));
             // Not every kernel has the first one.
             if !matches!(&done, Err(e) if e.raw_os_error() == Some(libc::ENOENT)) {
                 break;
@@ -100,7 +125,34 @@ impl Drop for Joined {
     }
 }
 
-fn ingress(index: u32) -> TcMessage {
+/// Whether it does no more than a redirection to an interface that has gone.
+fn leads_nowhere(filter: &TcMessage) -> bool {
+    options(filter).all(|option| match option {
+        TcOption::MatchAll(TcFilterMatchAllOption::Action(actions))
+        | TcOption::U32(TcFilterU32Option::Action(actions)) => actions.iter().all(is_to_nobody),
+        option => matches!(option, TcOption::MatchAll(_) | TcOption::U32(_)),
+    })
+}
+
+fn options(filter: &TcMessage) -> impl Iterator<Item = &TcOption> {
+    let options = filter.attributes.iter().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    options.flatten()
+}
+
+fn is_to_nobody(action: &TcAction) -> bool {
+    action.attributes.iter().all(|attribute| match attribute {
+        TcActionAttribute::Kind(kind) => kind == "mirred",
+        TcActionAttribute::Options(options) => !options.iter().any(|option| {
+            matches!(option, TcActionOption::Mirror(TcActionMirrorOption::Parms(to)) if to.ifindex != 0)
+        }),
+        _ => true,
+    })
+}
+
+pub(super) fn ingress(index: u32) -> TcMessage {
     let mut message = TcMessage::with_index(index as i32);
     message.header.handle = INGRESS;
     message.header.parent = TcHandle::INGRESS;
@@ -108,7 +160,7 @@ fn ingress(index: u32) -> TcMessage {
     message
 }
 
-fn filter(index: u32, kind: &str, options: Vec<TcOption>) -> TcMessage {
+pub(super) fn filter(index: u32, kind: &str, options: Vec<TcOption>) -> TcMessage {
     let mut message = TcMessage::with_index(index as i32);
     message.header.parent = INGRESS;
     message.header.info = FIRST_FOR_ALL;
@@ -121,7 +173,7 @@ fn match_all(to: u32) -> Vec<TcOption> {
 }
 
 /// No bit of the first word has to be anything.
-fn match_u32(to: u32) -> Vec<TcOption> {
+pub(super) fn match_u32(to: u32) -> Vec<TcOption> {
     let mut anything = TcU32Selector::default();
     anything.flags = TcU32SelectorFlags::Terminal;
     anything.nkeys = 1;

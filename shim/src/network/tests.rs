@@ -290,6 +290,21 @@ fn a_veth_is_joined_with_all_that_it_has_and_left_as_it_was() {
     });
 }
 
+#[test]
+fn filters_of_somebody_else_stay_and_the_interface_is_refused() {
+    with_veth(|netlink| {
+        let Some(joined) = joined_or_skipped() else { return };
+        drop(joined);
+        let eth0 = index("eth0");
+        make(netlink, libc::RTM_NEWQDISC, &redirect::ingress(eth0)).unwrap();
+        let to_lo = redirect::filter(eth0, "u32", redirect::match_u32(index("lo")));
+        make(netlink, libc::RTM_NEWTFILTER, &to_lo).unwrap();
+        let error = crate::error::chain_text(&Network::join_own().unwrap_err());
+        assert!(error.contains("eth0") && error.contains("somebody else"), "{error}");
+        assert_eq!(redirected(netlink), [eth0 as i32], "no tap is left, and no filter lost");
+    });
+}
+
 fn joined_or_skipped() -> Option<Network> {
     match Network::join_own() {
         Ok(joined) => joined,
