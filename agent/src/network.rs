@@ -4,7 +4,15 @@
 
 mod messages;
 
-use std::{collections::HashMap, fs, io, mem, os::fd::AsRawFd, path::Path};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io, mem,
+    os::fd::{AsFd, AsRawFd},
+    panic::resume_unwind,
+    path::Path,
+    thread,
+};
 
 use ampoule_agent_api::{
     agent::{Address, ConfigureNetworkRequest, Interface, Neighbour, Route},
@@ -12,7 +20,10 @@ use ampoule_agent_api::{
 };
 use netlink_packet_core::{Emitable, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::link::LinkMessage;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, socket_with},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::plan::{StepError, at, refuse};
 use messages::Device;
@@ -36,11 +47,35 @@ pub fn loopback_up() -> io::Result<()> {
     }
 }
 
-/// Gives this network namespace all that the host says.
-pub fn configure(request: &ConfigureNetworkRequest) -> Result<(), StepError> {
-    let netlink = Netlink::open().map_err(at(STEP, "netlink socket"))?;
-    let mut guest = Guest { netlink, indexes: HashMap::new() };
+/// Gives a network namespace all that the host says: this one, or that of a process, which then gets the devices too.
+pub fn configure(request: &ConfigureNetworkRequest, process: Option<u32>) -> Result<(), StepError> {
+    let Some(process) = process else { return configure_own(request) };
+    Guest::new()?.hand_over(&request.interfaces, process)?;
+    inside(process, || configure_own(request))
+}
+
+/// With a thread of its own: a namespace is a thread's, and this one ends with its work.
+fn inside(
+    process: u32,
+    work: impl FnOnce() -> Result<(), StepError> + Send,
+) -> Result<(), StepError> {
+    let path = format!("/proc/{process}/ns/net");
+    let namespace = File::open(&path).map_err(at(STEP, &path))?;
+    thread::scope(|scope| {
+        let working = thread::Builder::new().spawn_scoped(scope, || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).map_err(at(STEP, &path))?;
+            work()
+        });
+        let working = working.map_err(at(STEP, "thread"))?;
+        working.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+fn configure_own(request: &ConfigureNetworkRequest) -> Result<(), StepError> {
+    let mut guest = Guest::new()?;
     guest.find(&request.interfaces)?;
+    guest.rename(&request.interfaces)?;
     request.interfaces.iter().try_for_each(|interface| guest.set_up(interface))?;
     request.routes.iter().try_for_each(|route| guest.route(route))?;
     request.neighbours.iter().try_for_each(|neighbour| guest.neighbour(neighbour))
@@ -53,25 +88,47 @@ struct Guest {
 }
 
 impl Guest {
-    /// Finds the interfaces, and calls them as the host does. None may have another one's name while that still has it.
+    /// What there is in this thread's network namespace.
+    fn new() -> Result<Self, StepError> {
+        let netlink = Netlink::open().map_err(at(STEP, "netlink socket"))?;
+        Ok(Self { netlink, indexes: HashMap::new() })
+    }
+
+    /// Moves the interfaces into the network namespace of a process.
+    fn hand_over(&mut self, interfaces: &[Interface], process: u32) -> Result<(), StepError> {
+        self.find(interfaces)?;
+        interfaces.iter().try_for_each(|Interface { name, .. }| {
+            let index = self.index(name)?;
+            self.change(libc::RTM_SETLINK, 0, &messages::hand_over(index, process), name)
+        })
+    }
+
     fn find(&mut self, interfaces: &[Interface]) -> Result<(), StepError> {
         let mut devices: Vec<Device> = self
             .netlink
             .list(libc::RTM_GETLINK, &LinkMessage::default())
             .map_err(at(STEP, "devices"))?;
-        for Interface { name, mac, .. } in interfaces {
+        for Interface { name, mac, device, .. } in interfaces {
+            let mac = if device.is_empty() { mac } else { device };
             let missing =
                 || refuse(STEP, name, format_args!("no device has the MAC {}", text(mac)));
             // Several of one MAC are in the order in which the host has them.
             let found = devices.iter().position(|device| device.mac == *mac);
             let index = devices.remove(found.ok_or_else(missing)?).index;
             self.indexes.insert(name.clone(), index);
-            self.change(libc::RTM_SETLINK, 0, &messages::rename(index, SOME_NAME), name)?;
         }
-        interfaces.iter().try_for_each(|Interface { name, .. }| {
-            let index = self.index(name)?;
-            self.change(libc::RTM_SETLINK, 0, &messages::rename(index, name), name)
-        })
+        Ok(())
+    }
+
+    /// Calls the interfaces as the host does. None may have another one's name while that still has it.
+    fn rename(&mut self, interfaces: &[Interface]) -> Result<(), StepError> {
+        for new in [|_| SOME_NAME, |name| name] as [fn(&str) -> &str; 2] {
+            for Interface { name, .. } in interfaces {
+                let message = messages::rename(self.index(name)?, new(name));
+                self.change(libc::RTM_SETLINK, 0, &message, name)?;
+            }
+        }
+        Ok(())
     }
 
     fn index(&self, name: &str) -> Result<u32, StepError> {
@@ -84,6 +141,10 @@ impl Guest {
     fn set_up(&mut self, interface: &Interface) -> Result<(), StepError> {
         let name = &interface.name;
         let index = self.index(name)?;
+        if !interface.device.is_empty() {
+            let message = messages::mac(index, &interface.mac);
+            self.change(libc::RTM_SETLINK, 0, &message, &format!("{name}: MAC"))?;
+        }
         let mtu = interface.mtu;
         self.change(
             libc::RTM_SETLINK,

@@ -70,7 +70,11 @@ impl Agent for Service {
         _: &TtrpcContext,
         req: ConfigureNetworkRequest,
     ) -> ttrpc::Result<Empty> {
-        network::configure(&req).map_err(Error::from)?;
+        let process = match &*req.container_id {
+            "" => None,
+            id => Some(self.container(id)?.pid()),
+        };
+        network::configure(&req, process).map_err(Error::from)?;
         Ok(Empty::new())
     }
 

@@ -63,7 +63,7 @@ impl Agent {
         bounded("hello", limit, |ctx| self.0.hello(ctx, &request)).await
     }
 
-    /// Gives the guest its interfaces, before it has a container.
+    /// Gives the guest its interfaces, before it has a container, or a created container its own ones.
     pub async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<()> {
         bounded("configure network", QUICK, |ctx| self.0.configure_network(ctx, request)).await?;
         Ok(())

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! No bridge is made and no address is changed: the namespace's own IP sees none of the frames, and whoever looks into it
-//! finds what was configured. The guest is told of it once, at its boot.
+//! finds what was configured. The guest is told of it once: at its boot, or, where an engine configures it only when the
+//! container has been created (Docker 26, `ctr run --cni`), before that is started ([`Late`]).
 //!
 //! - [`found`]: what there is, and what the guest is told of it
 //! - [`tap`], [`redirect`]: how frames get to it
@@ -35,8 +36,9 @@ use ampoule_agent_api::{agent::ConfigureNetworkRequest, netlink::Netlink};
 use ampoule_vmm_api::{NetConfig, RateLimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use found::{Found, Link};
+use found::Found;
 pub use redirect::Joined;
+use tap::Tap;
 
 /// Why a guest cannot be given a network.
 #[derive(Debug, thiserror::Error)]
@@ -91,26 +93,74 @@ impl Network {
         let request = found.request(&links);
         let mut joined = Joined::new(netlink);
         let nets = links.iter().map(|link| {
-            let tap = tap::make(link)?;
-            joined.join(link, &tap)?;
-            Ok(Net { config: config(link), tap: tap.fd })
+            let tap = tap::make(&link.name)?;
+            joined.join(link, &tap.name)?;
+            Ok(Net { config: config(link.mac, link.mtu), tap: tap.fd })
         });
         let nets = nets.collect::<Result<_>>()?;
         Ok(Some(Self { request, nets, joined }))
     }
 }
 
-/// Says so if a namespace that a guest was not joined to has got an interface since. The host's own is left alone.
-pub fn refuse_late(namespace: &File) -> Result<()> {
-    if is_own(namespace).map_err(looked)? {
-        return Ok(());
+/// The taps of network devices that a guest has had from its boot for what comes later, by their names.
+#[derive(Clone, Debug, Default)]
+pub struct Spares(Vec<String>);
+
+/// Makes some in a namespace that has loopback alone yet. Until they are used they are down.
+pub fn spare(namespace: &File, count: u8) -> Result<(Vec<Net>, Spares)> {
+    let taps = || (0..count).map(|_| tap::make("to come")).collect::<Result<Vec<_>>>();
+    let taps = inside(namespace, taps)?;
+    let names = taps.iter().map(|tap| tap.name.clone()).collect();
+    let net =
+        |(number, tap): (u8, Tap)| Net { config: config(spare_mac(number), u16::MAX), tap: tap.fd };
+    Ok(((0..).zip(taps).map(net).collect(), Spares(names)))
+}
+
+/// By which the guest finds a device before it is told what it is.
+fn spare_mac(number: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 0xff, number]
+}
+
+/// What a guest is given after its boot: see [`Network`]. Its devices are the first of the spare ones.
+#[derive(Debug)]
+pub struct Late {
+    pub request: ConfigureNetworkRequest,
+    pub nets: Vec<NetConfig>,
+    pub joined: Joined,
+}
+
+impl Late {
+    /// Joins a guest to what a namespace has got since the boot, if anything. The host's own is left alone.
+    pub fn join(namespace: &File, spares: &Spares) -> Result<Option<Self>> {
+        match is_own(namespace).map_err(looked)? {
+            true => Ok(None),
+            false => inside(namespace, || Self::join_own(spares)),
+        }
     }
-    let links = inside(namespace, || Found::look(&mut netlink()?)?.links())?;
-    let why = "it came after the VM was booted, which is not built yet; let who boots it find it \
-               there: a CRI pod, a hook createRuntime, or a namespace with a path";
-    match links.into_iter().next() {
-        None => Ok(()),
-        Some(link) => Err(NetworkError::Refused { name: link.name, why: why.into() }),
+
+    fn join_own(Spares(taps): &Spares) -> Result<Option<Self>> {
+        let mut netlink = netlink()?;
+        let found = Found::look(&mut netlink)?;
+        let links = found.links()?;
+        if links.is_empty() {
+            return Ok(None);
+        }
+        if let Some(link) = links.get(taps.len()) {
+            let why = format!(
+                "it came after the VM was booted, which has room for {} then; let who boots it find it there: \
+                 a CRI pod, a hook createRuntime, or a namespace with a path",
+                taps.len()
+            );
+            return Err(NetworkError::Refused { name: link.name.clone(), why });
+        }
+        let mut request = found.request(&links);
+        for (number, interface) in (0..).zip(&mut request.interfaces) {
+            interface.device = spare_mac(number).into();
+        }
+        let mut joined = Joined::new(netlink);
+        links.iter().zip(taps).try_for_each(|(link, tap)| joined.join(link, tap))?;
+        let nets = links.iter().map(|link| config(link.mac, link.mtu)).collect();
+        Ok(Some(Self { request, nets, joined }))
     }
 }
 
@@ -137,9 +187,9 @@ fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
-fn config(link: &Link) -> NetConfig {
+fn config(mac: [u8; 6], mtu: u16) -> NetConfig {
     let unlimited = RateLimit::default();
-    NetConfig { mac: link.mac, mtu: link.mtu, from_guest: unlimited, to_guest: unlimited }
+    NetConfig { mac, mtu, from_guest: unlimited, to_guest: unlimited }
 }
 
 /// Whether it is that of this thread.

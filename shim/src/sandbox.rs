@@ -32,7 +32,7 @@ use tokio::{
 use crate::{
     agent::{Agent, AgentError},
     id::Id,
-    network::Network,
+    network::{Late, Net, Network},
     spec::{SpecError, guest_resources},
     vm::{Death, Disk, VmError},
 };
@@ -70,6 +70,8 @@ pub struct SandboxConfig {
     pub spare_disks: u8,
     /// What its containers are connected by; else each has a loopback of its own, or the one it joins.
     pub network: Option<Network>,
+    /// Without one: devices for [`Sandbox::attach_network`].
+    pub spare_nets: Vec<Net>,
     /// Further words of the guest kernel's command line.
     pub cmdline: String,
     /// Containers may be given seeds: the guest has no source of randomness that cannot be replaced.
@@ -447,6 +449,14 @@ impl Sandbox {
 
     pub async fn detach_disk(&self, slot: u8) -> Result<()> {
         self.ask(|reply| Input::DetachDisk(slot, reply)).await
+    }
+
+    /// Gives a created container what its network namespace on the host has got since the boot.
+    pub async fn attach_network(&self, container: &Id, late: Late) -> Result<()> {
+        let Late { mut request, nets, joined } = late;
+        self.ask(|reply| Input::AttachNetwork(nets, joined, reply)).await?;
+        request.container_id = container.to_string();
+        self.alive(self.agent.configure_network(&request)).await
     }
 
     /// The instants of the boot, as far as they are known.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use ampoule_vmm_api::{
-    Channel, ChannelError, DiskConfig, Event, Request, StopCause, VmConfig,
+    Channel, ChannelError, DiskConfig, Event, NetConfig, Request, StopCause, VmConfig,
     console::ConsoleReader,
     message::ExitCounts,
     spawn::{SpawnError, VmmExit, VmmProcess},
@@ -187,6 +187,11 @@ impl Vm {
     /// Takes a disk away; [`Event::DiskDetached`] tells when.
     pub fn detach(&self, slot: u8) -> Result<(), VmError> {
         self.send(&Request::DetachDisk { slot }, &[])
+    }
+
+    /// Says what the guest's address and MTU on a network device are from now on.
+    pub fn set_net(&self, number: u8, net: &NetConfig) -> Result<(), VmError> {
+        self.send(&Request::SetNet { number, mac: net.mac, mtu: net.mtu }, &[])
     }
 
     /// Asks the VMM to end; it is killed if it does not in time.

@@ -65,8 +65,6 @@ impl Engine {
         let config = json!({
             "data-root": "/run/test/docker",
             "storage-driver": "overlay2",
-            "bridge": "none",
-            "iptables": false,
             "ip-forward": false,
             "default-ulimits": { "nofile": { "Name": "nofile", "Hard": 20000, "Soft": 20000 } },
             "runtimes": { "ampoule": { "path": self.runtime.program() } },

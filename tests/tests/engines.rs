@@ -26,9 +26,9 @@ macro_rules! engine {
 }
 
 engine!(runc_podman = Podman Runc: life foreground network);
-engine!(runc_docker = Docker Runc: life foreground);
+engine!(runc_docker = Docker Runc: life foreground network);
 engine!(ampoule_podman = Podman Ampoule: life foreground network refusals);
-engine!(ampoule_docker = Docker Ampoule: life foreground refusals);
+engine!(ampoule_docker = Docker Ampoule: life foreground network refusals);
 
 /// A workload that ends by TERM with 43.
 const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";
@@ -126,14 +126,27 @@ fn foreground(e: &Engine) {
     e.does(&["rm", "one"]).ended_with(0);
 }
 
-/// The bridge's other end is reached through the VM. Docker has none in these tests.
+/// The engine's own bridge: a container reaches its other end, and the host a port of the container's.
 fn network(e: &Engine) {
-    let script = "ip -4 -o address show eth0; \
-        ping -c 1 -w 20 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo reached";
-    let run = e.run_with_network("podman", &["--rm", "alpine", "sh", "-c", script]);
-    let out = run.output().ended_with(0).text();
+    let bridge = if e.kind == Kind::Podman { "podman" } else { "bridge" };
+    let run =
+        ["-d", "--name", "web", "-p", "8080:80", "alpine", "nc", "-lk", "-p", "80", "-e", "cat"];
+    e.run_with_network(bridge, &run).output().ended_with(0);
+    // A port of the host's is open before the container listens.
+    let mut echo = e.inside.command("bash");
+    echo.args(["-c", ECHO]);
+    assert_eq!(program(echo).output().ended_with(0).text(), "hello");
+    let out = e.does(&["exec", "web", "sh", "-c", PING]).ended_with(0).text();
     assert!(out.contains("eth0") && out.ends_with("reached"), "{out}");
+    e.does(&["rm", "-f", "web"]).ended_with(0);
 }
+
+const ECHO: &str = "for try in {1..100}; do \
+    exec 3<>/dev/tcp/127.0.0.1/8080 && echo hello >&3 && read -t 5 line <&3 && break; sleep 0.2; \
+    done 2>/dev/null; echo $line";
+
+const PING: &str = "ip -4 -o address show eth0; \
+    ping -c 1 -w 20 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo reached";
 
 /// What a VM does not have (yet).
 fn refusals(e: &Engine) {

@@ -40,6 +40,15 @@ pub fn rename(index: u32, name: &str) -> LinkMessage {
     link(index, vec![LinkAttribute::IfName(name.into())])
 }
 
+pub fn mac(index: u32, mac: &[u8]) -> LinkMessage {
+    link(index, vec![LinkAttribute::Address(mac.into())])
+}
+
+/// Into the network namespace of a process.
+pub fn hand_over(index: u32, process: u32) -> LinkMessage {
+    link(index, vec![LinkAttribute::NetNsPid(process)])
+}
+
 pub fn mtu(index: u32, mtu: u32) -> LinkMessage {
     link(index, vec![LinkAttribute::Mtu(mtu)])
 }

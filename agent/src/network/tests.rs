@@ -1,6 +1,6 @@
 //! Against this machine's kernel, in a network namespace of the test's own.
 
-use std::{collections::BTreeSet, process::Command, thread::spawn};
+use std::{collections::BTreeSet, process::Command, sync::mpsc::channel, thread::spawn};
 
 use ampoule_agent_api::agent::NextHop;
 use netlink_packet_route::link::{
@@ -99,7 +99,7 @@ fn with_devices(test: impl FnOnce() + Send + 'static) {
 #[test]
 fn the_guest_gets_what_the_host_says() {
     with_devices(|| {
-        configure(&request()).unwrap();
+        configure(&request(), None).unwrap();
         if Command::new("ip").arg("-V").output().is_err() {
             return eprintln!("skipped in part: there is no ip(8) to look with");
         }
@@ -122,12 +122,40 @@ fn the_guest_gets_what_the_host_says() {
 }
 
 #[test]
+fn a_process_gets_devices_that_become_what_the_host_says() {
+    with_devices(|| {
+        let (tell, told) = channel();
+        let (go, done) = channel();
+        let other = spawn(move || {
+            // SAFETY: as above.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            tell.send(rustix::thread::gettid()).unwrap();
+            done.recv().unwrap();
+            Command::new("ip").arg("-V").output().is_ok().then(|| ip("-o link"))
+        });
+        let process = told.recv().unwrap().as_raw_pid().unsigned_abs();
+        let mut request = request();
+        for (number, interface) in (7..).zip(&mut request.interfaces) {
+            interface.device = interface.mac.clone();
+            interface.mac[5] = number;
+        }
+        configure(&request, Some(process)).unwrap();
+        go.send(()).unwrap();
+        let Some(links) = other.join().unwrap() else { return };
+        for expected in [["eth1", "02:00:00:00:00:07"], ["net-1", "02:00:00:00:00:08"]] {
+            let all = |link: &String| expected.iter().all(|word| link.contains(word));
+            assert!(links.iter().any(all), "no {expected:?} in {links:?}");
+        }
+    });
+}
+
+#[test]
 fn what_cannot_be_is_named() {
     let fails = |change: fn(&mut ConfigureNetworkRequest), message: &'static str| {
         with_devices(move || {
             let mut request = request();
             change(&mut request);
-            assert_eq!(configure(&request).unwrap_err().to_string(), message);
+            assert_eq!(configure(&request, None).unwrap_err().to_string(), message);
         });
     };
     fails(

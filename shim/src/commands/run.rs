@@ -301,6 +301,7 @@ async fn prepare(
         disks,
         spare_disks: 0,
         network: None,
+        spare_nets: Vec::new(),
         cmdline: String::new(),
         seeded: args.seed.is_some(),
         boot_timeout: Duration::from_secs(args.boot_timeout.into()),

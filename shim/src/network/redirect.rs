@@ -15,7 +15,7 @@ use netlink_packet_route::{
 };
 use rustix::net::netdevice::name_to_index;
 
-use super::{NetworkError, Result, found::Link, tap::Tap};
+use super::{NetworkError, Result, found::Link};
 
 /// `ffff:`
 const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
@@ -40,13 +40,13 @@ impl Joined {
         Self { netlink, indexes: Vec::new() }
     }
 
-    /// Joins an interface and a tap in both directions.
-    pub fn join(&mut self, link: &Link, tap: &Tap) -> Result<()> {
+    /// Joins an interface and a tap, by its name, in both directions.
+    pub fn join(&mut self, link: &Link, tap: &str) -> Result<()> {
         let failed = |what| {
             let name = link.name.clone();
             move |source| NetworkError::Interface { name, what, source }
         };
-        let index = name_to_index(self.netlink.as_fd(), &tap.name);
+        let index = name_to_index(self.netlink.as_fd(), tap);
         let index = index.map_err(|e| failed("find its tap")(e.into()))?;
         self.set_up(index, link.mtu).map_err(failed("set up its tap"))?;
         self.catch(index).map_err(failed(CATCH))?;

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use super::{NetworkError, Result, found::Link};
+use super::{NetworkError, Result};
 
 /// Of their names: by it they are known for ours.
 pub const PREFIX: &str = "ampoule";
@@ -20,9 +20,9 @@ pub struct Tap {
 }
 
 /// Makes one for an interface, in the network namespace of this thread.
-pub fn make(link: &Link) -> Result<Tap> {
+pub fn make(interface: &str) -> Result<Tap> {
     let failed = |what| {
-        let name = link.name.clone();
+        let name = interface.to_owned();
         move |source| NetworkError::Interface { name, what, source }
     };
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");

@@ -273,7 +273,7 @@ fn a_veth_is_joined_with_all_that_it_has_and_left_as_it_was() {
         assert_eq!((joined.nets[0].config.mac, joined.nets[0].config.mtu), (MAC, 1400));
 
         let own = File::open("/proc/thread-self/ns/net").unwrap();
-        let late = elsewhere(move || refuse_late(&own)).unwrap_err().to_string();
+        let late = elsewhere(move || Late::join(&own, &Spares::default())).unwrap_err().to_string();
         assert!(late.contains("another sandbox"), "{late}");
         // A second sandbox cannot have it as well.
         assert_eq!(redirected(netlink).len(), 2);
@@ -325,7 +325,35 @@ fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
         veth.header.index = index("eth0");
         netlink.change(libc::RTM_DELLINK, 0, &veth).unwrap();
         let empty = File::open("/proc/thread-self/ns/net").unwrap();
-        let joined = elsewhere(move || (Network::join(&empty), refuse_late(&empty)));
-        assert!(joined.0.unwrap().is_none() && joined.1.is_ok());
+        let late = |empty: &File| Late::join(empty, &Spares::default());
+        let joined = elsewhere(move || (Network::join(&empty), late(&empty)));
+        assert!(joined.0.unwrap().is_none() && joined.1.unwrap().is_none());
+    });
+}
+
+#[test]
+fn what_comes_after_the_boot_is_joined_as_far_as_there_are_spares() {
+    with_veth(|netlink| {
+        let own = File::open("/proc/thread-self/ns/net").unwrap();
+        let Ok((nets, spares)) = elsewhere(move || spare(&own, 2)) else {
+            return eprintln!("skipped: no tap can be made here");
+        };
+        fill(netlink);
+        set_up(netlink, "peer0");
+        let few = Spares(spares.0[..1].to_vec());
+        let refused = Late::join_own(&few).unwrap_err().to_string();
+        assert!(refused.contains("has room for 1 then"), "{refused}");
+        assert!(redirected(netlink).is_empty());
+        let late = Late::join_own(&spares).unwrap().unwrap();
+        for (net, interface) in nets.iter().zip(&late.request.interfaces) {
+            assert_eq!(interface.device, net.config.mac);
+        }
+        assert!(late.nets.iter().any(|net| (net.mac, net.mtu) == (MAC, 1400)));
+        assert_eq!((late.nets.len(), late.request.neighbours.len()), (2, 1));
+        assert_eq!(redirected(netlink).len(), 4);
+        drop(late);
+        // Of the taps, which go with the VM.
+        assert_eq!(redirected(netlink).len(), 2);
+        drop(nets);
     });
 }

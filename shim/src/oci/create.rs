@@ -104,6 +104,7 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
         disks,
         spare_disks: 0,
         network,
+        spare_nets: Vec::new(),
         cmdline: String::new(),
         boot_timeout: Duration::from_secs(sandbox.boot_timeout.into()),
         seeded: false,

@@ -1,6 +1,6 @@
 //! The phase `Creating`: from nothing to an agent that has answered.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use ampoule_agent_api::{AGENT_PORT, agent::HelloResponse};
 use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
@@ -47,7 +47,7 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
     let (kernel, guest_image) = (config.kernel.clone(), config.guest_image.clone());
     let (request, nets, network) = match config.network.take() {
         Some(Network { request, nets, joined }) => (Some(request), nets, Some(joined)),
-        None => (None, Vec::new(), None),
+        None => (None, mem::take(&mut config.spare_nets), None),
     };
     let (mut vm, agent_stream) = Vm::boot(setup(config, nets)).map_err(SandboxError::Boot)?;
     let agent = Agent::new(agent_stream);

@@ -14,6 +14,7 @@ use ampoule_agent_api::{
     },
     file_path,
 };
+use ampoule_vmm_api::NetConfig;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -54,6 +55,7 @@ pub(super) enum Input {
     Delete(ProcessId, Reply<()>),
     AttachDisk(Disk, Reply<u8>),
     DetachDisk(u8, Reply<()>),
+    AttachNetwork(Vec<NetConfig>, Joined, Reply<()>),
     BootRecord(Reply<BootRecord>),
     Shutdown,
 }
@@ -142,6 +144,9 @@ impl Owner {
             Input::Delete(process, reply) => self.delete(process, reply),
             Input::AttachDisk(disk, reply) => self.attach(&disk, reply),
             Input::DetachDisk(slot, reply) => self.detach(slot, reply),
+            Input::AttachNetwork(nets, joined, reply) => {
+                answer(reply, self.attach_network(&nets, joined));
+            }
             Input::BootRecord(reply) => answer(reply, Ok(self.record.clone())),
             Input::Shutdown => {
                 if let Some(vm) = &mut self.vm {
@@ -450,6 +455,15 @@ impl Owner {
         let Some(vm) = &self.vm else { return answer(reply, Err(self.gone())) };
         let moving = self.disks.attach(vm, disk, reply);
         self.watch_disk(moving);
+    }
+
+    fn attach_network(&mut self, nets: &[NetConfig], joined: Joined) -> Result<(), SandboxError> {
+        let vm = self.alive()?;
+        for (number, net) in (0..).zip(nets) {
+            vm.set_net(number, net).map_err(SandboxError::Vm)?;
+        }
+        self.network = Some(joined);
+        Ok(())
     }
 
     fn detach(&mut self, slot: u8, reply: Reply<()>) {
