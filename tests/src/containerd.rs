@@ -286,6 +286,10 @@ const NETWORK: &str = r#"{
     }
 }"#;
 
+/// Where `ctr run --cni` looks for it.
+const CNI: &str = "set -e; mount -t tmpfs opt /opt; mkdir /opt/cni; ln -s /usr/lib/cni /opt/cni/bin; \
+    mount -t tmpfs cni /etc/cni; ln -s /run/test/cni /etc/cni/net.d";
+
 const DATABASES: [&str; 2] = [
     "io.containerd.metadata.v1.bolt/meta.db",
     "io.containerd.snapshotter.v1.overlayfs/metadata.db",
@@ -325,6 +329,9 @@ fn adopt(root: &Path, inside: &Namespaces) {
     let mut mount = inside.command("mount");
     mount.args(["--all", "--fstab", "/run/test/fstab"]);
     program(mount).output().ended_with(0);
+    let mut cni = inside.command("sh");
+    cni.args(["-c", CNI]);
+    program(cni).output().ended_with(0);
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

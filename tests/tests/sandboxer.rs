@@ -63,7 +63,7 @@ impl Network {
         let network = Self;
         ip("netns add ampoule-sandboxer");
         ip(
-            "link add sandboxer0 mtu 1400 type veth peer name eth0 mtu 1400 netns ampoule-sandboxer",
+            "link add sandboxer0 mtu 9000 type veth peer name eth0 mtu 9000 netns ampoule-sandboxer",
         );
         ip("address add 192.0.2.1/24 dev sandboxer0");
         ip("address add 2001:db8::1/64 dev sandboxer0 nodad");
@@ -111,7 +111,7 @@ fn ip(words: &str) -> String {
 /// What the guest is to have, as it sees it itself.
 const LOOK: &str = "ip address show eth0; \
     ip route; ip neigh; \
-    for host in 192.0.2.1 2001:db8::1; do ping -c 1 -w 20 $host >/dev/null && echo reached $host; done";
+    for host in 192.0.2.1 2001:db8::1; do ping -c 1 -w 20 -s 8900 $host >/dev/null && echo reached $host; done";
 
 /// Sends a mebibyte and gets it back, by either protocol.
 async fn echoes(address: &str) {
@@ -337,7 +337,7 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
     let seen = seen.split_whitespace().collect::<Vec<_>>().join(" ");
     for expected in [
         MAC,
-        "mtu 1400",
+        "mtu 9000",
         "inet 192.0.2.2/24",
         "inet6 2001:db8::2/64 scope global",
         "default via 192.0.2.1 dev eth0",
@@ -355,6 +355,13 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
     shim.run("three", pid, "exec nc -lk -p 8080 -e cat").await;
     echoes("192.0.2.2:8080").await;
     echoes("[2001:db8::2]:8080").await;
+    // Faults: its namespace loses its name, its tap is deleted; the pod lives on.
+    ip(&format!("netns delete {NETNS}"));
+    echoes("192.0.2.2:8080").await;
+    ip(&format!("netns attach {NETNS} {pid}"));
+    ip(&format!("-n {NETNS} link delete ampoule0"));
+    shim.run("four", pid, "ping -c 1 -w 2 192.0.2.1 >/dev/null || echo alone").await;
+    assert_eq!((shim.end_of("four").await, &*shim.said("four")), (0, "alone\n"));
     let ((memory, cpu), container) = (shim.cost().await, shim.memory_of("three").await);
     // A kernel, an agent and all containers: that is what the host pays for.
     assert!(memory > 16 << 20 && memory > container && cpu > 0, "{memory} {container} {cpu}");
