@@ -1,8 +1,10 @@
 //! The guest's network: loopback, and the interfaces that the host gives it.
 //!
 //! - [`messages`]: what the host said, as the kernel wants it
+//! - [`resolver`]: Docker's DNS, which is on the host
 
 mod messages;
+mod resolver;
 
 use std::{
     collections::HashMap,
@@ -27,6 +29,7 @@ use rustix::{
 
 use crate::plan::{StepError, at, refuse};
 use messages::Device;
+pub use resolver::Sockets;
 
 const STEP: &str = "network";
 /// What the kernel makes a name of that is not taken.
@@ -47,18 +50,22 @@ pub fn loopback_up() -> io::Result<()> {
     }
 }
 
-/// Gives a network namespace all that the host says: this one, or that of a process, which then gets the devices too.
-pub fn configure(request: &ConfigureNetworkRequest, process: Option<u32>) -> Result<(), StepError> {
+/// Gives a network namespace all that the host says: this one, or that of a process, which then gets the devices too. The
+/// sockets are to be served if the host has a server of names.
+pub fn configure(
+    request: &ConfigureNetworkRequest,
+    process: Option<u32>,
+) -> Result<Option<Sockets>, StepError> {
     let Some(process) = process else { return configure_own(request) };
     Guest::new()?.hand_over(&request.interfaces, process)?;
     inside(process, || configure_own(request))
 }
 
 /// With a thread of its own: a namespace is a thread's, and this one ends with its work.
-fn inside(
+fn inside<T: Send>(
     process: u32,
-    work: impl FnOnce() -> Result<(), StepError> + Send,
-) -> Result<(), StepError> {
+    work: impl FnOnce() -> Result<T, StepError> + Send,
+) -> Result<T, StepError> {
     let path = format!("/proc/{process}/ns/net");
     let namespace = File::open(&path).map_err(at(STEP, &path))?;
     thread::scope(|scope| {
@@ -72,13 +79,15 @@ fn inside(
     })
 }
 
-fn configure_own(request: &ConfigureNetworkRequest) -> Result<(), StepError> {
+fn configure_own(request: &ConfigureNetworkRequest) -> Result<Option<Sockets>, StepError> {
     let mut guest = Guest::new()?;
     guest.find(&request.interfaces)?;
     guest.rename(&request.interfaces)?;
     request.interfaces.iter().try_for_each(|interface| guest.set_up(interface))?;
     request.routes.iter().try_for_each(|route| guest.route(route))?;
-    request.neighbours.iter().try_for_each(|neighbour| guest.neighbour(neighbour))
+    request.neighbours.iter().try_for_each(|neighbour| guest.neighbour(neighbour))?;
+    let sockets = (request.resolver_port > 0).then(Sockets::bind).transpose();
+    sockets.map_err(at(STEP, "127.0.0.11 port 53"))
 }
 
 struct Guest {

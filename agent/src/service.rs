@@ -28,6 +28,7 @@ use crate::{
     process::Process,
     reaper::Reaper,
     registry::{Registry, is_valid_id},
+    stdio,
 };
 
 /// Signals of Linux; 0 asks whether the process is there.
@@ -74,7 +75,12 @@ impl Agent for Service {
             "" => None,
             id => Some(self.container(id)?.pid()),
         };
-        network::configure(&req, process).map_err(Error::from)?;
+        let sockets = network::configure(&req, process).map_err(Error::from)?;
+        if let Some(sockets) = sockets {
+            let stream = stdio::dial(req.resolver_port).await.map_err(Error::from)?;
+            let served = stream.map_or(Ok(()), |stream| sockets.serve(stream));
+            served.map_err(at("network", "127.0.0.11 port 53")).map_err(Error::from)?;
+        }
         Ok(Empty::new())
     }
 

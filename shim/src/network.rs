@@ -14,11 +14,13 @@
 //!
 //! - [`found`]: what there is, and what the guest is told of it
 //! - [`tap`], [`redirect`]: how frames get to it
+//! - [`resolver`]: Docker's DNS, which frames do not reach
 //!
 //! [`Network::join`] does all of it; what it has changed is undone when [`Joined`] is dropped.
 
 mod found;
 mod redirect;
+mod resolver;
 mod tap;
 
 use std::{
@@ -38,6 +40,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use found::Found;
 pub use redirect::Joined;
+pub use resolver::Resolver;
 use tap::Tap;
 
 /// Why a guest cannot be given a network.
@@ -64,6 +67,7 @@ pub struct Network {
     pub nets: Vec<Net>,
     /// To be kept as long as the VM runs.
     pub joined: Joined,
+    pub resolver: Option<Resolver>,
 }
 
 /// A network device, and what lies under it.
@@ -98,7 +102,7 @@ impl Network {
             Ok(Net { config: config(link.mac, link.mtu), tap: tap.fd })
         });
         let nets = nets.collect::<Result<_>>()?;
-        Ok(Some(Self { request, nets, joined }))
+        Ok(Some(Self { request, nets, joined, resolver: Resolver::find() }))
     }
 }
 
@@ -127,6 +131,7 @@ pub struct Late {
     pub request: ConfigureNetworkRequest,
     pub nets: Vec<NetConfig>,
     pub joined: Joined,
+    pub resolver: Option<Resolver>,
 }
 
 impl Late {
@@ -160,7 +165,7 @@ impl Late {
         let mut joined = Joined::new(netlink);
         links.iter().zip(taps).try_for_each(|(link, tap)| joined.join(link, tap))?;
         let nets = links.iter().map(|link| config(link.mac, link.mtu)).collect();
-        Ok(Some(Self { request, nets, joined }))
+        Ok(Some(Self { request, nets, joined, resolver: Resolver::find() }))
     }
 }
 

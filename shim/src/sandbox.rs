@@ -453,8 +453,9 @@ impl Sandbox {
 
     /// Gives a created container what its network namespace on the host has got since the boot.
     pub async fn attach_network(&self, container: &Id, late: Late) -> Result<()> {
-        let Late { mut request, nets, joined } = late;
-        self.ask(|reply| Input::AttachNetwork(nets, joined, reply)).await?;
+        let Late { mut request, nets, joined, resolver } = late;
+        let attach = |reply| Input::AttachNetwork(nets, joined, resolver, reply);
+        request.resolver_port = self.ask(attach).await?;
         request.container_id = container.to_string();
         self.alive(self.agent.configure_network(&request)).await
     }

@@ -26,9 +26,9 @@ macro_rules! engine {
 }
 
 engine!(runc_podman = Podman Runc: life foreground network);
-engine!(runc_docker = Docker Runc: life foreground network);
+engine!(runc_docker = Docker Runc: life foreground network names);
 engine!(ampoule_podman = Podman Ampoule: life foreground network refusals);
-engine!(ampoule_docker = Docker Ampoule: life foreground network refusals);
+engine!(ampoule_docker = Docker Ampoule: life foreground network names refusals);
 
 /// A workload that ends by TERM with 43.
 const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";
@@ -147,6 +147,22 @@ const ECHO: &str = "for try in {1..100}; do \
 
 const PING: &str = "ip -4 -o address show eth0; \
     ping -c 1 -w 20 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo reached";
+
+/// Docker has a DNS server for a network of one's own, on the loopback of each container.
+fn names(e: &Engine) {
+    e.does(&["network", "create", "own"]).ended_with(0);
+    let web = ["-d", "--name", "web", "alpine", "nc", "-lk", "-p", "80", "-e", "cat"];
+    e.run_with_network("own", &web).output().ended_with(0);
+    let script = "cat /etc/resolv.conf; nslookup web; nslookup nosuch | grep -c \"can't find\"; \
+        for try in 1 2 3 4 5; do echo hello | nc -w 9 web 80 && break; sleep 1; done";
+    let client = e.run_with_network("own", &["--rm", "alpine", "sh", "-c", script]);
+    let said = client.output().ended_with(0).text();
+    for word in ["nameserver 127.0.0.11", "Name:\tweb", "hello"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    e.does(&["rm", "-f", "web"]).ended_with(0);
+    e.does(&["network", "rm", "own"]).ended_with(0);
+}
 
 /// What a VM does not have (yet).
 fn refusals(e: &Engine) {

@@ -113,6 +113,8 @@ const LOOK: &str = "ip address show eth0; \
     ip route; ip neigh; \
     for host in 192.0.2.1 2001:db8::1; do ping -c 1 -w 20 -s 8900 $host >/dev/null && echo reached $host; done";
 
+const PINGS_NOBODY: &str = "ping -c 1 -w 2 192.0.2.1 >/dev/null || echo nobody";
+
 /// Sends a mebibyte and gets it back, by either protocol.
 async fn echoes(address: &str) {
     let sent: Vec<u8> = (0..1u32 << 20).map(|n| (n % 251) as u8).collect();
@@ -355,13 +357,23 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
     shim.run("three", pid, "exec nc -lk -p 8080 -e cat").await;
     echoes("192.0.2.2:8080").await;
     echoes("[2001:db8::2]:8080").await;
+    // What the host filters at its end stays out.
+    let filter = |verb| {
+        let mut iptables = Command::new("iptables");
+        iptables.args([verb, "INPUT", "-i", "sandboxer0", "-p", "icmp", "-j", "DROP"]);
+        program(iptables).output().ended_with(0);
+    };
+    filter("-I");
+    shim.run("filtered", pid, PINGS_NOBODY).await;
+    assert_eq!((shim.end_of("filtered").await, &*shim.said("filtered")), (0, "nobody\n"));
+    filter("-D");
     // Faults: its namespace loses its name, its tap is deleted; the pod lives on.
     ip(&format!("netns delete {NETNS}"));
     echoes("192.0.2.2:8080").await;
     ip(&format!("netns attach {NETNS} {pid}"));
     ip(&format!("-n {NETNS} link delete ampoule0"));
-    shim.run("four", pid, "ping -c 1 -w 2 192.0.2.1 >/dev/null || echo alone").await;
-    assert_eq!((shim.end_of("four").await, &*shim.said("four")), (0, "alone\n"));
+    shim.run("alone", pid, PINGS_NOBODY).await;
+    assert_eq!((shim.end_of("alone").await, &*shim.said("alone")), (0, "nobody\n"));
     let ((memory, cpu), container) = (shim.cost().await, shim.memory_of("three").await);
     // A kernel, an agent and all containers: that is what the host pays for.
     assert!(memory > 16 << 20 && memory > container && cpu > 0, "{memory} {container} {cpu}");

@@ -83,6 +83,7 @@ pub fn hooks(found: &Found) -> Result<Hooks> {
 pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     let Plan { id, bundle, hooks, config, binds, .. } = plan;
     hooks.create(std::process::id()).await?;
+    binds.read_again()?;
     let network = network::join().await?;
     let paths = &host.paths;
     let sandbox = &config.sandbox;

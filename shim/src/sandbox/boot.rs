@@ -5,7 +5,7 @@ use std::{mem, time::Duration};
 use ampoule_agent_api::{AGENT_PORT, agent::HelloResponse};
 use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
 
-use super::{BootRecord, SandboxConfig, SandboxError};
+use super::{BootRecord, SandboxConfig, SandboxError, wire::answers};
 use crate::{
     agent::{Agent, AgentError},
     check, clock,
@@ -46,7 +46,9 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
     let (hostname, limit) = (config.hostname.clone(), config.boot_timeout);
     let (kernel, guest_image) = (config.kernel.clone(), config.guest_image.clone());
     let (request, nets, network) = match config.network.take() {
-        Some(Network { request, nets, joined }) => (Some(request), nets, Some(joined)),
+        Some(Network { request, nets, joined, resolver }) => {
+            (Some((request, resolver)), nets, Some(joined))
+        }
         None => (None, mem::take(&mut config.spare_nets), None),
     };
     let (mut vm, agent_stream) = Vm::boot(setup(config, nets)).map_err(SandboxError::Boot)?;
@@ -57,7 +59,8 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
         guest_image,
         source: source.into(),
     })?;
-    if let Some(request) = request {
+    if let Some((mut request, resolver)) = request {
+        request.resolver_port = answers(&vm, resolver).map_err(SandboxError::Vm)?;
         agent.configure_network(&request).await?;
     }
     Ok(Booted { vm, agent, record, spare_slots, network })

@@ -26,12 +26,12 @@ use super::{
     boot::Booted,
     disks::{Disks, Turn},
     table::Table,
-    wire::{UNKNOWN, exit, exit_of, failure, file, realtime_ns, rootfs, streams},
+    wire::{UNKNOWN, answers, exit, exit_of, failure, file, realtime_ns, rootfs, streams},
 };
 use crate::{
     agent::{Agent, AgentError, Code},
     id::Id,
-    network::Joined,
+    network::{Joined, Resolver},
     spec::{Counterparts, guest_process, guest_spec},
     text::one_line,
     vm::{Cause, Death, Disk, Report, Vm},
@@ -55,7 +55,7 @@ pub(super) enum Input {
     Delete(ProcessId, Reply<()>),
     AttachDisk(Disk, Reply<u8>),
     DetachDisk(u8, Reply<()>),
-    AttachNetwork(Vec<NetConfig>, Joined, Reply<()>),
+    AttachNetwork(Vec<NetConfig>, Joined, Option<Resolver>, Reply<u32>),
     BootRecord(Reply<BootRecord>),
     Shutdown,
 }
@@ -144,8 +144,8 @@ impl Owner {
             Input::Delete(process, reply) => self.delete(process, reply),
             Input::AttachDisk(disk, reply) => self.attach(&disk, reply),
             Input::DetachDisk(slot, reply) => self.detach(slot, reply),
-            Input::AttachNetwork(nets, joined, reply) => {
-                answer(reply, self.attach_network(&nets, joined));
+            Input::AttachNetwork(nets, joined, resolver, reply) => {
+                answer(reply, self.attach_network(&nets, joined, resolver));
             }
             Input::BootRecord(reply) => answer(reply, Ok(self.record.clone())),
             Input::Shutdown => {
@@ -457,13 +457,20 @@ impl Owner {
         self.watch_disk(moving);
     }
 
-    fn attach_network(&mut self, nets: &[NetConfig], joined: Joined) -> Result<(), SandboxError> {
+    /// Returns the port on which the guest has names looked up.
+    fn attach_network(
+        &mut self,
+        nets: &[NetConfig],
+        joined: Joined,
+        resolver: Option<Resolver>,
+    ) -> Result<u32, SandboxError> {
         let vm = self.alive()?;
         for (number, net) in (0..).zip(nets) {
             vm.set_net(number, net).map_err(SandboxError::Vm)?;
         }
+        let port = answers(vm, resolver).map_err(SandboxError::Vm)?;
         self.network = Some(joined);
-        Ok(())
+        Ok(port)
     }
 
     fn detach(&mut self, slot: u8, reply: Reply<()>) {

@@ -89,11 +89,13 @@ impl Tasks {
         let parts =
             parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
         container.log_ignored(&parts.ignored);
-        let (spec, binds, joins) = self.place(container, parts).await?;
+        let (spec, mut binds, joins) = self.place(container, parts).await?;
         let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
         if let Some(hooks) = container.hooks.get().filter(|_| place.attached) {
             hooks.create(container.pid()).await?;
         }
+        let binds = tokio::task::spawn_blocking(move || binds.read_again().map(|()| binds)).await;
+        let binds = binds.map_err(|e| TaskError::Host("read files", e.into()))??;
         let created = place
             .pod
             .sandbox
