@@ -27,8 +27,10 @@ macro_rules! engine {
 
 engine!(runc_podman = Podman Runc: life foreground network);
 engine!(runc_docker = Docker Runc: life foreground network names);
+engine!(runc_docker_26 = Docker26 Runc: network names);
 engine!(ampoule_podman = Podman Ampoule: life foreground network refusals);
 engine!(ampoule_docker = Docker Ampoule: life foreground network names refusals);
+engine!(ampoule_docker_26 = Docker26 Ampoule: network names);
 
 /// A workload that ends by TERM with 43.
 const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";
@@ -79,7 +81,7 @@ fn life(e: &Engine) {
 fn top(e: &Engine, pid: &str) {
     let (top, found) = match e.kind {
         Kind::Podman => (["top", "one", "-o", "pid,args"], "sleep 1000"),
-        Kind::Docker => (["top", "one", "-o", "pid,args"], pid),
+        Kind::Docker | Kind::Docker26 => (["top", "one", "-o", "pid,args"], pid),
     };
     let top = e.does(&top).ended_with(0).text();
     assert!(top.contains(found), "{top}");
