@@ -1,7 +1,7 @@
 //! `ampoule-agent`: PID 1 of the guest. In reading order:
 //!
 //! - [`boot`][]: from the first instruction to the end of the VM
-//! - [`ports`][]: stage marks and power-off, [`network`]: loopback
+//! - [`ports`][]: stage marks and power-off, [`network`]: loopback and the interfaces of the pod
 //! - [`host`][]: the connection to the host, [`service`]: what it may ask for
 //! - [`clock`][]: the guest's clock, where the host sets it
 //! - [`registry`][]: things by id, [`error`]: what can go wrong with them

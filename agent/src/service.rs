@@ -7,10 +7,10 @@ use std::{future::Future, sync::Arc};
 
 use ampoule_agent_api::{
     agent::{
-        ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest,
-        CreateResponse, Empty, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
-        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
-        WaitOomRequest, WaitOomResponse, WaitResponse,
+        ConfigureNetworkRequest, ContainerRequest, CreateConsoleRequest, CreateContainerRequest,
+        CreateExecRequest, CreateResponse, Empty, HelloRequest, HelloResponse, PidsResponse,
+        ProcessRequest, ResizePtyRequest, SignalRequest, StartResponse, StatsResponse,
+        UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
     },
     agent_ttrpc::Agent,
 };
@@ -23,10 +23,12 @@ use crate::{
     clock,
     container::Container,
     error::Error,
+    network,
     plan::{at, refuse},
     process::Process,
     reaper::Reaper,
     registry::{Registry, is_valid_id},
+    stdio,
 };
 
 /// Signals of Linux; 0 asks whether the process is there.
@@ -62,6 +64,24 @@ impl Agent for Service {
             kernel_release: uname().release().to_string_lossy().into_owned(),
             ..Default::default()
         })
+    }
+
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        req: ConfigureNetworkRequest,
+    ) -> ttrpc::Result<Empty> {
+        let process = match &*req.container_id {
+            "" => None,
+            id => Some(self.container(id)?.pid()),
+        };
+        let sockets = network::configure(&req, process).map_err(Error::from)?;
+        if let Some(sockets) = sockets {
+            let stream = stdio::dial(req.resolver_port).await.map_err(Error::from)?;
+            let served = stream.map_or(Ok(()), |stream| sockets.serve(stream));
+            served.map_err(at("network", "127.0.0.11 port 53")).map_err(Error::from)?;
+        }
+        Ok(Empty::new())
     }
 
     async fn create_container(

@@ -130,7 +130,8 @@ pub fn null() -> io::Result<OwnedFd> {
     Ok(OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
-async fn dial(port: u32) -> Result<Option<VsockStream>, StepError> {
+/// Port 0 is none.
+pub async fn dial(port: u32) -> Result<Option<VsockStream>, StepError> {
     if port == 0 {
         return Ok(None);
     }

@@ -8,9 +8,10 @@ use std::{future::Future, time::Duration};
 
 use ampoule_agent_api::{
     agent::{
-        ContainerRequest, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, Empty,
-        HelloRequest, HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
-        StartResponse, StatsResponse, UpdateRequest, WaitOomRequest, WaitResponse,
+        ConfigureNetworkRequest, ContainerRequest, CreateConsoleRequest, CreateContainerRequest,
+        CreateExecRequest, Empty, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
+        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
+        WaitOomRequest, WaitResponse,
     },
     agent_ttrpc::AgentClient,
 };
@@ -60,6 +61,12 @@ impl Agent {
     pub async fn hello(&self, hostname: &str, limit: Duration) -> Result<HelloResponse> {
         let request = HelloRequest { hostname: hostname.into(), ..Default::default() };
         bounded("hello", limit, |ctx| self.0.hello(ctx, &request)).await
+    }
+
+    /// Gives the guest its interfaces, before it has a container, or a created container its own ones.
+    pub async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<()> {
+        bounded("configure network", QUICK, |ctx| self.0.configure_network(ctx, request)).await?;
+        Ok(())
     }
 
     /// Returns the process's PID in the guest.

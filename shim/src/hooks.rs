@@ -87,7 +87,8 @@ impl Hooks {
         Ok(Self { lists, state, bundle: bundle.into(), stopped: OnceCell::new() })
     }
 
-    /// When the sandbox is there, and before the container is made in it.
+    /// When the container's process on the host is there, and before the container is made in its sandbox. Of a sandbox's
+    /// first container, before that is booted: what they do to its network is the guest's.
     pub async fn create(&self, pid: u32) -> Result<(), HookError> {
         self.run("prestart", "creating", Some(pid)).await?;
         self.run("createRuntime", "creating", Some(pid)).await

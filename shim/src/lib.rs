@@ -5,6 +5,7 @@
 //! - [`spec`], [`features`]: the OCI spec becomes the guest's; what is enforced of it, told to programs
 //! - [`image`]: the image store: names, OCI layouts and folders become one EROFS file each
 //! - [`rootfs`]: a root file system as disks
+//! - [`network`]: a network namespace's interfaces as the guest's
 //! - [`sandbox`]: one VM and the containers in it, owned by one task
 //! - [`vm`], [`kvm`]: the VMM process and its control socket; `/dev/kvm`
 //! - [`agent`]: the guest agent's calls
@@ -46,6 +47,7 @@ pub mod journal;
 pub mod kvm;
 pub mod log;
 pub mod name;
+pub mod network;
 pub mod oci;
 pub mod paths;
 pub mod publisher;

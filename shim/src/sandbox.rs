@@ -32,6 +32,7 @@ use tokio::{
 use crate::{
     agent::{Agent, AgentError},
     id::Id,
+    network::{Late, Net, Network},
     spec::{SpecError, guest_resources},
     vm::{Death, Disk, VmError},
 };
@@ -67,6 +68,10 @@ pub struct SandboxConfig {
     pub disks: Vec<Disk>,
     /// Empty slots after those, for [`Sandbox::attach_disk`].
     pub spare_disks: u8,
+    /// What its containers are connected by; else each has a loopback of its own, or the one it joins.
+    pub network: Option<Network>,
+    /// Without one: devices for [`Sandbox::attach_network`].
+    pub spare_nets: Vec<Net>,
     /// Further words of the guest kernel's command line.
     pub cmdline: String,
     /// Containers may be given seeds: the guest has no source of randomness that cannot be replaced.
@@ -444,6 +449,15 @@ impl Sandbox {
 
     pub async fn detach_disk(&self, slot: u8) -> Result<()> {
         self.ask(|reply| Input::DetachDisk(slot, reply)).await
+    }
+
+    /// Gives a created container what its network namespace on the host has got since the boot.
+    pub async fn attach_network(&self, container: &Id, late: Late) -> Result<()> {
+        let Late { mut request, nets, joined, resolver } = late;
+        let attach = |reply| Input::AttachNetwork(nets, joined, resolver, reply);
+        request.resolver_port = self.ask(attach).await?;
+        request.container_id = container.to_string();
+        self.alive(self.agent.configure_network(&request)).await
     }
 
     /// The instants of the boot, as far as they are known.

@@ -71,6 +71,8 @@ pub struct Counterparts {
     pub binds: HashMap<String, String>,
     /// The process of the guest whose namespaces are joined where the caller names one by its path.
     pub namespaces_of: Option<u32>,
+    /// The guest has the network of the sandbox: it is in the guest's own namespace.
+    pub network: bool,
 }
 
 /// Turns a caller's spec into the guest's.
@@ -94,6 +96,11 @@ pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
     }
     for (i, namespace) in entries(&mut json, "/linux/namespaces").iter_mut().enumerate() {
         check_namespace(i, namespace, counterparts)?;
+    }
+    if counterparts.network
+        && let Some(Value::Array(namespaces)) = json.pointer_mut("/linux/namespaces")
+    {
+        share_network(namespaces)?;
     }
     if let Some(Value::Array(devices)) = json.pointer_mut("/linux/devices") {
         check_devices(devices)?;
@@ -191,6 +198,20 @@ fn check_namespace(i: usize, namespace: &mut Value, counterparts: &Counterparts)
     };
     let name = if kind == "network" { "net" } else { &kind };
     namespace["path"] = format!("/proc/{pid}/ns/{name}").into();
+    Ok(())
+}
+
+/// A network namespace that the container would have for itself is the guest's.
+fn share_network(namespaces: &mut Vec<Value>) -> Result<()> {
+    let own = |kind: &str| {
+        let kind = Value::from(kind);
+        move |namespace: &Value| namespace["type"] == kind && is_nothing(&namespace["path"])
+    };
+    if namespaces.iter().any(own("network")) && namespaces.iter().any(own("user")) {
+        let why = "a container with a network cannot have users of its own yet; leave it out";
+        return Err(unsupported("linux.namespaces (user)", why));
+    }
+    namespaces.retain(|namespace| !own("network")(namespace));
     Ok(())
 }
 

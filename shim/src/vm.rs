@@ -15,7 +15,7 @@ use std::{
 };
 
 use ampoule_vmm_api::{
-    Channel, ChannelError, DiskConfig, Event, Request, StopCause, VmConfig,
+    Channel, ChannelError, DiskConfig, Event, NetConfig, Request, StopCause, VmConfig,
     console::ConsoleReader,
     message::ExitCounts,
     spawn::{SpawnError, VmmExit, VmmProcess},
@@ -29,7 +29,10 @@ use tokio::{
 use death::Said;
 pub use death::{Cause, Death};
 
-use crate::kvm::{self, KvmError};
+use crate::{
+    kvm::{self, KvmError},
+    network::Net,
+};
 
 /// How long a VMM that said goodbye, or closed its socket, may take to be gone before it is killed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -48,6 +51,8 @@ pub struct VmSetup {
     /// Disks after the guest image, in slot order from 1.
     pub disks: Vec<Disk>,
     pub spare_disks: u8,
+    /// In the order in which the guest finds them.
+    pub nets: Vec<Net>,
     pub vcpus: u8,
     pub memory_mib: u32,
     /// Further words of the kernel's command line.
@@ -124,6 +129,7 @@ impl Vm {
             vec![kvm.as_fd(), kernel.as_fd(), console_memory.as_fd(), guest_image.as_fd()];
         fds.extend(setup.disks.iter().map(|d| d.file.as_fd()));
         fds.push(agents_end.as_fd());
+        fds.extend(setup.nets.iter().map(|net| net.tap.as_fd()));
         vm.send(&Request::Boot(config(&setup)), &fds)?;
         Ok((vm, agent))
     }
@@ -181,6 +187,11 @@ impl Vm {
     /// Takes a disk away; [`Event::DiskDetached`] tells when.
     pub fn detach(&self, slot: u8) -> Result<(), VmError> {
         self.send(&Request::DetachDisk { slot }, &[])
+    }
+
+    /// Says what the guest's address and MTU on a network device are from now on.
+    pub fn set_net(&self, number: u8, net: &NetConfig) -> Result<(), VmError> {
+        self.send(&Request::SetNet { number, mac: net.mac, mtu: net.mtu }, &[])
     }
 
     /// Asks the VMM to end; it is killed if it does not in time.
@@ -295,7 +306,7 @@ fn config(setup: &VmSetup) -> VmConfig {
         guest_cid: 3,
         listen: vec![setup.agent_port],
         hide_random: setup.hide_random,
-        nets: vec![],
+        nets: setup.nets.iter().map(|net| net.config.clone()).collect(),
     }
 }
 

@@ -279,8 +279,16 @@ conf_dir = "/run/test/cni"
 /// The network of all pods: a bridge.
 const NETWORK: &str = r#"{
     "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "pods0", "isGateway": true,
-    "ipam": {"type": "host-local", "subnet": "10.88.0.0/24", "dataDir": "/run/test/ipam"}
+    "ipam": {
+        "type": "host-local", "dataDir": "/run/test/ipam",
+        "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd88::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    }
 }"#;
+
+/// Where `ctr run --cni` looks for it.
+const CNI: &str = "set -e; mount -t tmpfs opt /opt; mkdir /opt/cni; ln -s /usr/lib/cni /opt/cni/bin; \
+    mount -t tmpfs cni /etc/cni; ln -s /run/test/cni /etc/cni/net.d";
 
 const DATABASES: [&str; 2] = [
     "io.containerd.metadata.v1.bolt/meta.db",
@@ -321,6 +329,9 @@ fn adopt(root: &Path, inside: &Namespaces) {
     let mut mount = inside.command("mount");
     mount.args(["--all", "--fstab", "/run/test/fstab"]);
     program(mount).output().ended_with(0);
+    let mut cni = inside.command("sh");
+    cni.args(["-c", CNI]);
+    program(cni).output().ended_with(0);
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

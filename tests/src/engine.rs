@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::{
     Ampoule, Outcome, Runtime,
     containerd::{LIMIT, Namespaces, nothing_is_left},
-    program,
+    program, stage,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Kind {
     Podman,
     /// 20.10, which calls runtimes by their command line.
     Docker,
+    /// By containerd's Task API.
+    Docker26,
 }
 
 pub struct Engine {
@@ -40,15 +42,20 @@ impl Engine {
     pub fn new(kind: Kind, runtime: Runtime) -> Result<Self, String> {
         let image = variable("AMPOULE_ALPINE_ARCHIVE")?;
         let mut path: Vec<_> = env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
-        if kind == Kind::Docker {
+        if kind != Kind::Podman {
             let root = variable("AMPOULE_DOCKER_20_10")?;
             path.splice(..0, ["usr/bin", "usr/sbin"].map(|folder| root.join(folder)));
+        }
+        if kind == Kind::Docker26 {
+            // With the client of the other one.
+            let daemon = variable("AMPOULE_DOCKER_26")?;
+            path.splice(..0, [daemon, variable("AMPOULE_CONTAINERD_1_7")?, stage().join("bin")]);
         }
         let inside = Namespaces::new()?;
         let mut engine = Self { kind, runtime, inside, path, daemon: None };
         match kind {
             Kind::Podman => engine.configure_podman(),
-            Kind::Docker => engine.start_docker(),
+            Kind::Docker | Kind::Docker26 => engine.start_docker(),
         }
         engine.load(&image);
         Ok(engine)
@@ -65,8 +72,6 @@ impl Engine {
         let config = json!({
             "data-root": "/run/test/docker",
             "storage-driver": "overlay2",
-            "bridge": "none",
-            "iptables": false,
             "ip-forward": false,
             "default-ulimits": { "nofile": { "Name": "nofile", "Hard": 20000, "Soft": 20000 } },
             "runtimes": { "ampoule": { "path": self.runtime.program() } },
@@ -114,7 +119,7 @@ impl Engine {
                 let runtime = ["--runtime", self.runtime.name()];
                 self.command("podman", &[&runtime[..], args].concat())
             }
-            Kind::Docker => self.command("docker", args),
+            Kind::Docker | Kind::Docker26 => self.command("docker", args),
         }
     }
 
@@ -131,8 +136,11 @@ impl Engine {
 
     pub fn run_with_network(&self, network: &str, args: &[&str]) -> Ampoule {
         let mut all = vec!["run", "--network", network];
-        if self.kind == Kind::Docker {
-            all.extend(["--runtime", self.runtime.name()]);
+        let of_containerd = format!("io.containerd.{}.v2", self.runtime.name());
+        match self.kind {
+            Kind::Podman => {}
+            Kind::Docker => all.extend(["--runtime", self.runtime.name()]),
+            Kind::Docker26 => all.extend(["--runtime", &of_containerd]),
         }
         self.call(&[&all, args].concat())
     }

@@ -62,6 +62,8 @@ pub fn config(name: &str) -> SandboxConfig {
         guest_image: paths.guest,
         disks: Vec::new(),
         spare_disks: 4,
+        network: None,
+        spare_nets: Vec::new(),
         cmdline: String::new(),
         seeded: false,
         oom_score_adj: 0,

@@ -14,11 +14,11 @@ use ampoule_tests::{
 use prost::Message;
 
 host!(runc_1_6 = Runc V1_6: a_run_to_its_end streams a_terminal the_life_of_a_task execs commands_that_cannot_start
-    many_waiters limits privileges images containerd_killed the_shim_killed a_storm);
+    many_waiters limits privileges images late_network containerd_killed the_shim_killed a_storm);
 host!(runc_1_7 = Runc V1_7: a_run_to_its_end streams a_terminal the_life_of_a_task execs commands_that_cannot_start
     many_waiters limits privileges images containerd_killed the_shim_killed a_storm);
 host!(ampoule_1_6 = Ampoule V1_6: a_run_to_its_end streams a_terminal the_life_of_a_task execs
-    commands_that_cannot_start many_waiters privileges images);
+    commands_that_cannot_start many_waiters privileges images late_network);
 // Apart, for a bed of their own.
 host!(ampoule_1_6_trouble = Ampoule V1_6: limits containerd_killed the_shim_killed a_storm);
 host!(ampoule_1_7 = Ampoule V1_7: a_run_to_its_end the_life_of_a_task containerd_killed);
@@ -43,6 +43,22 @@ fn a_run_to_its_end(containerd: &Containerd) {
     assert_eq!(events[2].text("id"), containerd.id("a"));
     assert_eq!((events[2].number("exit_status"), events[3].number("exit_status")), (7, 7));
     assert_eq!(events[2].text("exited_at"), events[3].text("exited_at"));
+}
+
+/// `ctr` makes the network of a task that has been created.
+fn late_network(containerd: &Containerd) {
+    let script = "ip -o address show eth0; echo $(ls /proc/sys/net/ipv4/conf); \
+        for host in 10.88.0.1 fd88::1; do ping -c 1 -w 20 $host >/dev/null && echo reached $host; done";
+    let run = containerd.run(&["--rm", "--cni"], "alpine", "net", &["sh", "-c", script]);
+    let said = run.output().ended_with(0).text();
+    for word in ["inet 10.88.0.", "inet6 fd88::", "reached 10.88.0.1", "reached fd88::1"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    if containerd.runtime == Runtime::Ampoule {
+        assert!(said.contains("all default eth0 lo\n"), "no spare device shows: {said}");
+        let host = containerd.run(&["--rm", "--net-host"], "alpine", "host", &["true"]).output();
+        host.ended_with(1).says(&["linux.namespaces (network)", "the host's network"]);
+    }
 }
 
 /// Writes to a task's stdin where its client would.

@@ -25,10 +25,12 @@ macro_rules! engine {
     };
 }
 
-engine!(runc_podman = Podman Runc: life foreground);
-engine!(runc_docker = Docker Runc: life foreground);
-engine!(ampoule_podman = Podman Ampoule: life foreground refusals);
-engine!(ampoule_docker = Docker Ampoule: life foreground refusals);
+engine!(runc_podman = Podman Runc: life foreground network);
+engine!(runc_docker = Docker Runc: life foreground network names);
+engine!(runc_docker_26 = Docker26 Runc: network names);
+engine!(ampoule_podman = Podman Ampoule: life foreground network refusals);
+engine!(ampoule_docker = Docker Ampoule: life foreground network names refusals);
+engine!(ampoule_docker_26 = Docker26 Ampoule: network names);
 
 /// A workload that ends by TERM with 43.
 const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";
@@ -79,7 +81,7 @@ fn life(e: &Engine) {
 fn top(e: &Engine, pid: &str) {
     let (top, found) = match e.kind {
         Kind::Podman => (["top", "one", "-o", "pid,args"], "sleep 1000"),
-        Kind::Docker => (["top", "one", "-o", "pid,args"], pid),
+        Kind::Docker | Kind::Docker26 => (["top", "one", "-o", "pid,args"], pid),
     };
     let top = e.does(&top).ended_with(0).text();
     assert!(top.contains(found), "{top}");
@@ -126,6 +128,44 @@ fn foreground(e: &Engine) {
     e.does(&["rm", "one"]).ended_with(0);
 }
 
+/// The engine's own bridge: a container reaches its other end, and the host a port of the container's.
+fn network(e: &Engine) {
+    let bridge = if e.kind == Kind::Podman { "podman" } else { "bridge" };
+    let run =
+        ["-d", "--name", "web", "-p", "8080:80", "alpine", "nc", "-lk", "-p", "80", "-e", "cat"];
+    e.run_with_network(bridge, &run).output().ended_with(0);
+    // A port of the host's is open before the container listens.
+    let mut echo = e.inside.command("bash");
+    echo.args(["-c", ECHO]);
+    assert_eq!(program(echo).output().ended_with(0).text(), "hello");
+    let out = e.does(&["exec", "web", "sh", "-c", PING]).ended_with(0).text();
+    assert!(out.contains("eth0") && out.ends_with("reached"), "{out}");
+    e.does(&["rm", "-f", "web"]).ended_with(0);
+}
+
+const ECHO: &str = "for try in {1..100}; do \
+    exec 3<>/dev/tcp/127.0.0.1/8080 && echo hello >&3 && read -t 5 line <&3 && break; sleep 0.2; \
+    done 2>/dev/null; echo $line";
+
+const PING: &str = "ip -4 -o address show eth0; \
+    ping -c 1 -w 20 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo reached";
+
+/// Docker has a DNS server for a network of one's own, on the loopback of each container.
+fn names(e: &Engine) {
+    e.does(&["network", "create", "own"]).ended_with(0);
+    let web = ["-d", "--name", "web", "alpine", "nc", "-lk", "-p", "80", "-e", "cat"];
+    e.run_with_network("own", &web).output().ended_with(0);
+    let script = "cat /etc/resolv.conf; nslookup web; nslookup nosuch | grep -c \"can't find\"; \
+        for try in 1 2 3 4 5; do echo hello | nc -w 9 web 80 && break; sleep 1; done";
+    let client = e.run_with_network("own", &["--rm", "alpine", "sh", "-c", script]);
+    let said = client.output().ended_with(0).text();
+    for word in ["nameserver 127.0.0.11", "Name:\tweb", "hello"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    e.does(&["rm", "-f", "web"]).ended_with(0);
+    e.does(&["network", "rm", "own"]).ended_with(0);
+}
+
 /// What a VM does not have (yet).
 fn refusals(e: &Engine) {
     let refused = |network: &str, options: &[&str], words: &[&str]| {
@@ -137,9 +177,6 @@ fn refusals(e: &Engine) {
         assert!([125, 126].contains(&out.code), "{out:?}");
         e.does(&["rm", "one"]).ended_with(0);
     };
-    if e.kind == Kind::Podman {
-        refused("podman", &[], &["linux.namespaces (network)", "network of `none`"]);
-    }
-    refused("host", &[], &["linux.namespaces (network)", "network of `none`"]);
+    refused("host", &[], &["linux.namespaces (network)", "`none`"]);
     refused("none", &["--volume", "/etc:/x"], &["(/x)", "files of the host"]);
 }

@@ -36,6 +36,23 @@ fn a_pod(containerd: &Containerd) {
     let done = pod.exec(&web, "echo out; echo err >&2; exit 3", 60).unwrap();
     assert_eq!((&*done.stdout, &*done.stderr, done.exit_code), (&b"out\n"[..], &b"err\n"[..], 3));
     assert_eq!(pod.sh(&web, "hostname"), "web");
+    // The pod's network is the guest's, with the bridge of the host on its other side, by IPv4 and by IPv6.
+    assert!(pod.sh(&side, "ip -4 -o address show eth0").contains(&ip), "{ip}");
+    for gateway in ["10.88.0.1", "fd88::1"] {
+        pod.sh(&web, &format!("ping -c 1 -w 20 {gateway}"));
+    }
+    pod.sh(&web, "nc -lk -p 80 -e cat >/dev/null 2>&1 & sleep 1");
+    let addresses = pod.sh(&web, "ip -6 -o address show eth0 scope global");
+    let ipv6 = addresses.split_whitespace().nth(3).and_then(|a| a.split('/').next()).unwrap();
+    for address in [&*ip, ipv6] {
+        let mut echo = containerd.inside.command("bash");
+        echo.args([
+            "-c",
+            "exec 3<>/dev/tcp/$0/80; echo hello >&3; read -t 30 line <&3; echo $line",
+        ]);
+        echo.arg(address);
+        assert_eq!(ampoule_tests::program(echo).output().ended_with(0).text(), "hello");
+    }
     // Apart: files and processes. Shared: network, shared memory, host name.
     pod.sh(&web, "echo x > /own; echo y > /dev/shm/common; nc -l -p 8080 > /heard 2>&1 & sleep 1");
     assert_eq!(pod.sh(&side, "ls /own 2>/dev/null; cat /dev/shm/common; hostname"), "y\nweb");

@@ -35,6 +35,10 @@ use containerd_shim_protos::{
 };
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use ttrpc::context::{self, Context};
 
 /// For any call, in the bed too.
@@ -48,31 +52,90 @@ fn limit() -> Context {
     context::with_duration(LIMIT)
 }
 
-/// A network namespace that CRI has made for the pod.
-struct Network(&'static str);
+/// A network namespace that CRI has made for the pod, with a veth whose other end is here.
+struct Network;
+
+const NETNS: &str = "ampoule-sandboxer";
+const MAC: &str = "02:00:00:00:77:02";
 
 impl Network {
     fn new() -> Self {
-        let network = Self("ampoule-sandboxer");
-        network.ip("add").ended_with(0);
+        let network = Self;
+        ip("netns add ampoule-sandboxer");
+        ip(
+            "link add sandboxer0 mtu 9000 type veth peer name eth0 mtu 9000 netns ampoule-sandboxer",
+        );
+        ip("address add 192.0.2.1/24 dev sandboxer0");
+        ip("address add 2001:db8::1/64 dev sandboxer0 nodad");
+        ip("link set sandboxer0 up");
+        for inside in [
+            "link set eth0 address 02:00:00:00:77:02 up",
+            "address add 192.0.2.2/24 dev eth0",
+            "address add 2001:db8::2/64 dev eth0 nodad",
+            "route add default via 192.0.2.1",
+            "route add 198.51.100.0/24 via 192.0.2.1 metric 9 mtu 1300",
+            "neighbour add 192.0.2.9 lladdr 02:00:00:00:77:09 dev eth0",
+        ] {
+            ip(&format!("-n {NETNS} {inside}"));
+        }
         network
     }
 
-    fn ip(&self, verb: &str) -> ampoule_tests::Outcome {
-        let mut ip = Command::new("ip");
-        ip.args(["netns", verb, self.0]);
-        program(ip).output()
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(NETNS)
     }
 
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(self.0)
+    /// The names of its interfaces, and those whose frames go elsewhere.
+    fn state(&self) -> (String, String) {
+        let mut tc = Command::new("tc");
+        tc.args(["-n", NETNS, "qdisc", "show", "ingress"]);
+        let redirected = program(tc).output().ended_with(0).text();
+        (ip(&format!("-n {NETNS} -o link")), redirected)
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        self.ip("delete");
+        let mut delete = Command::new("ip");
+        delete.args(["netns", "delete", NETNS]);
+        program(delete).output();
     }
+}
+
+fn ip(words: &str) -> String {
+    let mut ip = Command::new("ip");
+    ip.args(words.split(' '));
+    program(ip).output().ended_with(0).text()
+}
+
+/// What the guest is to have, as it sees it itself.
+const LOOK: &str = "ip address show eth0; \
+    ip route; ip neigh; \
+    for host in 192.0.2.1 2001:db8::1; do ping -c 1 -w 20 -s 8900 $host >/dev/null && echo reached $host; done";
+
+const PINGS_NOBODY: &str = "ping -c 1 -w 2 192.0.2.1 >/dev/null || echo nobody";
+
+/// Sends a mebibyte and gets it back, by either protocol.
+async fn echoes(address: &str) {
+    let sent: Vec<u8> = (0..1u32 << 20).map(|n| (n % 251) as u8).collect();
+    let talk = async {
+        let mut stream = loop {
+            match TcpStream::connect(address).await {
+                Ok(stream) => break stream,
+                // It does not listen yet.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        };
+        let (mut read, mut write) = stream.split();
+        let mut got = vec![0; sent.len()];
+        tokio::try_join!(write.write_all(&sent), read.read_exact(&mut got)).unwrap();
+        got == sent
+    };
+    let done = tokio::time::timeout(LIMIT, talk).await;
+    assert!(
+        done.unwrap_or_else(|_| panic!("no echo of {address}")),
+        "{address}: not what was sent"
+    );
 }
 
 /// What containerd 2 keeps of a shim.
@@ -169,11 +232,15 @@ fn member(folder: &Path, id: &str, pid: u32, script: &str) -> CreateTaskRequest 
     let shared = [("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")];
     let shared = shared
         .map(|(kind, name)| json!({ "type": kind, "path": format!("/proc/{pid}/ns/{name}") }));
+    let ping = ["CAP_NET_RAW"];
     let namespaces = [&shared[..], &[json!({ "type": "mount" })]].concat();
     let spec = json!({
         "ociVersion": "1.1.0",
         "annotations": { "io.kubernetes.cri.sandbox-id": SANDBOX },
-        "process": { "args": ["/bin/sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+        "process": {
+            "args": ["/bin/sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 },
+            "capabilities": { "bounding": ping, "effective": ping, "permitted": ping },
+        },
         "root": { "path": "rootfs" },
         "mounts": [
             { "destination": "/proc", "type": "proc", "source": "proc" },
@@ -266,7 +333,47 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
         let saved = fs::read_to_string(shim.folder.path().join(name).join("init.pid")).unwrap();
         assert_eq!(saved, pid.to_string());
     }
-    shim.run("three", pid, "exec sleep 600").await;
+    shim.run("network", pid, LOOK).await;
+    assert_eq!(shim.end_of("network").await, 0);
+    let seen = shim.said("network");
+    let seen = seen.split_whitespace().collect::<Vec<_>>().join(" ");
+    for expected in [
+        MAC,
+        "mtu 9000",
+        "inet 192.0.2.2/24",
+        "inet6 2001:db8::2/64 scope global",
+        "default via 192.0.2.1 dev eth0",
+        "192.0.2.0/24 dev eth0 scope link",
+        "198.51.100.0/24 via 192.0.2.1 dev eth0 metric 9",
+        "192.0.2.9 dev eth0 lladdr 02:00:00:00:77:09",
+        "PERMANENT",
+        "reached 192.0.2.1",
+        "reached 2001:db8::1",
+    ] {
+        assert!(seen.contains(expected), "no {expected:?} in {seen}");
+    }
+    let (links, redirected) = network.state();
+    assert!(links.contains("ampoule0") && redirected.lines().count() == 2, "{links}{redirected}");
+    shim.run("three", pid, "exec nc -lk -p 8080 -e cat").await;
+    echoes("192.0.2.2:8080").await;
+    echoes("[2001:db8::2]:8080").await;
+    // What the host filters at its end stays out.
+    let filter = |verb| {
+        let mut iptables = Command::new("iptables");
+        iptables.args([verb, "INPUT", "-i", "sandboxer0", "-p", "icmp", "-j", "DROP"]);
+        program(iptables).output().ended_with(0);
+    };
+    filter("-I");
+    shim.run("filtered", pid, PINGS_NOBODY).await;
+    assert_eq!((shim.end_of("filtered").await, &*shim.said("filtered")), (0, "nobody\n"));
+    filter("-D");
+    // Faults: its namespace loses its name, its tap is deleted; the pod lives on.
+    ip(&format!("netns delete {NETNS}"));
+    echoes("192.0.2.2:8080").await;
+    ip(&format!("netns attach {NETNS} {pid}"));
+    ip(&format!("-n {NETNS} link delete ampoule0"));
+    shim.run("alone", pid, PINGS_NOBODY).await;
+    assert_eq!((shim.end_of("alone").await, &*shim.said("alone")), (0, "nobody\n"));
     let ((memory, cpu), container) = (shim.cost().await, shim.memory_of("three").await);
     // A kernel, an agent and all containers: that is what the host pays for.
     assert!(memory > 16 << 20 && memory > container && cpu > 0, "{memory} {container} {cpu}");
@@ -285,6 +392,8 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
     assert_eq!((&*stopped.state, stopped.pid), ("SANDBOX_NOTREADY", 0));
     assert!(stopped.exited_at.is_some() && stopped.exited_at == ended.exited_at);
     assert_eq!(shim.end_of("three").await, 137);
+    let (links, redirected) = network.state();
+    assert!(!links.contains("ampoule") && redirected.is_empty(), "{links}{redirected}");
     shim.sandbox.stop_sandbox(limit(), &stop).await.unwrap();
 
     let shutdown = ShutdownSandboxRequest { sandbox_id: id(), ..Default::default() };

@@ -122,7 +122,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
     let disks = machine.add_disks(&config, disks)?;
     let vsock = machine.add_vsock(&config, streams)?;
     machine.add_rng()?;
-    machine.add_nets(&config, taps)?;
+    let nets = machine.add_nets(&config, taps)?;
 
     let cmdline = boot_params::cmdline(&config.cmdline, machine.devices)?;
     boot_params::write(&memory, &cmdline)?;
@@ -139,7 +139,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
         filter: Arc::new(Filter::vcpu()?),
     };
     let vcpus = start_vcpus(&kvm, &vm, &config, entry, &surroundings)?;
-    add_control(&mut event_loop, reports, disks, vsock);
+    add_control(&mut event_loop, reports, disks, vsock, nets);
     Ok(Vm { event_loop, vcpus, stamps, _vm: vm })
 }
 
@@ -244,12 +244,15 @@ impl<'a> Machine<'a> {
         &mut self,
         config: &VmConfig,
         taps: Vec<std::os::fd::OwnedFd>,
-    ) -> Result<(), BuildError> {
+    ) -> Result<Vec<Arc<Mutex<Net>>>, BuildError> {
+        let mut nets = Vec::new();
         for (number, (net, tap)) in config.nets.iter().zip(taps).enumerate() {
             let net = Net::new(net, tap).map_err(|source| BuildError::Net { number, source })?;
-            self.add_virtio(format!("net{number}"), Arc::new(Mutex::new(net)))?;
+            let net = Arc::new(Mutex::new(net));
+            self.add_virtio(format!("net{number}"), net.clone())?;
+            nets.push(net);
         }
-        Ok(())
+        Ok(nets)
     }
 
     /// Puts a virtio device into the next window: kicks by ioeventfd, interrupts by irqfd, its work in the
@@ -313,10 +316,11 @@ fn add_control(
     reports: &Reports,
     disks: Vec<Arc<Mutex<Block>>>,
     vsock: Arc<Mutex<Vsock>>,
+    nets: Vec<Arc<Mutex<Net>>>,
 ) {
     let Reports { channel, events, latch, .. } = reports.clone();
     event_loop.add_subscriber(Box::new(latch.clone()));
-    event_loop.add_subscriber(Box::new(Control { channel, events, latch, disks, vsock }));
+    event_loop.add_subscriber(Box::new(Control { channel, events, latch, disks, vsock, nets }));
 }
 
 fn share<D: crate::bus::BusDevice + 'static>(device: D) -> SharedBusDevice {

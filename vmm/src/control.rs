@@ -12,8 +12,9 @@ use event_manager::{EventOps, EventSet, Events as Ready, MutEventSubscriber};
 use crate::{
     error::describe,
     events::Events,
+    request::check_net,
     stop::StopLatch,
-    virtio::{block::Block, vsock::Vsock},
+    virtio::{block::Block, net::Net, vsock::Vsock},
 };
 
 /// Requests served before the devices get their turn again.
@@ -30,6 +31,8 @@ pub struct Control {
     /// By slot.
     pub disks: Vec<Arc<Mutex<Block>>>,
     pub vsock: Arc<Mutex<Vsock>>,
+    /// In the order of the boot request.
+    pub nets: Vec<Arc<Mutex<Net>>>,
 }
 
 impl Control {
@@ -83,6 +86,13 @@ impl Control {
             Request::DetachDisk { slot } => {
                 self.disk(slot)?.detach().map_err(|e| describe(&e))?;
                 Ok(Some(Event::DiskDetached { slot }))
+            }
+            Request::SetNet { number, mac, mtu } => {
+                check_net(mac, mtu).map_err(|e| describe(&e))?;
+                let net = self.nets.get(usize::from(number));
+                let missing = || format!("there is no network device {number}");
+                lock(net.ok_or_else(missing)?).set(mac, mtu);
+                Ok(None)
             }
         }
     }
@@ -140,6 +150,7 @@ mod tests {
             latch: StopLatch::new().unwrap(),
             disks: vec![Arc::new(Mutex::new(spare))],
             vsock: Arc::new(Mutex::new(Vsock::new(3).unwrap())),
+            nets: vec![],
         };
         (shim, control)
     }
@@ -188,6 +199,11 @@ mod tests {
             (Request::DetachDisk { slot: 255 }, &[], "there is no slot 255"),
             (Request::ListenVsock { port: 1 }, &[], "0 descriptors instead of 1"),
             (Request::ConnectVsock { port: 1 }, &[], "0 descriptors instead of 1"),
+            (
+                Request::SetNet { number: 0, mac: [2; 6], mtu: 1500 },
+                &[],
+                "there is no network device 0",
+            ),
         ] {
             let (answer, control) = ask(request.clone(), fds);
             let Some(Event::RequestFailed { error, .. }) = answer else {

@@ -3,7 +3,7 @@
 use std::{fs::File, io, os::fd::OwnedFd};
 
 use ampoule_vmm_api::{
-    Channel, ChannelError, NetConfig, Request, VmConfig,
+    Channel, ChannelError, Request, VmConfig,
     config::{MAX_BOOT_STREAMS, MAX_DISKS, MAX_DISKS_AND_NETS, MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU},
 };
 use rustix::event::{PollFd, PollFlags, poll};
@@ -103,24 +103,25 @@ fn check(config: &VmConfig) -> Result<(), RequestError> {
             return Err(RequestError::Range { what, value, min, max });
         }
     }
-    config.nets.iter().try_for_each(check_net)
+    config.nets.iter().try_for_each(|net| check_net(net.mac, net.mtu))
 }
 
-fn check_net(net: &NetConfig) -> Result<(), RequestError> {
-    let (what, value) = ("the MTU of a network device", net.mtu.into());
-    if net.mtu < MIN_MTU {
+/// Whether a network device can have this address and MTU.
+pub fn check_net(mac: [u8; 6], mtu: u16) -> Result<(), RequestError> {
+    let (what, value) = ("the MTU of a network device", mtu.into());
+    if mtu < MIN_MTU {
         let (min, max) = (MIN_MTU.into(), u16::MAX.into());
         return Err(RequestError::Range { what, value, min, max });
     }
-    let multicast = net.mac[0] & 1 != 0;
-    if multicast || net.mac == [0; 6] { Err(RequestError::Mac(net.mac)) } else { Ok(()) }
+    let multicast = mac[0] & 1 != 0;
+    if multicast || mac == [0; 6] { Err(RequestError::Mac(mac)) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
 
-    use ampoule_vmm_api::{DiskConfig, RateLimit};
+    use ampoule_vmm_api::{DiskConfig, NetConfig, RateLimit};
 
     use super::*;
 

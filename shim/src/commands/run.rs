@@ -300,6 +300,8 @@ async fn prepare(
         guest_image: paths.guest.clone(),
         disks,
         spare_disks: 0,
+        network: None,
+        spare_nets: Vec::new(),
         cmdline: String::new(),
         seeded: args.seed.is_some(),
         boot_timeout: Duration::from_secs(args.boot_timeout.into()),

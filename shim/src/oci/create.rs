@@ -68,7 +68,7 @@ pub fn plan(id: &str, mut bundle: Bundle, host: &Host) -> Result<Plan> {
 fn check(spec: &Spec, binds: &Binds) -> Result<()> {
     let copies = binds.files.iter().map(|file| (file.source.clone(), String::new()));
     let binds = copies.chain(binds.own.clone()).collect();
-    let checked = guest_spec(spec, &Counterparts { binds, namespaces_of: None });
+    let checked = guest_spec(spec, &Counterparts { binds, ..Default::default() });
     checked.map(drop).map_err(|e| SandboxError::from(e).into())
 }
 
@@ -82,9 +82,9 @@ pub fn hooks(found: &Found) -> Result<Hooks> {
 /// the future leaves nothing.
 pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     let Plan { id, bundle, hooks, config, binds, .. } = plan;
-    let before = network::interfaces()?;
     hooks.create(std::process::id()).await?;
-    network::refuse(network::interfaces()?.difference(&before).next())?;
+    binds.read_again()?;
+    let network = network::join().await?;
     let paths = &host.paths;
     let sandbox = &config.sandbox;
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
@@ -104,6 +104,8 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
         guest_image: sandbox.guest_image.as_ref().unwrap_or(&paths.guest).clone(),
         disks,
         spare_disks: 0,
+        network,
+        spare_nets: Vec::new(),
         cmdline: String::new(),
         boot_timeout: Duration::from_secs(sandbox.boot_timeout.into()),
         seeded: false,

@@ -7,6 +7,7 @@ use crate::{
     config::ConfigError,
     control::ControlError,
     hooks::HookError,
+    network::NetworkError,
     rootfs::RootFsError,
     run_spec::RunSpecError,
     sandbox::SandboxError,
@@ -46,6 +47,8 @@ pub enum OciError {
     Task(#[from] TaskError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    #[error("{0}")]
+    Network(&'static str, #[source] NetworkError),
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error("process")]

@@ -1,14 +1,15 @@
 //! The phase `Creating`: from nothing to an agent that has answered.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use ampoule_agent_api::{AGENT_PORT, agent::HelloResponse};
 use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
 
-use super::{BootRecord, SandboxConfig, SandboxError};
+use super::{BootRecord, SandboxConfig, SandboxError, wire::answers};
 use crate::{
     agent::{Agent, AgentError},
     check, clock,
+    network::{Joined, Net, Network},
     text::one_line,
     vm::{Cause, Death, Report, Vm, VmSetup},
 };
@@ -34,21 +35,35 @@ pub(super) struct Booted {
     pub record: BootRecord,
     /// Slots that [`super::Sandbox::attach_disk`] may use.
     pub spare_slots: Vec<u8>,
+    pub network: Option<Joined>,
 }
 
 /// Boots. The hello is sent at once and waits in the stream until the agent is there: its answer is readiness.
-pub(super) async fn boot(config: SandboxConfig) -> Result<Booted, SandboxError> {
+pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxError> {
     let first_spare = 1 + config.disks.len();
     let last = (first_spare + usize::from(config.spare_disks)).min(MAX_DISKS);
     let spare_slots = (first_spare..last).filter_map(|slot| slot.try_into().ok()).collect();
     let (hostname, limit) = (config.hostname.clone(), config.boot_timeout);
     let (kernel, guest_image) = (config.kernel.clone(), config.guest_image.clone());
-    let (mut vm, agent_stream) = Vm::boot(setup(config)).map_err(SandboxError::Boot)?;
+    let (request, nets, network) = match config.network.take() {
+        Some(Network { request, nets, joined, resolver }) => {
+            (Some((request, resolver)), nets, Some(joined))
+        }
+        None => (None, mem::take(&mut config.spare_nets), None),
+    };
+    let (mut vm, agent_stream) = Vm::boot(setup(config, nets)).map_err(SandboxError::Boot)?;
     let agent = Agent::new(agent_stream);
-    match hello(&mut vm, &agent, &hostname, limit).await {
-        Ok(record) => Ok(Booted { vm, agent, record, spare_slots }),
-        Err(source) => Err(SandboxError::Died { kernel, guest_image, source: source.into() }),
+    let record = hello(&mut vm, &agent, &hostname, limit).await;
+    let record = record.map_err(|source| SandboxError::Died {
+        kernel,
+        guest_image,
+        source: source.into(),
+    })?;
+    if let Some((mut request, resolver)) = request {
+        request.resolver_port = answers(&vm, resolver).map_err(SandboxError::Vm)?;
+        agent.configure_network(&request).await?;
     }
+    Ok(Booted { vm, agent, record, spare_slots, network })
 }
 
 async fn hello(
@@ -106,7 +121,7 @@ fn give_up(vm: &mut Vm, error: AgentError, limit: Duration) {
     }
 }
 
-fn setup(config: SandboxConfig) -> VmSetup {
+fn setup(config: SandboxConfig, nets: Vec<Net>) -> VmSetup {
     let seeded = if config.seeded { SEEDED } else { "" };
     VmSetup {
         vmm: config.vmm,
@@ -115,6 +130,7 @@ fn setup(config: SandboxConfig) -> VmSetup {
         guest_image: config.guest_image,
         disks: config.disks,
         spare_disks: config.spare_disks,
+        nets,
         vcpus: config.vcpus,
         memory_mib: config.memory_mib,
         cmdline: format!("{OVERCOMMIT} {seeded} {}", config.cmdline),

@@ -14,6 +14,7 @@ use ampoule_agent_api::{
     },
     file_path,
 };
+use ampoule_vmm_api::NetConfig;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -25,11 +26,12 @@ use super::{
     boot::Booted,
     disks::{Disks, Turn},
     table::Table,
-    wire::{UNKNOWN, exit, exit_of, failure, file, realtime_ns, rootfs, streams},
+    wire::{UNKNOWN, answers, exit, exit_of, failure, file, realtime_ns, rootfs, streams},
 };
 use crate::{
     agent::{Agent, AgentError, Code},
     id::Id,
+    network::{Joined, Resolver},
     spec::{Counterparts, guest_process, guest_spec},
     text::one_line,
     vm::{Cause, Death, Disk, Report, Vm},
@@ -53,6 +55,7 @@ pub(super) enum Input {
     Delete(ProcessId, Reply<()>),
     AttachDisk(Disk, Reply<u8>),
     DetachDisk(u8, Reply<()>),
+    AttachNetwork(Vec<NetConfig>, Joined, Option<Resolver>, Reply<u32>),
     BootRecord(Reply<BootRecord>),
     Shutdown,
 }
@@ -77,6 +80,9 @@ pub(super) struct Owner {
     record: BootRecord,
     table: Table,
     disks: Disks,
+    /// Undone when the VM has died. Containers share the network of a guest that has one.
+    network: Option<Joined>,
+    has_network: bool,
     calls: JoinSet<Done>,
     waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
     queue: mpsc::Receiver<Input>,
@@ -98,6 +104,8 @@ impl Owner {
             record: booted.record,
             table: Table::default(),
             disks: Disks::new(booted.spare_slots),
+            has_network: booted.network.is_some(),
+            network: booted.network,
             calls: JoinSet::new(),
             waiters: HashMap::new(),
             queue,
@@ -136,6 +144,9 @@ impl Owner {
             Input::Delete(process, reply) => self.delete(process, reply),
             Input::AttachDisk(disk, reply) => self.attach(&disk, reply),
             Input::DetachDisk(slot, reply) => self.detach(slot, reply),
+            Input::AttachNetwork(nets, joined, resolver, reply) => {
+                answer(reply, self.attach_network(&nets, joined, resolver));
+            }
             Input::BootRecord(reply) => answer(reply, Ok(self.record.clone())),
             Input::Shutdown => {
                 if let Some(vm) = &mut self.vm {
@@ -215,7 +226,11 @@ impl Owner {
             Some(container) => Some(self.table.pid(&ProcessId::init(container.clone()))?),
             None => None,
         };
-        Ok(Counterparts { binds: copies.chain(config.binds.clone()).collect(), namespaces_of })
+        Ok(Counterparts {
+            binds: copies.chain(config.binds.clone()).collect(),
+            namespaces_of,
+            network: self.has_network,
+        })
     }
 
     fn create_exec(&mut self, config: ExecConfig, reply: Reply<Created>) {
@@ -442,6 +457,22 @@ impl Owner {
         self.watch_disk(moving);
     }
 
+    /// Returns the port on which the guest has names looked up.
+    fn attach_network(
+        &mut self,
+        nets: &[NetConfig],
+        joined: Joined,
+        resolver: Option<Resolver>,
+    ) -> Result<u32, SandboxError> {
+        let vm = self.alive()?;
+        for (number, net) in (0..).zip(nets) {
+            vm.set_net(number, net).map_err(SandboxError::Vm)?;
+        }
+        let port = answers(vm, resolver).map_err(SandboxError::Vm)?;
+        self.network = Some(joined);
+        Ok(port)
+    }
+
     fn detach(&mut self, slot: u8, reply: Reply<()>) {
         let Some(vm) = &self.vm else { return answer(reply, Err(self.gone())) };
         let moving = self.disks.detach(vm, slot, reply);
@@ -481,6 +512,7 @@ impl Owner {
         self.death = Some(death.clone());
         self.calls.abort_all();
         self.disks.forget();
+        drop(self.network.take());
         let events = self.table.ended(&death, SystemTime::now());
         self.publish(events);
         self.publish(vec![Event::Stopped { death: death.clone() }]);

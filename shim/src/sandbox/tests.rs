@@ -114,6 +114,7 @@ pub async fn bed(script: &str) -> Bed {
         agent: Agent::new(ours),
         record: BootRecord::default(),
         spare_slots: vec![2],
+        network: None,
     };
     let (sandbox, events) = Sandbox::owned(booted);
     Bed { sandbox, events, server, _folder: folder }

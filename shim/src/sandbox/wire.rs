@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 
 use super::{Exit, HostFile, Lower, RootFs, StartFailure, Stdio, Streams, Upper};
 use crate::{
+    network::Resolver,
     text::one_line,
     vm::{Vm, VmError},
 };
@@ -73,14 +74,28 @@ pub(super) fn streams(vm: &Vm, wanted: Stdio) -> Result<(agent::Stdio, Streams),
         if !wanted {
             return Ok((0, None));
         }
-        let port = random_port().map_err(|e| VmError::Prepare("draw a random port", e))?;
-        Ok((port, Some(vm.listen(port)?)))
+        let (port, stream) = listen(vm)?;
+        Ok((port, Some(stream)))
     };
     let (stdin, stdout, stderr) =
         (stream(wanted.stdin)?, stream(wanted.stdout)?, stream(wanted.stderr)?);
     let ports =
         agent::Stdio { stdin: stdin.0, stdout: stdout.0, stderr: stderr.0, ..Default::default() };
     Ok((ports, Streams { stdin: stdin.1, stdout: stdout.1, stderr: stderr.1 }))
+}
+
+/// Awaits the guest on a port that nobody can guess, once.
+fn listen(vm: &Vm) -> Result<(u32, UnixStream), VmError> {
+    let port = random_port().map_err(|e| VmError::Prepare("draw a random port", e))?;
+    Ok((port, vm.listen(port)?))
+}
+
+/// Has a server of names answer the guest; returns the port on which that asks. 0: there is none.
+pub(super) fn answers(vm: &Vm, resolver: Option<Resolver>) -> Result<u32, VmError> {
+    let Some(resolver) = resolver else { return Ok(0) };
+    let (port, stream) = listen(vm)?;
+    resolver.serve(stream).map_err(|e| VmError::Prepare("have names looked up", e))?;
+    Ok(port)
 }
 
 /// Above the ports that mean something, below VMADDR_PORT_ANY.

@@ -201,12 +201,31 @@ fn what_the_guest_has_of_its_own_takes_the_hosts_place() {
     let counterparts = Counterparts {
         binds: [("/pods/1/hosts".to_string(), "/run/files/0".to_string())].into(),
         namespaces_of: Some(42),
+        network: false,
     };
     let guest = serde_json::to_value(guest_spec(&spec, &counterparts).unwrap()).unwrap();
     assert_eq!(guest["mounts"][2]["source"], "/run/files/0");
     assert_eq!(guest["mounts"][2]["options"], json!(["rbind", "rprivate", "ro"]));
     assert_eq!(guest["linux"]["namespaces"][1]["path"], "/proc/42/ns/net");
     assert_eq!(guest["linux"]["namespaces"][0].get("path"), None);
+}
+
+#[test]
+fn the_network_of_the_sandbox_is_the_guests_own() {
+    let spec = |namespaces: Value| -> Spec {
+        serde_json::from_value(with("/linux/namespaces", namespaces)).unwrap()
+    };
+    let counterparts =
+        Counterparts { network: true, namespaces_of: Some(42), ..Default::default() };
+    let first = spec(json!([{ "type": "pid" }, { "type": "network" }]));
+    let guest = serde_json::to_value(guest_spec(&first, &counterparts).unwrap()).unwrap();
+    assert_eq!(guest["linux"]["namespaces"], json!([{ "type": "pid" }]));
+    let member = spec(json!([{ "type": "network", "path": "/proc/7/ns/net" }]));
+    let guest = serde_json::to_value(guest_spec(&member, &counterparts).unwrap()).unwrap();
+    assert_eq!(guest["linux"]["namespaces"][0]["path"], "/proc/42/ns/net");
+    let users = spec(json!([{ "type": "user" }, { "type": "network" }]));
+    let refused = guest_spec(&users, &counterparts).unwrap_err().to_string();
+    assert!(refused.starts_with("linux.namespaces (user): "), "{refused}");
 }
 
 #[test]

@@ -95,6 +95,11 @@ impl Anchor {
         self.pid.as_raw_pid().unsigned_abs()
     }
 
+    /// The namespace it is in.
+    pub fn network(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.pid()).into()
+    }
+
     /// Returns when somebody has killed it.
     pub async fn ended(&self) {
         let _ = self.pidfd.readable().await;

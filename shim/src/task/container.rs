@@ -27,6 +27,8 @@ pub struct Container {
     execs: Mutex<BTreeMap<Id, Arc<Process>>>,
     /// Known as soon as it has one.
     pub place: OnceLock<Place>,
+    /// Likewise, before the first of them runs.
+    pub hooks: OnceLock<Hooks>,
 }
 
 /// Where a container runs.
@@ -38,7 +40,6 @@ pub struct Place {
     pub attached: bool,
     /// Execs and updates are refused for fields that protect nobody, too.
     pub strict: bool,
-    pub hooks: Hooks,
 }
 
 impl Container {
@@ -51,6 +52,7 @@ impl Container {
             init: Arc::new(init),
             execs: Mutex::default(),
             place: OnceLock::new(),
+            hooks: OnceLock::new(),
         }
     }
 
@@ -77,8 +79,8 @@ impl Container {
 
     /// Runs what is to run when it is gone.
     pub async fn has_gone(&self) {
-        if let Some(place) = self.place.get() {
-            place.hooks.stopped().await;
+        if let Some(hooks) = self.hooks.get() {
+            hooks.stopped().await;
         }
     }
 

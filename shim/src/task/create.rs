@@ -89,9 +89,13 @@ impl Tasks {
         let parts =
             parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
         container.log_ignored(&parts.ignored);
-        let (spec, binds, joins) = self.place(container, parts).await?;
+        let (spec, mut binds, joins) = self.place(container, parts).await?;
         let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
-        place.hooks.create(container.pid()).await?;
+        if let Some(hooks) = container.hooks.get().filter(|_| place.attached) {
+            hooks.create(container.pid()).await?;
+        }
+        let binds = tokio::task::spawn_blocking(move || binds.read_again().map(|()| binds)).await;
+        let binds = binds.map_err(|e| TaskError::Host("read files", e.into()))??;
         let created = place
             .pod
             .sandbox
@@ -123,6 +127,7 @@ impl Tasks {
     ) -> Result<(oci_spec::runtime::Spec, Binds, Option<Id>)> {
         let Parts { mut bundle, config, prepared, binds, hooks, .. } = parts;
         let strict = config.strict;
+        let hooks = container.hooks.get_or_init(|| hooks);
         let mut slot = self.pod.lock().await;
         let (pod, rootfs, joins) = match slot.clone() {
             Some(pod) => {
@@ -134,7 +139,8 @@ impl Tasks {
             None => {
                 self.sandbox.leaves_the_vm_to_containers()?;
                 let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
-                let pod = self.boot(plan(&container.id, &bundle, config.sandbox), disks).await?;
+                let plan = plan(&container.id, &bundle, config.sandbox);
+                let pod = self.boot(plan, disks, Some(hooks)).await?;
                 *slot = Some(pod.clone());
                 bundle.forget_network_path();
                 (pod, rootfs, None)
@@ -142,7 +148,7 @@ impl Tasks {
         };
         let attached = joins.is_some();
         // Nobody else places this container.
-        let _ = container.place.set(Place { pod, rootfs, attached, strict, hooks });
+        let _ = container.place.set(Place { pod, rootfs, attached, strict });
         Ok((bundle.spec, binds, joins))
     }
 

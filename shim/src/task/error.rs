@@ -10,6 +10,7 @@ use crate::{
     error::chain_text,
     hooks::HookError,
     id::BadId,
+    network::NetworkError,
     rootfs::RootFsError,
     sandbox::{Refused, SandboxError},
     text::one_line,
@@ -50,6 +51,8 @@ pub enum TaskError {
     Stdio(#[from] StdioError),
     #[error("the task's process on the host")]
     Anchor(#[from] AnchorError),
+    #[error("linux.namespaces (network)")]
+    Network(#[from] NetworkError),
     #[error("{}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -66,7 +69,11 @@ impl TaskError {
             Self::NotFound(_) | Self::Ended(_) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State { .. } => Code::FAILED_PRECONDITION,
-            Self::Invalid(_) | Self::Id(_) | Self::Bundle(_) | Self::Stdio(_) => {
+            Self::Invalid(_)
+            | Self::Id(_)
+            | Self::Bundle(_)
+            | Self::Stdio(_)
+            | Self::Network(NetworkError::Hosts | NetworkError::Refused { .. }) => {
                 Code::INVALID_ARGUMENT
             }
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
@@ -74,6 +81,7 @@ impl TaskError {
             Self::Slow { .. } => Code::DEADLINE_EXCEEDED,
             Self::RootFs(_)
             | Self::Anchor(_)
+            | Self::Network(_)
             | Self::Hook(_)
             | Self::File { .. }
             | Self::Host(..) => Code::INTERNAL,

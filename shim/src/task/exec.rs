@@ -56,7 +56,9 @@ impl Tasks {
     pub async fn start(self: &Arc<Self>, container: &str, exec: &str) -> Result<u32> {
         let (container, process) = self.process(container, exec)?;
         if process.id.exec.is_none() {
-            container.pod()?.sandbox.start(&process.id).await?;
+            let pod = container.pod()?;
+            pod.attach_late_network(&container.id).await?;
+            pod.sandbox.start(&process.id).await?;
         } else {
             let plan = process.take_plan().ok_or_else(|| process.refuse("created"))?;
             if let Err(error) = self.start_exec(&container, &process, plan).await {
@@ -73,8 +75,8 @@ impl Tasks {
     }
 
     async fn has_started(&self, container: &Arc<Container>) -> Result<()> {
-        let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
-        if let Err(error) = place.hooks.started(container.pid()).await {
+        let hooks = container.hooks.get().ok_or_else(|| container.init.refuse("created"))?;
+        if let Err(error) = hooks.started(container.pid()).await {
             self.end(container).await?;
             return Err(error.into());
         }

@@ -53,6 +53,18 @@ pub fn binds(spec: &Spec) -> Result<Binds, TaskError> {
     Ok(binds)
 }
 
+impl Binds {
+    /// Reads the files once more, as hooks may have written them: Docker's write `/etc/resolv.conf`. Blocks.
+    pub fn read_again(&mut self) -> Result<(), TaskError> {
+        for file in &mut self.files {
+            if let Some(now) = read(Path::new(&file.source), &file.source, MAX_SIZE)? {
+                *file = now;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn options(mount: &Mount) -> impl Iterator<Item = &str> {
     mount.options().iter().flatten().map(String::as_str)
 }

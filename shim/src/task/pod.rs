@@ -1,21 +1,29 @@
 //! The sandbox of a shim's containers: a VM, and its process on the host.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, fs::File, sync::Arc, time::Duration};
 
-use ampoule_vmm_api::config::MAX_DISKS;
+use ampoule_vmm_api::config::{MAX_DISKS, MAX_DISKS_AND_NETS};
+use tokio::sync::Mutex;
 
 use super::{
     Result, Tasks,
     anchor::{Anchor, HostNetwork},
+    error::TaskError,
     size::Size,
 };
 use crate::{
     config::SandboxSettings,
+    error::chain_text,
+    hooks::Hooks,
     id::Id,
+    network::{Late, Net, Network, NetworkError, Spares, spare},
     run_spec::hostname,
     sandbox::{FIRST_DISK, Sandbox, SandboxConfig, vm_memory_mib},
     vm::Disk,
 };
+
+/// Each costs every boot without a network a little.
+const SPARE_NETS: u8 = 2;
 
 /// What a pod is booted from, but for its disks.
 #[derive(Clone, Debug)]
@@ -32,17 +40,35 @@ pub struct PodPlan {
 }
 
 impl Tasks {
-    /// Boots a VM, and from then on passes on what it tells. Dropping the future leaves nothing.
+    /// Runs the hooks that prepare the pod's namespaces, boots a VM, and from then on passes on what it tells. Dropping
+    /// the future leaves nothing.
     pub(super) async fn boot(
         self: &Arc<Self>,
         plan: PodPlan,
         disks: Vec<Disk>,
+        hooks: Option<&Hooks>,
     ) -> Result<Arc<Pod>> {
         let PodPlan { first, size, settings, .. } = plan;
         let anchor = Anchor::new(&plan.network)?;
+        if let Some(hooks) = hooks {
+            hooks.create(anchor.pid()).await?;
+        }
+        let network = look(&anchor, Network::join).await?;
+        let used = usize::from(FIRST_DISK) + disks.len();
+        let (spare_nets, late) = match (&network, plan.grows) {
+            (Some(_), _) => (Vec::new(), None),
+            // Who makes a pod makes its network first.
+            (None, true) => (Vec::new(), Some(Spares::default())),
+            (None, false) => {
+                let (nets, spares) = spares(&anchor, MAX_DISKS_AND_NETS.saturating_sub(used)).await;
+                (nets, Some(spares))
+            }
+        };
         let paths = &self.config.paths;
+        let nets = network.as_ref().map_or(0, |network| network.nets.len());
+        let most = MAX_DISKS.min(MAX_DISKS_AND_NETS.saturating_sub(nets));
         // A slot costs every boot a little.
-        let free = MAX_DISKS.saturating_sub(usize::from(FIRST_DISK) + disks.len());
+        let free = most.saturating_sub(used);
         let spare_disks = if plan.grows { u8::try_from(free).unwrap_or_default() } else { 0 };
         let (sandbox, events) = Sandbox::create(SandboxConfig {
             name: self.config.id.clone(),
@@ -54,13 +80,15 @@ impl Tasks {
             guest_image: settings.guest_image.unwrap_or_else(|| paths.guest.clone()),
             disks,
             spare_disks,
+            network,
+            spare_nets,
             cmdline: String::new(),
             boot_timeout: Duration::from_secs(settings.boot_timeout.into()),
             seeded: false,
             oom_score_adj: plan.oom_score_adj,
         })
         .await?;
-        let pod = Arc::new(Pod::new(sandbox, anchor, first));
+        let pod = Arc::new(Pod { late: late.into(), ..Pod::new(sandbox, anchor, first) });
         tokio::spawn(self.clone().follow(events));
         tokio::spawn({
             let pod = pod.clone();
@@ -70,17 +98,55 @@ impl Tasks {
     }
 }
 
+/// Network devices for what comes after the boot, if there is room.
+async fn spares(anchor: &Anchor, room: usize) -> (Vec<Net>, Spares) {
+    let count = u8::try_from(room).unwrap_or(u8::MAX).min(SPARE_NETS);
+    look(anchor, move |namespace| spare(namespace, count)).await.unwrap_or_else(|error| {
+        let error = chain_text(&error);
+        tracing::warn!(error, "interfaces that come after the VM's boot will be refused");
+        Default::default()
+    })
+}
+
+/// Does something with the network namespace that the process is in.
+async fn look<T: Send + 'static>(
+    anchor: &Anchor,
+    look: impl FnOnce(&File) -> std::result::Result<T, NetworkError> + Send + 'static,
+) -> Result<T> {
+    let path = anchor.network();
+    let looking = tokio::task::spawn_blocking(move || {
+        let namespace = File::open(&path).map_err(|source| TaskError::File { path, source })?;
+        Ok(look(&namespace)?)
+    });
+    looking.await.map_err(|e| TaskError::Host("look at the network", e.into()))?
+}
+
 /// It is ended by [`Sandbox::shutdown`]; who only drops it leaves that to the others who have it.
 pub struct Pod {
     pub sandbox: Sandbox,
     anchor: Anchor,
     /// The container whose namespaces are the pod's.
     pub first: Id,
+    /// For what its network namespace gets after the boot; `None` if the guest has a network.
+    late: Mutex<Option<Spares>>,
 }
 
 impl Pod {
+    /// One without a network.
     pub fn new(sandbox: Sandbox, anchor: Anchor, first: Id) -> Self {
-        Self { sandbox, anchor, first }
+        Self { sandbox, anchor, first, late: Mutex::default() }
+    }
+
+    /// Gives a container, before it is started, what its network namespace has got since the boot, or refuses that: it would
+    /// be left out silently.
+    pub async fn attach_late_network(&self, container: &Id) -> Result<()> {
+        let mut late = self.late.lock().await;
+        let Some(spares) = late.clone() else { return Ok(()) };
+        if let Some(network) = look(&self.anchor, move |n| Late::join(n, &spares)).await? {
+            self.sandbox.attach_network(container, network).await?;
+            *late = None;
+        }
+        Ok(())
     }
 
     pub fn pid(&self) -> u32 {

@@ -184,7 +184,7 @@ impl Tasks {
         let Phase::Created(plan) = &state.phase else { return Err(state.refuse("created")) };
         let stopped = || TaskError::Ended(format!("sandbox {id}"));
         let pod = tokio::select! {
-            pod = self.boot(plan.pod.clone(), Vec::new()) => pod?,
+            pod = self.boot(plan.pod.clone(), Vec::new(), None) => pod?,
             _ = self.sandbox.ended() => return Err(stopped()),
         };
         let paused = tokio::select! {

@@ -21,6 +21,9 @@ pub enum Request {
     AttachDisk { slot: u8, disk: DiskConfig },
     /// Take it away again: capacity 0, further requests fail. Answered by [`Event::DiskDetached`].
     DetachDisk { slot: u8 },
+    /// From now on the guest has this address and MTU on a network device, by its place in
+    /// [`nets`](VmConfig::nets). It is told so by its agent.
+    SetNet { number: u8, mac: [u8; 6], mtu: u16 },
     /// End the VM now, whatever the guest is doing.
     Stop,
 }

@@ -74,8 +74,9 @@ impl Shim {
         let made = Arc::new(made);
         shim.tasks.table.reserve(made.clone()).unwrap();
         let rootfs = container("c").rootfs;
-        let place = Place { pod: pod.clone(), rootfs, attached: false, strict: true, hooks };
+        let place = Place { pod: pod.clone(), rootfs, attached: false, strict: true };
         made.place.set(place).unwrap();
+        made.hooks.set(hooks).unwrap();
         pod.sandbox.create_container(container("c")).await.unwrap();
         made.init.until(|status| *status == Status::Created).await;
         shim

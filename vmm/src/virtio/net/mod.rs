@@ -72,6 +72,11 @@ impl Net {
         })
     }
 
+    /// The guest's address and MTU from now on. Its driver has read others.
+    pub fn set(&mut self, mac: [u8; 6], mtu: u16) {
+        (self.rules.mac, self.rules.mtu) = (mac, mtu);
+    }
+
     /// Frames dropped since the last reset, from the guest and to it.
     pub fn dropped(&self) -> [u64; 2] {
         [self.refused, self.receiver.as_ref().map_or(0, Receiver::dropped)]

@@ -162,6 +162,20 @@ fn frames_go_out_whole_wherever_their_pieces_lie() {
 }
 
 #[test]
+fn the_guest_may_be_given_another_address_and_mtu() {
+    let mut bench = Bench::new(MERGED);
+    let long = packet(usize::from(MTU) + 14);
+    lock(&bench.net).set(MAC, 100);
+    bench.transmit(&long);
+    lock(&bench.net).set([2; 6], MTU);
+    bench.transmit(&long);
+    assert_eq!((bench.dropped(), bench.sent().len()), ([2, 0], 0));
+    lock(&bench.net).set(MAC, MTU);
+    bench.transmit(&long);
+    assert_eq!(bench.sent(), [long]);
+}
+
+#[test]
 fn frames_come_in_by_as_many_buffers_as_they_need() {
     let mut bench = Bench::new(MERGED);
     bench.give(0, 60, 1526);

@@ -1,0 +1,359 @@
+//! Real interfaces, where the test may make them: in network namespaces of its own.
+
+use std::{os::fd::AsRawFd, thread::spawn};
+
+use ampoule_agent_api::agent::{self, Interface};
+use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{
+        InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{
+        RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+        RouteScope, RouteType,
+    },
+    tc::{TcAttribute, TcMessage},
+};
+use rustix::thread::UnshareFlags;
+
+use super::*;
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+const NEIGHBOUR: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+fn link_message(index: u32, name: &str, kind: Option<InfoKind>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.link_layer_type = LinkLayerType::Ether;
+    message.header.flags = LinkFlags::Up;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::Address(MAC.into()),
+        LinkAttribute::Mtu(1450),
+    ];
+    let kind = kind.map(|kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+    message.attributes.extend(kind);
+    message
+}
+
+fn found(links: Vec<LinkMessage>) -> Found {
+    Found { links, ..Default::default() }
+}
+
+#[test]
+fn interfaces_that_are_up_are_joined_or_refused_by_name() {
+    let mut lo = link_message(1, "lo", None);
+    lo.header.flags |= LinkFlags::Loopback;
+    let mut down = link_message(2, "gre0", Some(InfoKind::GreTap));
+    down.header.flags = LinkFlags::empty();
+    let veth = link_message(3, "eth0", Some(InfoKind::Veth));
+    let links = found(vec![lo, down, veth]).links().unwrap();
+    assert_eq!(links.len(), 1);
+    assert_eq!((&*links[0].name, links[0].mac, links[0].mtu), ("eth0", MAC, 1450));
+
+    let refused = |change: fn(&mut LinkMessage), kind, words: &str| {
+        let mut message = link_message(3, "net1", kind);
+        change(&mut message);
+        let error = found(vec![message]).links().unwrap_err().to_string();
+        assert!(error.starts_with("interface net1: ") && error.contains(words), "{error}");
+    };
+    refused(|_| (), Some(InfoKind::IpVlan), "ipvlan: its MAC");
+    refused(|_| (), Some(InfoKind::Bridge), "use a veth");
+    refused(|_| (), Some(InfoKind::Wireguard), "use a veth");
+    refused(|m| m.header.link_layer_type = LinkLayerType::None, None, "no MAC");
+    refused(|m| m.attributes[1] = LinkAttribute::Address(vec![0; 6]), None, "no MAC");
+    refused(|m| m.attributes[2] = LinkAttribute::Mtu(67), None, "MTU of 67");
+    refused(|m| m.attributes.push(LinkAttribute::Controller(2)), None, "part of another");
+    let lower = |m: &mut LinkMessage| m.attributes.push(LinkAttribute::Link(2));
+    refused(lower, Some(InfoKind::MacVlan), "lies on another");
+
+    let mut elsewhere = link_message(3, "net1", Some(InfoKind::MacVlan));
+    elsewhere.attributes.extend([LinkAttribute::Link(2), LinkAttribute::LinkNetNsId(0)]);
+    assert_eq!(found(vec![elsewhere]).links().unwrap().len(), 1);
+    let tap = link_message(4, "ampoule0", Some(InfoKind::Tun));
+    let error = found(vec![tap]).links().unwrap_err().to_string();
+    assert!(error.contains("another sandbox"), "{error}");
+}
+
+fn route_message(family: AddressFamily, attributes: Vec<RouteAttribute>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: family,
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::Static,
+        kind: RouteType::Unicast,
+        ..Default::default()
+    };
+    message.attributes = attributes;
+    message
+}
+
+fn v4(last: u8) -> std::net::IpAddr {
+    [10, 1, 2, last].into()
+}
+
+#[test]
+fn routes_of_the_main_table_follow_their_interfaces() {
+    let via = |last| RouteAttribute::Gateway(v4(last).into());
+    let gateway = route_message(
+        AddressFamily::Inet,
+        vec![via(1), RouteAttribute::Oif(3), RouteAttribute::Priority(50)],
+    );
+    let mut on_link = gateway.clone();
+    on_link.header.flags = RouteFlags::Onlink;
+    let mut subnet = route_message(
+        AddressFamily::Inet,
+        vec![
+            RouteAttribute::Destination(v4(0).into()),
+            RouteAttribute::PrefSource(v4(5).into()),
+            RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]),
+            RouteAttribute::Oif(3),
+        ],
+    );
+    subnet.header.destination_prefix_length = 24;
+    subnet.header.scope = RouteScope::Link;
+    subnet.header.protocol = RouteProtocol::Kernel;
+    let mut local = subnet.clone();
+    local.header.table = 255;
+    let mut lost = gateway.clone();
+    lost.attributes[1] = RouteAttribute::Oif(9);
+    let mut learnt = gateway.clone();
+    learnt.header.protocol = RouteProtocol::Ra;
+    let link_local = std::net::IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0u16]);
+    let link_local = route_message(
+        AddressFamily::Inet6,
+        vec![RouteAttribute::Destination(link_local.into()), RouteAttribute::Oif(3)],
+    );
+    let mut nowhere = route_message(AddressFamily::Inet6, vec![]);
+    nowhere.header.kind = RouteType::Unreachable;
+
+    let all = Found {
+        links: vec![link_message(3, "eth0", None)],
+        routes: vec![gateway, on_link, local, lost, learnt, link_local, nowhere, subnet],
+        ..Default::default()
+    };
+    let routes = all.request(&all.links().unwrap()).routes;
+    assert_eq!(routes.len(), 4, "{routes:?}");
+    // Without a gateway first.
+    let nowhere = &routes[0];
+    assert_eq!((nowhere.destination.len(), nowhere.next_hops.len(), nowhere.kind), (16, 0, 7));
+    let subnet = &routes[1];
+    assert_eq!((&*subnet.destination, subnet.prefix_length), (&[10, 1, 2, 0][..], 24));
+    assert_eq!((&*subnet.source, subnet.scope, subnet.protocol), (&[10, 1, 2, 5][..], 253, 2));
+    assert_eq!(subnet.metrics, [(2, 1400)].into());
+    assert_eq!(subnet.next_hops[0].interface, "eth0");
+    let gateways = [&routes[2], &routes[3]];
+    assert!(gateways.iter().all(|route| route.destination == [0; 4] && route.priority == 50));
+    assert!(gateways.iter().all(|route| route.next_hops[0].gateway == [10, 1, 2, 1]));
+    assert!(!gateways[0].next_hops[0].on_link && gateways[1].next_hops[0].on_link);
+}
+
+/// `ip link add eth0 type veth peer name peer0`, both up; in a namespace of this thread's own.
+fn veth() -> Option<Netlink> {
+    // SAFETY: CLONE_FILES, the flag that is not safe, is not given; this thread ends with the test.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.ok()?;
+    let mut netlink = Netlink::open().ok()?;
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![LinkAttribute::IfName("peer0".into())];
+    let mut veth = LinkMessage::default();
+    veth.attributes = vec![
+        LinkAttribute::IfName("eth0".into()),
+        LinkAttribute::Address(MAC.into()),
+        LinkAttribute::Mtu(1400),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    make(&mut netlink, libc::RTM_NEWLINK, &veth)?;
+    set_up(&mut netlink, "eth0");
+    Some(netlink)
+}
+
+fn make(netlink: &mut Netlink, kind: u16, message: &impl Emitable) -> Option<()> {
+    let made = netlink.change(kind, NLM_F_CREATE | NLM_F_EXCL, message);
+    made.inspect_err(|error| eprintln!("{error}")).ok()
+}
+
+fn index(name: &str) -> u32 {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    rustix::net::netdevice::name_to_index(&socket, name).unwrap()
+}
+
+fn set_up(netlink: &mut Netlink, name: &str) {
+    let mut message = LinkMessage::default();
+    message.header.index = index(name);
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    netlink.change(libc::RTM_SETLINK, 0, &message).unwrap();
+}
+
+/// 10.1.2.5/24 and fd00::5/64 on eth0, a default route, and a neighbour.
+fn fill(netlink: &mut Netlink) {
+    let index = index("eth0");
+    let add = |netlink: &mut Netlink, family, ip: std::net::IpAddr, length| {
+        let mut address = AddressMessage::default();
+        address.header.family = family;
+        address.header.prefix_len = length;
+        address.header.index = index;
+        address.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+        make(netlink, libc::RTM_NEWADDR, &address)
+    };
+    add(netlink, AddressFamily::Inet, v4(5), 24).unwrap();
+    // Where there is IPv6.
+    let _ = add(netlink, AddressFamily::Inet6, "fd00::5".parse().unwrap(), 64);
+    let mut route = route_message(AddressFamily::Inet, vec![RouteAttribute::Gateway(v4(1).into())]);
+    route.attributes.push(RouteAttribute::Oif(index));
+    make(netlink, libc::RTM_NEWROUTE, &route).unwrap();
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = AddressFamily::Inet;
+    neighbour.header.ifindex = index;
+    neighbour.header.state = NeighbourState::Permanent;
+    neighbour.header.kind = RouteType::Unicast;
+    neighbour.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 1, 2, 9].into())),
+        NeighbourAttribute::LinkLayerAddress(NEIGHBOUR.into()),
+    ];
+    make(netlink, libc::RTM_NEWNEIGH, &neighbour).unwrap();
+}
+
+/// Interfaces with an `ingress`.
+fn redirected(netlink: &mut Netlink) -> Vec<i32> {
+    let all: Vec<TcMessage> = netlink.list(libc::RTM_GETQDISC, &TcMessage::default()).unwrap();
+    let ingress = TcAttribute::Kind("ingress".into());
+    let redirected = all.iter().filter(|qdisc| qdisc.attributes.contains(&ingress));
+    redirected.map(|qdisc| qdisc.header.index).collect()
+}
+
+/// What `work` returns in another namespace.
+fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let working = spawn(|| {
+        // SAFETY: as above.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        work()
+    });
+    working.join().unwrap()
+}
+
+/// What `test` does in a namespace with a veth, where one can be made.
+fn with_veth(test: fn(&mut Netlink)) {
+    let done = spawn(move || veth().map(|mut netlink| test(&mut netlink)));
+    if done.join().unwrap().is_none() {
+        eprintln!("skipped: no veth can be made here (root is needed)");
+    }
+}
+
+#[test]
+fn a_veth_is_joined_with_all_that_it_has_and_left_as_it_was() {
+    with_veth(|netlink| {
+        fill(netlink);
+        // Its other end is the host's, in another namespace.
+        let host = elsewhere(|| File::open("/proc/thread-self/ns/net").unwrap());
+        let mut peer = LinkMessage::default();
+        peer.header.index = index("peer0");
+        peer.attributes = vec![LinkAttribute::NetNsFd(host.as_raw_fd())];
+        netlink.change(libc::RTM_SETLINK, 0, &peer).unwrap();
+
+        let Some(joined) = joined_or_skipped() else { return };
+        let Interface { mac, name, mtu, addresses, .. } = &joined.request.interfaces[0];
+        assert_eq!((&**mac, &**name, *mtu), (&MAC[..], "eth0", 1400));
+        let own = |a: &agent::Address| (a.ip.clone(), a.prefix_length, a.peer.is_empty());
+        assert_eq!(own(&addresses[0]), (vec![10, 1, 2, 5], 24, true));
+        assert!(addresses[1..].iter().all(|a| a.ip[0] == 0xfd && a.prefix_length == 64));
+        let v4: Vec<_> =
+            joined.request.routes.iter().filter(|r| r.destination.len() == 4).collect();
+        assert_eq!((v4[0].prefix_length, &*v4[0].source), (24, &[10, 1, 2, 5][..]));
+        assert_eq!((v4[1].prefix_length, &*v4[1].next_hops[0].gateway), (0, &[10, 1, 2, 1][..]));
+        assert_eq!(joined.request.neighbours.len(), 1);
+        assert_eq!(joined.request.neighbours[0].mac, NEIGHBOUR);
+        assert_eq!((joined.nets[0].config.mac, joined.nets[0].config.mtu), (MAC, 1400));
+
+        let own = File::open("/proc/thread-self/ns/net").unwrap();
+        let late = elsewhere(move || Late::join(&own, &Spares::default())).unwrap_err().to_string();
+        assert!(late.contains("another sandbox"), "{late}");
+        // A second sandbox cannot have it as well.
+        assert_eq!(redirected(netlink).len(), 2);
+        let second = Network::join_own().unwrap_err().to_string();
+        assert!(second.contains("ampoule0: another sandbox"), "{second}");
+        let Network { nets, joined, .. } = joined;
+        // A VMM that ended, and a shim that was killed before it could undo anything.
+        drop(nets);
+        assert_eq!(redirected(netlink), [index("eth0") as i32]);
+        let again = Network::join_own().unwrap().unwrap();
+        drop(again);
+        assert!(redirected(netlink).is_empty());
+        drop(joined);
+    });
+}
+
+#[test]
+fn filters_of_somebody_else_stay_and_the_interface_is_refused() {
+    with_veth(|netlink| {
+        let Some(joined) = joined_or_skipped() else { return };
+        drop(joined);
+        let eth0 = index("eth0");
+        make(netlink, libc::RTM_NEWQDISC, &redirect::ingress(eth0)).unwrap();
+        let to_lo = redirect::filter(eth0, "u32", redirect::match_u32(index("lo")));
+        make(netlink, libc::RTM_NEWTFILTER, &to_lo).unwrap();
+        let error = crate::error::chain_text(&Network::join_own().unwrap_err());
+        assert!(error.contains("eth0") && error.contains("somebody else"), "{error}");
+        assert_eq!(redirected(netlink), [eth0 as i32], "no tap is left, and no filter lost");
+    });
+}
+
+fn joined_or_skipped() -> Option<Network> {
+    match Network::join_own() {
+        Ok(joined) => joined,
+        Err(error @ NetworkError::Interface { .. }) => {
+            eprintln!("skipped: {}", crate::error::chain_text(&error));
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
+    let own = File::open("/proc/thread-self/ns/net").unwrap();
+    assert!(matches!(Network::join(&own), Err(NetworkError::Hosts)));
+    with_veth(|netlink| {
+        let mut veth = LinkMessage::default();
+        veth.header.index = index("eth0");
+        netlink.change(libc::RTM_DELLINK, 0, &veth).unwrap();
+        let empty = File::open("/proc/thread-self/ns/net").unwrap();
+        let late = |empty: &File| Late::join(empty, &Spares::default());
+        let joined = elsewhere(move || (Network::join(&empty), late(&empty)));
+        assert!(joined.0.unwrap().is_none() && joined.1.unwrap().is_none());
+    });
+}
+
+#[test]
+fn what_comes_after_the_boot_is_joined_as_far_as_there_are_spares() {
+    with_veth(|netlink| {
+        let own = File::open("/proc/thread-self/ns/net").unwrap();
+        let Ok((nets, spares)) = elsewhere(move || spare(&own, 2)) else {
+            return eprintln!("skipped: no tap can be made here");
+        };
+        fill(netlink);
+        set_up(netlink, "peer0");
+        let few = Spares(spares.0[..1].to_vec());
+        let refused = Late::join_own(&few).unwrap_err().to_string();
+        assert!(refused.contains("has room for 1 then"), "{refused}");
+        assert!(redirected(netlink).is_empty());
+        let late = Late::join_own(&spares).unwrap().unwrap();
+        for (net, interface) in nets.iter().zip(&late.request.interfaces) {
+            assert_eq!(interface.device, net.config.mac);
+        }
+        assert!(late.nets.iter().any(|net| (net.mac, net.mtu) == (MAC, 1400)));
+        assert_eq!((late.nets.len(), late.request.neighbours.len()), (2, 1));
+        assert_eq!(redirected(netlink).len(), 4);
+        drop(late);
+        // Of the taps, which go with the VM.
+        assert_eq!(redirected(netlink).len(), 2);
+        drop(nets);
+    });
+}
