@@ -296,6 +296,7 @@ fn config(setup: &VmSetup) -> VmConfig {
         listen: vec![setup.agent_port],
         hide_random: setup.hide_random,
         nets: vec![],
+        share: false,
     }
 }
 
