@@ -17,8 +17,8 @@ stage_guest() {
 stage_programs() {
     need gcc libc6-dev erofs-utils e2fsprogs
     local program
-    step "building ampoule, its containerd runtime and ampoule-vmm" cargo build --release --locked -p ampoule-shim -p ampoule-vmm
-    for program in ampoule ampoule-vmm containerd-shim-ampoule-v2; do
+    step "building ampoule, its containerd runtime, ampoule-vmm and ampoule-fsd" cargo build --release --locked -p ampoule-shim -p ampoule-vmm -p ampoule-fsd
+    for program in ampoule ampoule-vmm ampoule-fsd containerd-shim-ampoule-v2; do
         place "${CARGO_TARGET_DIR:-target}/release/$program" "$1/bin/$program"
     done
 }
