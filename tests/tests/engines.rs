@@ -141,5 +141,5 @@ fn refusals(e: &Engine) {
         refused("podman", &[], &["linux.namespaces (network)", "network of `none`"]);
     }
     refused("host", &[], &["linux.namespaces (network)", "network of `none`"]);
-    refused("none", &["--volume", "/etc:/x"], &["(/x)", "files of the host"]);
+    refused("none", &["--volume", "/dev/null:/x"], &["/dev/null: a device cannot be shared"]);
 }

@@ -1,11 +1,14 @@
 //! The phase `Creating`: from nothing to an agent that has answered.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use ampoule_agent_api::{AGENT_PORT, agent::HelloResponse};
 use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
 
-use super::{BootRecord, SandboxConfig, SandboxError};
+use super::{
+    BootRecord, SandboxConfig, SandboxError,
+    shares::{Shares, Start},
+};
 use crate::{
     agent::{Agent, AgentError},
     check, clock,
@@ -34,6 +37,7 @@ pub(super) struct Booted {
     pub record: BootRecord,
     /// Slots that [`super::Sandbox::attach_disk`] may use.
     pub spare_slots: Vec<u8>,
+    pub shares: Shares,
 }
 
 /// Boots. The hello is sent at once and waits in the stream until the agent is there: its answer is readiness.
@@ -43,10 +47,16 @@ pub(super) async fn boot(config: SandboxConfig) -> Result<Booted, SandboxError> 
     let spare_slots = (first_spare..last).filter_map(|slot| slot.try_into().ok()).collect();
     let (hostname, limit) = (config.hostname.clone(), config.boot_timeout);
     let (kernel, guest_image) = (config.kernel.clone(), config.guest_image.clone());
-    let (mut vm, agent_stream) = Vm::boot(setup(config)).map_err(SandboxError::Boot)?;
+    let start = config.fsd.clone().map(|exe| {
+        let name = config.name.to_string();
+        Start::new(exe, name, config.oom_score_adj)
+    });
+    let (start, share) = start.transpose().map_err(SandboxError::Boot)?.unzip();
+    let shares = Shares::new(start);
+    let (mut vm, agent_stream) = Vm::boot(setup(config, share)).map_err(SandboxError::Boot)?;
     let agent = Agent::new(agent_stream);
     match hello(&mut vm, &agent, &hostname, limit).await {
-        Ok(record) => Ok(Booted { vm, agent, record, spare_slots }),
+        Ok(record) => Ok(Booted { vm, agent, record, spare_slots, shares }),
         Err(source) => Err(SandboxError::Died { kernel, guest_image, source: source.into() }),
     }
 }
@@ -106,7 +116,7 @@ fn give_up(vm: &mut Vm, error: AgentError, limit: Duration) {
     }
 }
 
-fn setup(config: SandboxConfig) -> VmSetup {
+fn setup(config: SandboxConfig, share: Option<OwnedFd>) -> VmSetup {
     let seeded = if config.seeded { SEEDED } else { "" };
     VmSetup {
         vmm: config.vmm,
@@ -121,6 +131,7 @@ fn setup(config: SandboxConfig) -> VmSetup {
         hide_random: config.seeded,
         agent_port: AGENT_PORT,
         oom_score_adj: config.oom_score_adj,
+        share,
     }
 }
 

@@ -102,6 +102,7 @@ impl Tasks {
                 stdio: opened.streams(),
                 files: binds.files,
                 binds: binds.own,
+                shares: binds.shares,
                 joins,
                 init: false,
                 fixed: Fixed::default(),
@@ -134,7 +135,9 @@ impl Tasks {
             None => {
                 self.sandbox.leaves_the_vm_to_containers()?;
                 let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
-                let pod = self.boot(plan(&container.id, &bundle, config.sandbox), disks).await?;
+                let shares = !binds.shares.is_empty();
+                let plan = plan(&container.id, &bundle, config.sandbox, shares);
+                let pod = self.boot(plan, disks).await?;
                 *slot = Some(pod.clone());
                 bundle.forget_network_path();
                 (pod, rootfs, None)
@@ -193,7 +196,7 @@ fn parts(
 }
 
 /// The pod whose first container this is.
-fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings) -> PodPlan {
+fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings, shares: bool) -> PodPlan {
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
     PodPlan {
         first: first.clone(),
@@ -202,6 +205,7 @@ fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings) -> PodPlan {
         size: Size::of(&bundle.spec, &settings),
         settings,
         grows: bundle.is_grouped(),
+        shares,
         oom_score_adj: bundle.oom_score_adj(),
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     id::BadId,
     rootfs::RootFsError,
     sandbox::{Refused, SandboxError},
+    share::ShareError,
     text::one_line,
     vm::Death,
 };
@@ -53,6 +54,8 @@ pub enum TaskError {
     #[error("{}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error(transparent)]
+    Share(#[from] ShareError),
+    #[error(transparent)]
     Hook(#[from] HookError),
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
@@ -66,7 +69,7 @@ impl TaskError {
             Self::NotFound(_) | Self::Ended(_) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State { .. } => Code::FAILED_PRECONDITION,
-            Self::Invalid(_) | Self::Id(_) | Self::Bundle(_) | Self::Stdio(_) => {
+            Self::Invalid(_) | Self::Id(_) | Self::Bundle(_) | Self::Share(_) | Self::Stdio(_) => {
                 Code::INVALID_ARGUMENT
             }
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
@@ -106,7 +109,10 @@ fn sandbox_code(error: &SandboxError) -> Code {
             | Code::INVALID_ARGUMENT => *code,
             _ => Code::INTERNAL,
         },
-        SandboxError::Boot(_) | SandboxError::Died { .. } | SandboxError::Vm(_) => Code::INTERNAL,
+        SandboxError::Boot(_)
+        | SandboxError::Died { .. }
+        | SandboxError::Vm(_)
+        | SandboxError::Shares(_) => Code::INTERNAL,
     }
 }
 

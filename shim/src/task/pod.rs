@@ -26,8 +26,10 @@ pub struct PodPlan {
     pub network: HostNetwork,
     pub size: Size,
     pub settings: SandboxSettings,
-    /// Containers may come later, with disks of their own.
+    /// Containers may come later, with disks and shares of their own.
     pub grows: bool,
+    /// The first container has shares.
+    pub shares: bool,
     pub oom_score_adj: i32,
 }
 
@@ -58,6 +60,7 @@ impl Tasks {
             boot_timeout: Duration::from_secs(settings.boot_timeout.into()),
             seeded: false,
             oom_score_adj: plan.oom_score_adj,
+            fsd: (plan.grows || plan.shares).then(|| paths.fsd.clone()),
         })
         .await?;
         let pod = Arc::new(Pod::new(sandbox, anchor, first));
