@@ -7,6 +7,7 @@
 use rustix::{
     fs::Gid,
     io::Errno,
+    process::{getegid, geteuid},
     thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups},
 };
 
@@ -24,9 +25,13 @@ pub const KEPT: CapabilitySet = CapabilitySet::CHOWN
 /// What acting as another user leaves of the capabilities.
 const AS_CALLER: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID);
 
-/// The capabilities of the process, which each thread starts with and comes back to.
+/// Who the process is, which each thread starts as and comes back to.
 #[derive(Clone, Copy, Debug)]
-pub struct Privileges(CapabilitySets);
+pub struct Privileges {
+    capabilities: CapabilitySets,
+    uid: u32,
+    gid: u32,
+}
 
 /// How far the host is to check what the caller may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +47,8 @@ impl Privileges {
     pub fn kept() -> Result<Self, Errno> {
         let permitted = capabilities(None)?.permitted & KEPT;
         let inheritable = CapabilitySet::empty();
-        Ok(Self(CapabilitySets { effective: permitted, permitted, inheritable }))
+        let capabilities = CapabilitySets { effective: permitted, permitted, inheritable };
+        Ok(Self { capabilities, uid: geteuid().as_raw(), gid: getegid().as_raw() })
     }
 
     /// Acts as the process that has sent the request, with `group` for a supplementary group.
@@ -62,12 +68,12 @@ impl Privileges {
         }
         take_on(libc::setfsgid, caller.gid)?;
         take_on(libc::setfsuid, caller.uid)?;
-        if caller.uid != 0 {
+        if caller.uid != self.uid {
             let kept = match check {
                 Check::Guest => AS_CALLER | CapabilitySet::DAC_OVERRIDE,
                 Check::Host => AS_CALLER,
             };
-            acting.set_effective(self.0.permitted & kept)?;
+            acting.set_effective(self.capabilities.permitted & kept)?;
         }
         Ok(acting)
     }
@@ -78,7 +84,7 @@ impl Privileges {
             return Ok(None);
         }
         let acting = Acting { privileges: self, ids: false };
-        acting.set_effective(self.0.permitted - CapabilitySet::FSETID)?;
+        acting.set_effective(self.capabilities.permitted - CapabilitySet::FSETID)?;
         Ok(Some(acting))
     }
 }
@@ -102,16 +108,16 @@ pub struct Acting<'a> {
 
 impl Acting<'_> {
     fn set_effective(&self, effective: CapabilitySet) -> Result<(), Errno> {
-        set_capabilities(None, CapabilitySets { effective, ..self.privileges.0 })
+        set_capabilities(None, CapabilitySets { effective, ..self.privileges.capabilities })
     }
 
     fn restore(&self) -> Result<(), Errno> {
         if self.ids {
             let _ = set_thread_groups(&[]);
-            take_on(libc::setfsuid, 0)?;
-            take_on(libc::setfsgid, 0)?;
+            take_on(libc::setfsuid, self.privileges.uid)?;
+            take_on(libc::setfsgid, self.privileges.gid)?;
         }
-        self.set_effective(self.privileges.0.permitted)
+        self.set_effective(self.privileges.capabilities.permitted)
     }
 }
 

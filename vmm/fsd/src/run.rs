@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Barrier},
     thread,
 };
 
@@ -126,9 +126,11 @@ impl Fsd {
         let Some(apart) = self.apart.take() else { return Err(ServeError::NoSocket) };
         let links = Arc::new(apart.enter()?);
         let filter = Arc::new(Filter::worker()?);
+        let started = Arc::new(Barrier::new(worker::COUNT + 1));
         for number in 0..worker::COUNT {
             let server = self.server.clone();
             let (requests, links, filter) = (requests.clone(), links.clone(), filter.clone());
+            let started = started.clone();
             let work = move || {
                 let ready = worker::prepare(&*links).is_ok() && filter.install().is_ok();
                 if !ready {
@@ -136,6 +138,7 @@ impl Fsd {
                     std::process::abort();
                 }
                 drop((links, filter));
+                started.wait();
                 worker::serve(&server, &requests);
             };
             thread::Builder::new()
@@ -144,6 +147,7 @@ impl Fsd {
                 .spawn(work)
                 .map_err(ServeError::Thread)?;
         }
+        started.wait();
         Filter::main()?.install()?;
         Ok(())
     }

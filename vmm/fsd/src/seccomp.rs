@@ -170,3 +170,52 @@ impl Arguments {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What no thread may ever do.
+    const FORBIDDEN: [c_long; 26] = [
+        SYS_open,
+        SYS_openat2,
+        SYS_open_by_handle_at,
+        SYS_creat,
+        SYS_chdir,
+        SYS_fchdir,
+        SYS_chroot,
+        SYS_pivot_root,
+        SYS_mount,
+        SYS_move_mount,
+        SYS_open_tree,
+        SYS_unshare,
+        SYS_setns,
+        SYS_setuid,
+        SYS_setresuid,
+        SYS_socket,
+        SYS_connect,
+        SYS_execve,
+        SYS_execveat,
+        SYS_fork,
+        SYS_clone,
+        SYS_clone3,
+        SYS_ptrace,
+        SYS_kill,
+        SYS_ioctl,
+        SYS_io_uring_setup,
+    ];
+
+    #[test]
+    fn the_filters_compile_and_leave_the_dangerous_calls_out() {
+        for lists in [[COMMON, WORKER], [COMMON, MAIN]] {
+            assert!(!Filter::compile(&lists).unwrap().0.is_empty());
+            let mut allowed: Vec<_> =
+                lists.concat().into_iter().map(|(syscall, _)| syscall).collect();
+            assert!(FORBIDDEN.iter().all(|forbidden| !allowed.contains(forbidden)));
+            let count = allowed.len();
+            allowed.sort();
+            allowed.dedup();
+            assert_eq!(allowed.len(), count, "a second rule for a call would replace the first");
+        }
+    }
+}

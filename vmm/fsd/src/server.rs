@@ -173,3 +173,6 @@ pub(crate) fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
 pub(crate) fn open_path(parent: &Node, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
     openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
+
+#[cfg(test)]
+mod tests;
