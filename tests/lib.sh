@@ -17,8 +17,8 @@ stage_guest() {
 stage_programs() {
     need gcc libc6-dev erofs-utils e2fsprogs
     local program
-    step "building ampoule and ampoule-vmm" cargo build --release --locked -p ampoule-shim -p ampoule-vmm
-    for program in ampoule ampoule-vmm; do
+    step "building ampoule, ampoule-vmm and ampoule-fsd" cargo build --release --locked -p ampoule-shim -p ampoule-vmm -p ampoule-fsd
+    for program in ampoule ampoule-vmm ampoule-fsd; do
         place "${CARGO_TARGET_DIR:-target}/release/$program" "$1/bin/$program"
     done
     # As containerd's runtime it is called by another name.
@@ -76,7 +76,7 @@ demo() {
 
 install_to() {
     install -d "$2/bin" "$2/share/ampoule"
-    install -m 755 "$1"/bin/ampoule "$1"/bin/ampoule-vmm "$2/bin/"
+    install -m 755 "$1"/bin/{ampoule,ampoule-vmm,ampoule-fsd} "$2/bin/"
     ln -sfn ampoule "$2/bin/containerd-shim-ampoule-v2"
     install -m 644 "$1"/share/ampoule/* "$2/share/ampoule/"
     import_alpine "$2/bin/ampoule"

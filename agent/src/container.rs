@@ -30,6 +30,7 @@ use crate::{
     reaper::Reaper,
     registry::{Registry, is_valid_id},
     rootfs::Rootfs,
+    share,
     spawn::Namespaces,
     stats,
     stdio::Streams,
@@ -89,7 +90,11 @@ impl Container {
         // Until the container's mounts have them.
         let _files = Files::write(&id, &files)?;
         let name = id.clone();
-        let rootfs = blocking(move || Rootfs::mount(&name, &rootfs)).await?;
+        let (rootfs, spec) = blocking(move || {
+            share::mount_for(&spec)?;
+            Ok((Rootfs::mount(&name, &rootfs)?, spec))
+        })
+        .await?;
         let cgroup = match Cgroup::create(&id, &spec.linux.resources) {
             Ok(cgroup) => Arc::new(cgroup),
             Err(error) => {

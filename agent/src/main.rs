@@ -8,6 +8,7 @@
 //! - [`container`][]: the life of a container, [`process`]: of a process
 //! - [`console`][]: a shell in the guest itself
 //! - [`rootfs`], [`files`], [`cgroup`], [`stats`]: what a container is made of and what it uses
+//! - [`share`][]: directories and files of the host
 //! - [`random`][]: random numbers of a container that was given a seed
 //! - [`stdio`][]: pumps between processes and the host
 //! - [`reaper`][]: exits
@@ -36,6 +37,7 @@ mod reaper;
 mod registry;
 mod rootfs;
 mod service;
+mod share;
 mod spawn;
 mod stats;
 mod stdio;

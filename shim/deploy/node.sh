@@ -19,7 +19,7 @@ handler() {
 install_files() {
     mkdir -p "$node$prefix/bin" "$node$prefix/share/ampoule"
     # Replaced by a rename: a program that runs cannot be written to.
-    for file in bin/ampoule bin/ampoule-vmm share/ampoule/vmlinux share/ampoule/guest.erofs; do
+    for file in bin/ampoule bin/ampoule-vmm bin/ampoule-fsd share/ampoule/vmlinux share/ampoule/guest.erofs; do
         cp "/deploy/ampoule/$file" "$node$prefix/$file.new"
         mv "$node$prefix/$file.new" "$node$prefix/$file"
     done

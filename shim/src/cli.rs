@@ -3,6 +3,7 @@
 mod container;
 mod values;
 mod verbs;
+mod volume;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
 pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
 pub use values::{ClockStart, Cpus, Memory, Seed};
 pub use verbs::*;
+pub use volume::Volume;
 
 const ABOUT: &str = "Runs every container in a virtual machine of its own";
 
@@ -142,7 +144,12 @@ Examples:
   ampoule run -it alpine
   echo hello | ampoule run -i alpine -- tr a-z A-Z
   ampoule run --memory 1g --cpus 2 -e LANG=C -w /tmp dir:/srv/rootfs -- make
+  ampoule run -v ./project:/src -w /src gcc -- make
   ampoule run -d --name clock alpine -- sh -c 'while date; do sleep 1; done'
+
+What --volume shares is this host's own: both see what the other writes, at once. SOURCE is a directory or a file that is
+there; no link in it leads out of it. Users and groups are by number, those of this host if root runs ampoule; else all
+files belong to who runs it, as root in the container. Devices, sockets, FIFOs, / and file systems as /proc are refused.
 
 The network is not there yet: a sandbox has loopback only. What a container writes to its files is thrown away when
 it ends. With -d its record, exit code and log stay until `ampoule rm`, unless --rm is given; in the foreground nothing
@@ -158,7 +165,7 @@ The exit code is the command's, 128 + N if signal N killed it, and
 Repeatable runs:
   --hermetic  sets: no network; the image read-only, what is written goes to a layer that is thrown away; no file and
               no variable of this host; the host name `ampoule` unless --hostname is given. It refuses what would break
-              that: --privileged, variables without a value (-e NAME, or such a line of --env-file), and, while it
+              that: --privileged, --volume, variables without a value (-e NAME, or such a line of --env-file), and, while it
               runs, `ampoule exec`, `cp` and `console`. Standard input is the container's if -i says so. Caps, --clock
               and --seed are not set by it: give those you want.
   --clock     is RFC 3339, as 2026-11-21T05:51:40Z, or seconds since 1970. It sets CLOCK_REALTIME. Clocks that count

@@ -6,6 +6,7 @@
 //! - [`image`]: the image store: names, OCI layouts and folders become one EROFS file each
 //! - [`rootfs`]: a root file system as disks
 //! - [`network`]: a network namespace's interfaces as the guest's
+//! - [`share`]: directories and files of the host that a container sees as they are
 //! - [`sandbox`]: one VM and the containers in it, owned by one task
 //! - [`vm`], [`kvm`]: the VMM process and its control socket; `/dev/kvm`
 //! - [`agent`]: the guest agent's calls
@@ -19,7 +20,7 @@
 //! - [`oci`]: the command line of an OCI runtime, as runc's
 //! - [`publisher`]: events, to containerd
 //! - [`timings`], [`clock`]: the spans of a run
-//! - [`host_cost`]: what a VM costs this host
+//! - [`host_cost`], [`oom`]: what a VM costs this host, and who goes first when that has no memory left
 //! - [`check`]: whether this host can run sandboxes
 //! - [`config`]: the file `config.toml`
 //! - [`paths`], [`name`], [`id`], [`signal_name`], [`timestamp`]: where things are, and what they are called
@@ -49,6 +50,7 @@ pub mod log;
 pub mod name;
 pub mod network;
 pub mod oci;
+pub mod oom;
 pub mod paths;
 pub mod publisher;
 pub mod registry;
@@ -56,6 +58,7 @@ pub mod rootfs;
 pub mod run_spec;
 pub mod sandbox;
 pub mod seccomp;
+pub mod share;
 pub mod signal_name;
 pub mod signals;
 pub mod spec;

@@ -15,6 +15,7 @@ pub struct Environment {
     pub uid: u32,
     pub root: Option<OsString>,
     pub vmm: Option<OsString>,
+    pub fsd: Option<OsString>,
     pub kernel: Option<OsString>,
     pub guest: Option<OsString>,
     pub home: Option<OsString>,
@@ -34,6 +35,7 @@ impl Environment {
             uid: rustix::process::geteuid().as_raw(),
             root: var("AMPOULE_ROOT"),
             vmm: var("AMPOULE_VMM"),
+            fsd: var("AMPOULE_FSD"),
             kernel: var("AMPOULE_KERNEL"),
             guest: var("AMPOULE_GUEST"),
             home: var("HOME"),
@@ -51,6 +53,8 @@ impl Environment {
 pub struct Paths {
     /// `PREFIX/bin/ampoule-vmm`
     pub vmm: PathBuf,
+    /// `PREFIX/bin/ampoule-fsd`
+    pub fsd: PathBuf,
     /// `PREFIX/share/ampoule/vmlinux`
     pub kernel: PathBuf,
     /// `PREFIX/share/ampoule/guest.erofs`
@@ -66,8 +70,8 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// `PREFIX` is the folder above the one this program lies in. `AMPOULE_VMM`, `AMPOULE_KERNEL` and
-    /// `AMPOULE_GUEST` name single files; `AMPOULE_ROOT` moves the store and, into its `run`, the state.
+    /// `PREFIX` is the folder above the one this program lies in. `AMPOULE_VMM`, `AMPOULE_FSD`, `AMPOULE_KERNEL`
+    /// and `AMPOULE_GUEST` name single files; `AMPOULE_ROOT` moves the store and, into its `run`, the state.
     pub fn new(env: &Environment) -> Self {
         let prefix = env.exe.parent().and_then(Path::parent).unwrap_or(Path::new("/usr/local"));
         let file = |given: &Option<OsString>, default: &str| {
@@ -76,6 +80,7 @@ impl Paths {
         let (store, state) = folders(env);
         Self {
             vmm: file(&env.vmm, "bin/ampoule-vmm"),
+            fsd: file(&env.fsd, "bin/ampoule-fsd"),
             kernel: file(&env.kernel, "share/ampoule/vmlinux"),
             guest: file(&env.guest, "share/ampoule/guest.erofs"),
             store,

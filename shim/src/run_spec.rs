@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     capabilities,
-    cli::{CapabilityName, Sysctl, Tmpfs, Ulimit},
+    cli::{CapabilityName, Sysctl, Tmpfs, Ulimit, Volume},
     control::ExecRequest,
     image::ImageConfig,
     seccomp,
@@ -73,6 +73,7 @@ pub struct RunOptions {
     pub ulimits: Vec<Ulimit>,
     pub sysctls: Vec<Sysctl>,
     pub tmpfs: Vec<Tmpfs>,
+    pub volumes: Vec<Volume>,
     /// Size of /dev/shm in bytes; [`SHM_SIZE`] if none is given.
     pub shm_size: Option<u64>,
 }
@@ -283,6 +284,13 @@ fn mounts(options: &RunOptions) -> Value {
         let mut all = vec!["noexec", "nosuid", "nodev"];
         all.extend(tmpfs.options.iter().map(String::as_str));
         mounts.push(mount(&tmpfs.destination, "tmpfs", &all));
+    }
+    for Volume { source, destination, read_only } in &options.volumes {
+        let access = if *read_only { "ro" } else { "rw" };
+        mounts.push(json!({
+            "destination": destination, "type": "bind", "source": source,
+            "options": ["rbind", "rprivate", access],
+        }));
     }
     mounts.into()
 }

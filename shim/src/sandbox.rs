@@ -10,12 +10,14 @@
 //!
 //! After [`Sandbox::create`] everything belongs to one task, the [`owner`]: the VM, the table of processes and
 //! the phase. A [`Sandbox`] is a handle that sends it requests; what changes no state (signals, sizes, numbers)
-//! goes to the agent directly. Every end of a process, by its own exit or by the VM's death, is found in one
+//! goes to the agent directly. The files that are shared with its containers are served by a process of their own.
+//! Every end of a process, by its own exit or by the VM's death, is found in one
 //! place and leaves as one [`Event::Exited`].
 
 mod boot;
 mod disks;
 mod owner;
+mod shares;
 mod table;
 mod wire;
 
@@ -33,10 +35,12 @@ use crate::{
     agent::{Agent, AgentError},
     id::Id,
     network::{Late, Net, Network},
+    share::Share,
     spec::{SpecError, guest_resources},
     vm::{Death, Disk, VmError},
 };
 use owner::Input;
+pub use shares::SharesError;
 pub use table::Refused;
 
 /// RAM of a VM in MiB whose containers may use `limit` bytes: these, and for the guest kernel and agent 64 MiB and
@@ -81,6 +85,9 @@ pub struct SandboxConfig {
     /// The VMM's, when the host is out of memory: -1000 to 1000 (proc(5)), the higher the sooner it is ended. Not below
     /// our own, which only a privileged process could give it.
     pub oom_score_adj: i32,
+    /// The program of its file server, which is started when the first container has a share. Without one there can
+    /// be no [`ContainerConfig::shares`].
+    pub fsd: Option<PathBuf>,
 }
 
 /// A process: a container's init, or an exec in it.
@@ -129,6 +136,8 @@ pub struct ContainerConfig {
     pub files: Vec<HostFile>,
     /// Binds of what the guest has of its own: source in the spec, source in the guest.
     pub binds: Vec<(String, String)>,
+    /// Binds of directories and files of the host.
+    pub shares: Vec<Share>,
     /// The container whose namespaces are those that the spec names by path; without one that is refused.
     pub joins: Option<Id>,
     /// A PID 1 of the agent's stays before the process: it reaps, and passes signals on (docker's `--init`).
@@ -334,6 +343,8 @@ pub enum SandboxError {
     Vm(#[source] VmError),
     #[error("disk slot {0}: the VMM did not attach or detach it in time")]
     Disk(u8),
+    #[error("share files")]
+    Shares(#[from] SharesError),
     #[error(transparent)]
     Agent(#[from] AgentError),
     #[error("start {process}")]
@@ -355,6 +366,7 @@ pub struct Sandbox {
     agent: Agent,
     end: watch::Receiver<Option<Arc<Death>>>,
     vmm: u32,
+    file_server: watch::Receiver<Option<u32>>,
 }
 
 impl Sandbox {
@@ -369,11 +381,12 @@ impl Sandbox {
     /// Hands everything to an owner task.
     fn owned(booted: boot::Booted) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (agent, vmm) = (booted.agent.clone(), booted.vm.pid());
+        let file_server = booted.shares.pid();
         let (inputs, queue) = mpsc::channel(32);
         let (events, listener) = mpsc::unbounded_channel();
         let (died, end) = watch::channel(None);
         tokio::spawn(owner::Owner::new(booted, queue, events, died).run());
-        (Self { inputs, agent, end, vmm }, listener)
+        (Self { inputs, agent, end, vmm, file_server }, listener)
     }
 
     /// Prepares a container up to just before its workload.
@@ -486,6 +499,11 @@ impl Sandbox {
     /// The PID of its VMM on this host, while that is there.
     pub fn vmm(&self) -> Option<u32> {
         (!self.has_ended()).then_some(self.vmm)
+    }
+
+    /// The PID of its file server on this host, while that is there.
+    pub fn file_server(&self) -> Option<u32> {
+        *self.file_server.borrow()
     }
 
     pub fn has_ended(&self) -> bool {

@@ -42,6 +42,8 @@ const NO_HOST: &str = "namespaces of the host cannot be joined; leave out the pa
 
 /// File systems a guest can mount for a container.
 const FILE_SYSTEMS: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+/// The type of a mount that binds a share of the host, by its number.
+const SHARE: &str = "share";
 /// Kinds of namespaces.
 pub const NAMESPACES: [&str; 8] =
     ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
@@ -69,6 +71,8 @@ pub const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "po
 pub struct Counterparts {
     /// By the source of a bind mount: what is bound in its place.
     pub binds: HashMap<String, String>,
+    /// By the number of a mount in the spec: the number of the share that is bound.
+    pub shares: HashMap<usize, u32>,
     /// The process of the guest whose namespaces are joined where the caller names one by its path.
     pub namespaces_of: Option<u32>,
     /// The guest has the network of the sandbox: it is in the guest's own namespace.
@@ -166,9 +170,14 @@ fn check_mount(i: usize, mount: &mut Value, counterparts: &Counterparts) -> Resu
     let options = mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let kind = mount["type"].as_str().unwrap_or_default();
     if kind == "bind" || options.into_iter().any(|o| o == "bind" || o == "rbind") {
+        if let Some(number) = counterparts.shares.get(&i) {
+            mount["source"] = number.to_string().into();
+            mount["type"] = SHARE.into();
+            return Ok(());
+        }
         let source = mount["source"].as_str().unwrap_or_default();
         let Some(counterpart) = counterparts.binds.get(source) else {
-            return Err(unsupported(field("type"), "files of the host cannot be mounted yet"));
+            return Err(unsupported(field("type"), "nothing of the host is shared with it"));
         };
         mount["source"] = counterpart.as_str().into();
         mount["type"] = "bind".into();

@@ -7,7 +7,7 @@
 mod death;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -32,6 +32,7 @@ pub use death::{Cause, Death};
 use crate::{
     kvm::{self, KvmError},
     network::Net,
+    oom,
 };
 
 /// How long a VMM that said goodbye, or closed its socket, may take to be gone before it is killed.
@@ -63,6 +64,8 @@ pub struct VmSetup {
     pub agent_port: u32,
     /// See [`crate::sandbox::SandboxConfig::oom_score_adj`].
     pub oom_score_adj: i32,
+    /// The VM's end of the socket to its file server, if it has one.
+    pub share: Option<OwnedFd>,
 }
 
 /// A disk and what lies under it.
@@ -123,13 +126,14 @@ impl Vm {
         let (console, console_memory) =
             ConsoleReader::new().map_err(|e| VmError::Prepare("make the console memory", e))?;
         let vm = Self::spawn(&setup.vmm, &setup.name, console)?;
-        vm.set_oom_score(setup.oom_score_adj);
+        oom::set_score(vm.pid(), setup.oom_score_adj);
         let (agent, agents_end) = stream_pair()?;
         let mut fds =
             vec![kvm.as_fd(), kernel.as_fd(), console_memory.as_fd(), guest_image.as_fd()];
         fds.extend(setup.disks.iter().map(|d| d.file.as_fd()));
         fds.push(agents_end.as_fd());
         fds.extend(setup.nets.iter().map(|net| net.tap.as_fd()));
+        fds.extend(setup.share.iter().map(AsFd::as_fd));
         vm.send(&Request::Boot(config(&setup)), &fds)?;
         Ok((vm, agent))
     }
@@ -137,19 +141,6 @@ impl Vm {
     /// Of the VMM's process.
     pub fn pid(&self) -> u32 {
         self.process.pid().as_raw_pid().unsigned_abs()
-    }
-
-    /// A sandbox goes before the process that runs it, and long before containerd, whose score ours may be near.
-    fn set_oom_score(&self, score: i32) {
-        let path = format!("/proc/{}/oom_score_adj", self.process.pid().as_raw_pid());
-        let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
-        let own = own.trim().parse::<i32>().unwrap_or(0);
-        if score <= own {
-            return;
-        }
-        if let Err(error) = fs::write(&path, score.to_string()) {
-            tracing::warn!(path, %error, "the VMM keeps our own oom score");
-        }
     }
 
     /// Starts the VMM, which then waits to be told to boot.
@@ -307,6 +298,7 @@ fn config(setup: &VmSetup) -> VmConfig {
         listen: vec![setup.agent_port],
         hide_random: setup.hide_random,
         nets: setup.nets.iter().map(|net| net.config.clone()).collect(),
+        share: setup.share.is_some(),
     }
 }
 

@@ -32,7 +32,7 @@ pub use command::{
 pub use footprint::Footprint;
 pub use runtime::Runtime;
 pub use skip::skip;
-pub use traces::{assert_nothing_left, processes_of};
+pub use traces::{assert_nothing_left, file_server_of, processes_of};
 
 use std::{env, path::PathBuf};
 

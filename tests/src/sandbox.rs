@@ -68,6 +68,7 @@ pub fn config(name: &str) -> SandboxConfig {
         seeded: false,
         oom_score_adj: 0,
         boot_timeout: LIMIT,
+        fsd: None,
     }
 }
 
@@ -121,6 +122,7 @@ impl Pod {
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
             files: Vec::new(),
             binds: Vec::new(),
+            shares: Vec::new(),
             joins: None,
             init: false,
             fixed: Default::default(),

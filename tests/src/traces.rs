@@ -19,8 +19,18 @@ pub(crate) fn temporary(name: &str) -> PathBuf {
 
 /// PIDs of the VMMs started for a sandbox, zombies aside.
 pub fn processes_of(name: &str) -> Vec<i32> {
+    called("ampoule-vmm", name)
+}
+
+/// The PID of its file server.
+pub fn file_server_of(name: &str) -> Option<i32> {
+    called("ampoule-fsd", name).first().copied()
+}
+
+/// PIDs of a program's processes for a sandbox.
+fn called(program: &str, name: &str) -> Vec<i32> {
     let args =
-        |args: &[&[u8]]| args[0].ends_with(b"ampoule-vmm") && args.contains(&name.as_bytes());
+        |args: &[&[u8]]| args[0].ends_with(program.as_bytes()) && args.contains(&name.as_bytes());
     processes(|folder| {
         let cmdline = fs::read(folder.join("cmdline")).unwrap_or_default();
         args(&cmdline.split(|b| *b == 0).collect::<Vec<_>>())
@@ -61,7 +71,8 @@ pub fn assert_nothing_left(name: &str) {
 }
 
 fn leftovers(name: &str) -> Vec<String> {
-    let pids = [processes_of(name), descendants(name)].concat();
+    let servers = called("ampoule-fsd", name);
+    let pids = [processes_of(name), servers, descendants(name)].concat();
     let mut left: Vec<String> = pids.iter().map(|pid| format!("process {pid}")).collect();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     left.extend(mounts.lines().filter(|l| l.contains(name)).map(|l| format!("mount {l}")));

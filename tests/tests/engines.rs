@@ -102,12 +102,28 @@ fn not_the_hosts(e: &Engine) {
 
 fn foreground(e: &Engine) {
     // Podman's tmpfs begin with what they hide, Docker's are empty.
-    let script = "cat | wc -c; ls /etc/apk | grep -c arch; touch /etc/apk/x /x; exit 7";
-    let options =
-        ["--rm", "-i", "--read-only", "--tmpfs", "/etc/apk", "alpine", "sh", "-c", script];
-    let out = e.run(&options).stdin(vec![b'x'; 1 << 20]).output().ended_with(7);
-    let copied = if e.kind == Kind::Podman { "1048576\n1" } else { "1048576\n0" };
-    assert_eq!((&*out.text(), &*out.error()), (copied, "touch: /x: Read-only file system\n"));
+    let script = "cat | wc -c; ls /etc/apk | grep -c arch; cat /data/file /one; echo guest > /data/new; \
+        echo vol > /vol/x; touch /etc/apk/x /x; touch /one /data/ro/x; exit 7";
+    let shared = e.inside.path("/run/test/shared");
+    fs::create_dir_all(shared.join("ro")).unwrap();
+    fs::write(shared.join("file"), "from the host\n").unwrap();
+    let volumes = "-v /run/test/shared:/data -v /run/test/shared/file:/one:ro -v /run/test/shared/ro:/data/ro:ro \
+        -v named:/vol";
+    let options = ["--rm", "-i", "--read-only", "--tmpfs", "/etc/apk"];
+    let command = ["alpine", "sh", "-c", script];
+    let options: Vec<_> = options.into_iter().chain(volumes.split_whitespace()).collect();
+    let run = e.run(&[&options[..], &command].concat());
+    let out = run.stdin(vec![b'x'; 1 << 20]).output().ended_with(7);
+    let copied = if e.kind == Kind::Podman { 1 } else { 0 };
+    let refused = ["/x", "/one", "/data/ro/x"];
+    let refused = refused.map(|path| format!("touch: {path}: Read-only file system\n")).concat();
+    let text = format!("1048576\n{copied}\nfrom the host\nfrom the host");
+    assert_eq!((out.text(), out.error()), (text, refused));
+    assert_eq!(fs::read_to_string(shared.join("new")).unwrap(), "guest\n");
+    let volume = e.does(&["volume", "inspect", "--format", "{{.Mountpoint}}", "named"]);
+    let volume = e.inside.path(volume.ended_with(0).text());
+    assert_eq!(fs::read_to_string(volume.join("x")).unwrap(), "vol\n");
+    e.does(&["volume", "rm", "named"]).ended_with(0);
 
     let (mut screen, slave) = Screen::new();
     let run = e.run(&["--rm", "-it", "alpine", "sh"]).command;
@@ -178,5 +194,5 @@ fn refusals(e: &Engine) {
         e.does(&["rm", "one"]).ended_with(0);
     };
     refused("host", &[], &["linux.namespaces (network)", "`none`"]);
-    refused("none", &["--volume", "/etc:/x"], &["(/x)", "files of the host"]);
+    refused("none", &["--volume", "/dev/null:/x"], &["/dev/null: a device cannot be shared"]);
 }

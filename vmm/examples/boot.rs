@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         listen: vec![],
         hide_random: false,
         nets: vec![],
+        share: false,
     };
     let fds = [kvm.as_fd(), kernel.as_fd(), console_fd.as_fd(), image.as_fd()];
     ours.send(&Request::Boot(config), &fds)?;

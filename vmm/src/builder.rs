@@ -34,6 +34,7 @@ use crate::{
         SharedDevice,
         block::{Block, SlotError},
         fault::FaultSink,
+        fs::Fs,
         net::{Net, NetError},
         rng::Rng,
         transport::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET},
@@ -107,7 +108,7 @@ pub struct Vm {
 
 /// The recipe. `process_ns` is when the process began.
 pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result<Vm, BuildError> {
-    let BootRequest { config, kvm, kernel, console, disks, streams, taps } = request;
+    let BootRequest { config, kvm, kernel, console, disks, streams, taps, share } = request;
     let kvm = kvm::open(kvm)?;
     let vm = kvm::create_vm(&kvm)?;
     let stamps = Stamps { process_ns, vm_created_ns: now_ns(), ..Default::default() };
@@ -123,6 +124,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
     let vsock = machine.add_vsock(&config, streams)?;
     machine.add_rng()?;
     let nets = machine.add_nets(&config, taps)?;
+    machine.add_share(share)?;
 
     let cmdline = boot_params::cmdline(&config.cmdline, machine.devices)?;
     boot_params::write(&memory, &cmdline)?;
@@ -239,7 +241,7 @@ impl<'a> Machine<'a> {
         self.add_virtio("rng".into(), Arc::new(Mutex::new(rng)))
     }
 
-    /// Last, so that machines with and without a network have their other devices in the same windows.
+    /// After those, so that machines with and without a network have their other devices in the same windows.
     fn add_nets(
         &mut self,
         config: &VmConfig,
@@ -253,6 +255,14 @@ impl<'a> Machine<'a> {
             nets.push(net);
         }
         Ok(nets)
+    }
+
+    /// The directories of the host that are shared, if there are any.
+    fn add_share(&mut self, socket: Option<std::os::fd::OwnedFd>) -> Result<(), BuildError> {
+        let Some(socket) = socket else { return Ok(()) };
+        let fs = Fs::new(socket)
+            .map_err(|source| BuildError::Device { device: "share".into(), source })?;
+        self.add_virtio("share".into(), Arc::new(Mutex::new(fs)))
     }
 
     /// Puts a virtio device into the next window: kicks by ioeventfd, interrupts by irqfd, its work in the

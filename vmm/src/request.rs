@@ -4,7 +4,7 @@ use std::{fs::File, io, os::fd::OwnedFd};
 
 use ampoule_vmm_api::{
     Channel, ChannelError, Request, VmConfig,
-    config::{MAX_BOOT_STREAMS, MAX_DISKS, MAX_DISKS_AND_NETS, MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU},
+    config::{MAX_BOOT_STREAMS, MAX_DISKS, MAX_SLOTS, MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -40,6 +40,8 @@ pub struct BootRequest {
     pub streams: Vec<OwnedFd>,
     /// One for each of `config.nets`.
     pub taps: Vec<OwnedFd>,
+    /// If `config.share`.
+    pub share: Option<OwnedFd>,
 }
 
 /// Waits for the boot request; the end of the shim ends the wait.
@@ -60,7 +62,7 @@ impl BootRequest {
     fn new(config: VmConfig, fds: Vec<OwnedFd>) -> Result<Self, RequestError> {
         check(&config)?;
         let lists = config.disks.len() + config.listen.len() + config.nets.len();
-        let (given, needed) = (fds.len(), 3 + lists);
+        let (given, needed) = (fds.len(), 3 + lists + usize::from(config.share));
         let mut fds = fds.into_iter();
         let (Some(kvm), Some(kernel), Some(console), true) =
             (fds.next(), fds.next(), fds.next(), given == needed)
@@ -69,8 +71,9 @@ impl BootRequest {
         };
         let disks = fds.by_ref().take(config.disks.len()).collect();
         let streams = fds.by_ref().take(config.listen.len()).collect();
-        let taps = fds.collect();
-        Ok(Self { kvm, kernel: kernel.into(), console, disks, streams, taps, config })
+        let taps = fds.by_ref().take(config.nets.len()).collect();
+        let share = fds.next();
+        Ok(Self { kvm, kernel: kernel.into(), console, disks, streams, taps, share, config })
     }
 }
 
@@ -86,10 +89,10 @@ fn check(config: &VmConfig) -> Result<(), RequestError> {
         ),
         ("the number of disks", disks, 1, MAX_DISKS as u64),
         (
-            "the number of disks and network devices",
-            disks + config.nets.len() as u64,
+            "the number of disks, network devices and shares",
+            disks + config.nets.len() as u64 + u64::from(config.share),
             1,
-            MAX_DISKS_AND_NETS as u64,
+            MAX_SLOTS as u64,
         ),
         ("the number of streams", config.listen.len() as u64, 0, MAX_BOOT_STREAMS as u64),
         (
@@ -136,6 +139,7 @@ mod tests {
             listen: vec![1024],
             hide_random: false,
             nets: vec![],
+            share: false,
         }
     }
 
@@ -181,7 +185,7 @@ mod tests {
         };
         assert_eq!(with(net.clone(), 2, 14).unwrap().taps.len(), 2);
         let refused = |net, nets, spare| with(net, nets, spare).unwrap_err().to_string();
-        assert!(refused(net.clone(), 3, 14).contains("disks and network devices is 18"));
+        assert!(refused(net.clone(), 3, 14).contains("network devices and shares is 18"));
         assert!(refused(NetConfig { mtu: 67, ..net.clone() }, 1, 0).contains("MTU"));
         for mac in [[0; 6], [1, 0, 0, 0, 0, 1], [0xff; 6]] {
             assert!(refused(NetConfig { mac, ..net.clone() }, 1, 0).contains("MAC"));

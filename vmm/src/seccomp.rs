@@ -64,7 +64,7 @@ const COMMON: &[Rule] = &[
     (SYS_close, Any),
     // The standard library's check, in debug builds, that what it closes is open.
     (SYS_fcntl, OneOf(1, &[F_GETFD as u32])),
-    // Events to the shim.
+    // Events to the shim; FUSE requests to ampoule-fsd.
     (SYS_sendmsg, Any),
     // vsock stops watching its streams when the guest resets it.
     (SYS_epoll_ctl, Any),
@@ -92,13 +92,14 @@ const VCPU: &[Rule] = &[
 
 /// The main thread: control socket and devices.
 const MAIN: &[Rule] = &[
-    // The event loop, vsock's own set of streams, a network device's of its tap.
+    // The event loop, vsock's own set of streams, a network device's of its tap, the file system device's of its
+    // socket.
     (SYS_epoll_wait, Any),
     (SYS_epoll_pwait, Any),
     // Room for the last message.
     (SYS_poll, Any),
     (SYS_ppoll, Any),
-    // Requests with their descriptors; vsock streams.
+    // Requests with their descriptors; vsock streams; FUSE replies.
     (SYS_recvmsg, Any),
     (SYS_shutdown, Any),
     // Disks: read, write, flush, discard, write zeroes.

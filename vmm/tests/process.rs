@@ -50,6 +50,7 @@ fn config() -> VmConfig {
         listen: vec![],
         hide_random: false,
         nets: vec![],
+        share: false,
     }
 }
 

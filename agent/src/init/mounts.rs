@@ -21,6 +21,7 @@ use crate::{
     mount::{self, Attributes},
     oci::{Mount, Spec},
     plan::{StepError, at, refuse},
+    share,
 };
 
 /// File systems a container may have instances of: name in the spec, name in the kernel.
@@ -49,9 +50,11 @@ pub fn own_root(rootfs: &Path) -> Result<Root, StepError> {
 pub fn mount_all(root: &Root, spec: &Spec) -> Result<(), StepError> {
     spec.mounts.iter().try_for_each(|mount| {
         let options = options::parse(mount.options.iter().map(String::as_str));
-        match options.bind || mount.kind == "bind" {
-            true => bind(root, mount, &options),
-            false => new(root, mount, &options),
+        match mount.kind.as_str() {
+            share::TYPE => bind(root, &share::path(&mount.source)?, mount, &options),
+            "bind" => bind(root, &mount.source, mount, &options),
+            _ if options.bind => bind(root, &mount.source, mount, &options),
+            _ => new(root, mount, &options),
         }
     })
 }
@@ -90,7 +93,7 @@ fn new(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError> 
 }
 
 /// Binds something of the guest. The host's files are not reachable from here, whatever the path.
-fn bind(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError> {
+fn bind(root: &Root, source: &str, wanted: &Mount, options: &Options) -> Result<(), StepError> {
     let destination = wanted.destination.as_str();
     if let Some(unknown) = options.data.first() {
         let object = format_args!("option {unknown:?} of the bind at {destination}");
@@ -98,18 +101,18 @@ fn bind(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError>
     }
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let source = openat2(CWD, &*wanted.source, flags, Mode::empty(), resolve)
-        .map_err(at("bind", &wanted.source))?;
-    let copy =
-        mount::copy(source.as_fd(), "", options.recursive).map_err(at("bind", &wanted.source))?;
+    let failed = format_args!("{source} at {destination}").to_string();
+    let opened =
+        openat2(CWD, source, flags, Mode::empty(), resolve).map_err(at("bind", &failed))?;
+    let copy = mount::copy(opened.as_fd(), "", options.recursive).map_err(at("bind", &failed))?;
     for (attributes, recursive) in
         [(&options.attributes, false), (&options.recursive_attributes, true)]
     {
         if *attributes != Attributes::default() {
-            attributes.apply(&copy, recursive).map_err(at("bind", &wanted.source))?;
+            attributes.apply(&copy, recursive).map_err(at("bind", &failed))?;
         }
     }
-    let target = match kind(&source).map_err(at("bind", &wanted.source))? {
+    let target = match kind(&opened).map_err(at("bind", &failed))? {
         FileType::Directory => root.make_directory(destination)?,
         _ => root.make_file(destination)?,
     };

@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 use clap::Args;
 use oci_spec::runtime::{Capability, PosixRlimitType};
 
-use super::{Memory, values::ValueError};
+use super::{Memory, Volume, values::ValueError};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Container")]
@@ -43,6 +43,9 @@ pub struct ContainerArgs {
     /// Mount a tmpfs, as /run or /tmp:size=64m,mode=1777
     #[arg(long, value_name = "DIR[:OPTIONS]")]
     pub tmpfs: Vec<Tmpfs>,
+    /// Share a directory or a file of this host with the container; ro for reading only
+    #[arg(short, long, value_name = "SOURCE:DIR[:ro]")]
+    pub volume: Vec<Volume>,
     /// Size of /dev/shm
     #[arg(long, value_name = "SIZE", default_value = "64m")]
     pub shm_size: Memory,

@@ -61,6 +61,14 @@ pub enum ValueError {
     Sysctl,
     #[error("must be an absolute path, with options after a colon, as in /tmp:size=64m")]
     Tmpfs,
+    #[error(
+        "must be SOURCE:DIR[:ro] with an absolute DIR, as in ./src:/src or /etc/hosts:/etc/hosts:ro"
+    )]
+    Volume,
+    #[error("volumes cannot have names yet: write ./NAME for a folder here, or an absolute path")]
+    NamedVolume,
+    #[error("the only options of a volume are ro and rw")]
+    VolumeOption,
     #[error("must be 1 to 64 letters, digits, dots and dashes")]
     Hostname,
 }

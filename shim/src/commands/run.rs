@@ -38,6 +38,7 @@ use crate::{
         ContainerConfig, Created, Exit, FIRST_DISK, Fixed, ProcessId, Sandbox, SandboxConfig,
         SandboxError, Stdio, Streams, vm_memory_mib,
     },
+    share::{Share, ShareError},
     signal_name::Signal,
     signals::Signals,
     stdio::{self, FirstByte},
@@ -62,6 +63,8 @@ pub enum RunError {
     Registry(#[from] RegistryError),
     #[error(transparent)]
     Spec(#[from] RunSpecError),
+    #[error(transparent)]
+    Share(#[from] ShareError),
     #[error(transparent)]
     RootFs(#[from] RootFsError),
     #[error("the input is not a terminal")]
@@ -152,6 +155,7 @@ async fn run_async(
     };
     let options = options(args, &name)?;
     let spec = run_spec(&image.config, &options)?;
+    let shares = Share::all(&spec)?;
     let first = spec.process().clone().unwrap_or_default();
     let caps = Caps::new(args);
     let receipt = args.receipt.as_deref();
@@ -163,7 +167,7 @@ async fn run_async(
     let mut signals = Signals::listen().map_err(|e| RunError::Host("listen for signals", e))?;
     let (sandbox, created) = tokio::select! {
         biased;
-        prepared = prepare(args, paths, &image, &name, spec, timings) => prepared?,
+        prepared = prepare(args, paths, &image, &name, (spec, shares), timings) => prepared?,
         signal = signals.end() => return Err(RunError::Interrupted(signal)),
     };
     let process = ProcessId::init(name.clone());
@@ -282,7 +286,7 @@ async fn prepare(
     paths: &Paths,
     image: &Image,
     name: &Id,
-    spec: Spec,
+    (spec, shares): (Spec, Vec<Share>),
     timings: &mut Timings,
 ) -> Result<(Sandbox, Created), RunError> {
     let scratch = (!args.read_only).then_some(args.scratch_size.0);
@@ -306,6 +310,7 @@ async fn prepare(
         seeded: args.seed.is_some(),
         boot_timeout: Duration::from_secs(args.boot_timeout.into()),
         oom_score_adj: 0,
+        fsd: (!shares.is_empty()).then(|| paths.fsd.clone()),
     })
     .await?;
     timings.booted(&sandbox.boot_record().await?);
@@ -322,6 +327,7 @@ async fn prepare(
         },
         files: Vec::new(),
         binds: Vec::new(),
+        shares,
         joins: None,
     };
     let created = sandbox.create_container(config).await?;
@@ -350,6 +356,7 @@ fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
         ulimits: args.container.ulimit.clone(),
         sysctls: args.container.sysctl.clone(),
         tmpfs: args.container.tmpfs.clone(),
+        volumes: args.container.volume.clone(),
         shm_size: Some(args.container.shm_size.0),
         ..Default::default()
     };

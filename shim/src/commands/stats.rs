@@ -71,17 +71,19 @@ async fn sample(found: &Found) -> Result<Sample> {
     let failed = |e| VerbError::Control(found.name.clone(), e);
     let answer = connect(found)?.call(&Request::Stats).await.map_err(failed)?;
     let (Response::Stats(guest), _) = answer else { return Err(failed(ControlError::Unexpected)) };
-    let host = vmm_of(found.record.pid).map(HostCost::of).unwrap_or_default();
+    let host = children(found.record.pid).into_iter().map(HostCost::of);
+    let host = host.fold(HostCost::default(), |sum, cost| sum + cost);
     Ok(Sample { at_ns: clock::now_ns(), guest, host })
 }
 
-/// The VM's process: the child of the process that runs the sandbox.
-fn vmm_of(pid: u32) -> Option<u32> {
-    let mut children = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten().flat_map(|task| {
+/// Of the process that runs the sandbox: the VM's, and its file server if it has one.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks.flat_map(|task| {
         let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
         children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
     });
-    children.next()
+    children.collect()
 }
 
 /// CPU time between two samples in percent of one CPU.

@@ -3,6 +3,7 @@
 
 use std::{error::Error, fmt, io};
 
+use ampoule_fsd_api::FsdError;
 use ampoule_vmm_api::spawn::SpawnError;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,8 @@ use crate::{
     registry::RegistryError,
     rootfs::RootFsError,
     run_spec::RunSpecError,
-    sandbox::{SandboxError, StartFailure},
+    sandbox::{SandboxError, SharesError, StartFailure},
+    share::ShareError,
     vm::{Death, KERNEL, VmError},
 };
 
@@ -124,6 +126,7 @@ fn run(error: &RunError) -> Facts {
         RunError::Image(error) => image(error),
         RunError::Registry(error) => registry(error),
         RunError::Spec(error) => spec(error),
+        RunError::Share(error) => share(error),
         RunError::RootFs(error) => rootfs(error),
         RunError::NotATerminal => Facts::at(Phase::Options)
             .of("-t")
@@ -141,6 +144,14 @@ fn run(error: &RunError) -> Facts {
         RunError::Died { name, source } => {
             Facts { object: Some(name.to_string()), ..died(Phase::Run, source) }
         }
+    }
+}
+
+fn share(error: &ShareError) -> Facts {
+    let facts = Facts::at(Phase::Options).of(error.path().display());
+    match error.hint() {
+        Some(hint) => facts.hint(hint),
+        None => facts,
     }
 }
 
@@ -227,6 +238,7 @@ fn sandbox(error: &SandboxError) -> Facts {
         SandboxError::Refused(_) | SandboxError::Disk(_) => Facts::at(Phase::Run),
         SandboxError::Spec(_) | SandboxError::Json(_) => Facts::at(Phase::Spec),
         SandboxError::Agent(_) => Facts::at(Phase::Create),
+        SandboxError::Shares(error) => shares(error),
         SandboxError::Start { process, source } => {
             let facts = Facts::at(Phase::Start).of(&process.container);
             match source {
@@ -234,6 +246,19 @@ fn sandbox(error: &SandboxError) -> Facts {
                 StartFailure::NotExecutable(_) => facts,
             }
         }
+    }
+}
+
+fn shares(error: &SharesError) -> Facts {
+    let create = Facts::at(Phase::Create);
+    match error {
+        SharesError::Add { path, .. } => create.of(path.display()),
+        SharesError::Fsd(FsdError::Spawn(
+            SpawnError::Child { exe, .. } | SpawnError::Prepare { exe, .. },
+        )) => create
+            .of(exe.display())
+            .hint("ampoule-fsd belongs beside ampoule; AMPOULE_FSD names another"),
+        SharesError::None | SharesError::Ended | SharesError::Fsd(_) => create,
     }
 }
 

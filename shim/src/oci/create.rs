@@ -67,8 +67,9 @@ pub fn plan(id: &str, mut bundle: Bundle, host: &Host) -> Result<Plan> {
 /// Refuses what the guest's specification cannot have now, instead of after the VM's boot.
 fn check(spec: &Spec, binds: &Binds) -> Result<()> {
     let copies = binds.files.iter().map(|file| (file.source.clone(), String::new()));
-    let binds = copies.chain(binds.own.clone()).collect();
-    let checked = guest_spec(spec, &Counterparts { binds, ..Default::default() });
+    let own = copies.chain(binds.own.clone()).collect();
+    let shares = binds.shares.iter().map(|share| (share.mount, 0)).collect();
+    let checked = guest_spec(spec, &Counterparts { binds: own, shares, ..Default::default() });
     checked.map(drop).map_err(|e| SandboxError::from(e).into())
 }
 
@@ -93,6 +94,7 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     let prepared = rootfs::prepare(&store, &[], &bundle.root(), scratch)?;
     let size = Size::of(&bundle.spec, sandbox);
     let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
+    let shares = mem::take(&mut binds.shares);
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: id.clone(),
@@ -110,6 +112,7 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
         boot_timeout: Duration::from_secs(sandbox.boot_timeout.into()),
         seeded: false,
         oom_score_adj: bundle.oom_score_adj(),
+        fsd: (!shares.is_empty()).then(|| paths.fsd.clone()),
     })
     .await?;
     let stdio = Stdio { stdin: true, stdout: true, stderr: !bundle.terminal() };
@@ -121,6 +124,7 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
             stdio,
             files: mem::take(&mut binds.files),
             binds: mem::take(&mut binds.own),
+            shares,
             joins: None,
             init: false,
             fixed: Fixed::default(),

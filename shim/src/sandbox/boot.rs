@@ -1,11 +1,15 @@
 //! The phase `Creating`: from nothing to an agent that has answered.
 
-use std::{mem, time::Duration};
+use std::{mem, os::fd::OwnedFd, time::Duration};
 
 use ampoule_agent_api::{AGENT_PORT, agent::HelloResponse};
 use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
 
-use super::{BootRecord, SandboxConfig, SandboxError, wire::answers};
+use super::{
+    BootRecord, SandboxConfig, SandboxError,
+    shares::{Shares, Start},
+    wire::answers,
+};
 use crate::{
     agent::{Agent, AgentError},
     check, clock,
@@ -36,6 +40,7 @@ pub(super) struct Booted {
     /// Slots that [`super::Sandbox::attach_disk`] may use.
     pub spare_slots: Vec<u8>,
     pub network: Option<Joined>,
+    pub shares: Shares,
 }
 
 /// Boots. The hello is sent at once and waits in the stream until the agent is there: its answer is readiness.
@@ -45,13 +50,20 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
     let spare_slots = (first_spare..last).filter_map(|slot| slot.try_into().ok()).collect();
     let (hostname, limit) = (config.hostname.clone(), config.boot_timeout);
     let (kernel, guest_image) = (config.kernel.clone(), config.guest_image.clone());
+    let start = config.fsd.clone().map(|exe| {
+        let name = config.name.to_string();
+        Start::new(exe, name, config.oom_score_adj)
+    });
+    let (start, share) = start.transpose().map_err(SandboxError::Boot)?.unzip();
+    let shares = Shares::new(start);
     let (request, nets, network) = match config.network.take() {
         Some(Network { request, nets, joined, resolver }) => {
             (Some((request, resolver)), nets, Some(joined))
         }
         None => (None, mem::take(&mut config.spare_nets), None),
     };
-    let (mut vm, agent_stream) = Vm::boot(setup(config, nets)).map_err(SandboxError::Boot)?;
+    let (mut vm, agent_stream) =
+        Vm::boot(setup(config, nets, share)).map_err(SandboxError::Boot)?;
     let agent = Agent::new(agent_stream);
     let record = hello(&mut vm, &agent, &hostname, limit).await;
     let record = record.map_err(|source| SandboxError::Died {
@@ -63,7 +75,7 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
         request.resolver_port = answers(&vm, resolver).map_err(SandboxError::Vm)?;
         agent.configure_network(&request).await?;
     }
-    Ok(Booted { vm, agent, record, spare_slots, network })
+    Ok(Booted { vm, agent, record, spare_slots, network, shares })
 }
 
 async fn hello(
@@ -121,7 +133,7 @@ fn give_up(vm: &mut Vm, error: AgentError, limit: Duration) {
     }
 }
 
-fn setup(config: SandboxConfig, nets: Vec<Net>) -> VmSetup {
+fn setup(config: SandboxConfig, nets: Vec<Net>, share: Option<OwnedFd>) -> VmSetup {
     let seeded = if config.seeded { SEEDED } else { "" };
     VmSetup {
         vmm: config.vmm,
@@ -137,6 +149,7 @@ fn setup(config: SandboxConfig, nets: Vec<Net>) -> VmSetup {
         hide_random: config.seeded,
         agent_port: AGENT_PORT,
         oom_score_adj: config.oom_score_adj,
+        share,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    mem,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -25,6 +26,7 @@ use super::{
     Refused, Reply, SandboxError, Stdio, Streams, answer,
     boot::Booted,
     disks::{Disks, Turn},
+    shares::{Batch, Shares},
     table::Table,
     wire::{UNKNOWN, answers, exit, exit_of, failure, file, realtime_ns, rootfs, streams},
 };
@@ -62,7 +64,7 @@ pub(super) enum Input {
 
 /// How a call ended.
 enum Done {
-    Created(ProcessId, Result<u32, AgentError>, Streams, Reply<Created>),
+    Created(ProcessId, Result<u32, SandboxError>, Streams, Reply<Created>),
     Started(ProcessId, Result<StartResponse, AgentError>, Reply<()>),
     Exited(ProcessId, Result<WaitResponse, AgentError>),
     Frozen(Id, bool, Result<(), AgentError>, Reply<()>),
@@ -83,6 +85,7 @@ pub(super) struct Owner {
     /// Undone when the VM has died. Containers share the network of a guest that has one.
     network: Option<Joined>,
     has_network: bool,
+    shares: Shares,
     calls: JoinSet<Done>,
     waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
     queue: mpsc::Receiver<Input>,
@@ -106,6 +109,7 @@ impl Owner {
             disks: Disks::new(booted.spare_slots),
             has_network: booted.network.is_some(),
             network: booted.network,
+            shares: booted.shares,
             calls: JoinSet::new(),
             waiters: HashMap::new(),
             queue,
@@ -189,17 +193,19 @@ impl Owner {
 
     // Creating.
 
-    fn create_container(&mut self, config: ContainerConfig, reply: Reply<Created>) {
+    fn create_container(&mut self, mut config: ContainerConfig, reply: Reply<Created>) {
         let process = ProcessId::init(config.id.clone());
-        let prepared = self
-            .counterparts(&config)
-            .and_then(|counterparts| Ok(guest_spec(&config.spec, &counterparts)?))
-            .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
-            .and_then(|spec| Ok((spec, self.admit(&process, config.stdio)?)));
-        let (spec, (stdio, streams)) = match prepared {
+        let shares = self.shares.number(mem::take(&mut config.shares)).map_err(SandboxError::from);
+        let prepared = shares.and_then(|shares| {
+            let counterparts = self.counterparts(&config, &shares)?;
+            let spec = serde_json::to_vec(&guest_spec(&config.spec, &counterparts)?)?;
+            Ok((spec, shares, self.admit(&process, config.stdio)?))
+        });
+        let (spec, shares, (stdio, streams)) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return answer(reply, Err(error)),
         };
+        self.shares.belong(&config.id, &shares);
         let request = CreateContainerRequest {
             container_id: process.container.to_string(),
             spec,
@@ -213,12 +219,20 @@ impl Owner {
         };
         let agent = self.agent.clone();
         self.calls.spawn(async move {
-            Done::Created(process, agent.create_container(&request).await, streams, reply)
+            let created = match shares.add().await {
+                Ok(()) => agent.create_container(&request).await.map_err(SandboxError::from),
+                Err(error) => Err(error.into()),
+            };
+            Done::Created(process, created, streams, reply)
         });
     }
 
     /// What the guest has in the place of what the spec names of the host.
-    fn counterparts(&self, config: &ContainerConfig) -> Result<Counterparts, SandboxError> {
+    fn counterparts(
+        &self,
+        config: &ContainerConfig,
+        shares: &Batch,
+    ) -> Result<Counterparts, SandboxError> {
         let copies = config.files.iter().enumerate();
         let copies =
             copies.map(|(n, file)| (file.source.clone(), file_path(config.id.as_str(), n)));
@@ -228,6 +242,7 @@ impl Owner {
         };
         Ok(Counterparts {
             binds: copies.chain(config.binds.clone()).collect(),
+            shares: shares.by_mount(),
             namespaces_of,
             network: self.has_network,
         })
@@ -252,7 +267,8 @@ impl Owner {
         };
         let agent = self.agent.clone();
         self.calls.spawn(async move {
-            Done::Created(process, agent.create_exec(&request).await, streams, reply)
+            let created = agent.create_exec(&request).await.map_err(SandboxError::from);
+            Done::Created(process, created, streams, reply)
         });
     }
 
@@ -276,7 +292,8 @@ impl Owner {
         };
         let agent = self.agent.clone();
         self.calls.spawn(async move {
-            Done::Created(process, agent.create_console(&request).await, streams, reply)
+            let created = agent.create_console(&request).await.map_err(SandboxError::from);
+            Done::Created(process, created, streams, reply)
         });
     }
 
@@ -295,7 +312,7 @@ impl Owner {
     fn created(
         &mut self,
         process: ProcessId,
-        result: Result<u32, AgentError>,
+        result: Result<u32, SandboxError>,
         streams: Streams,
         reply: Reply<Created>,
     ) {
@@ -317,7 +334,8 @@ impl Owner {
             Err(error) => {
                 let events = self.table.create_failed(&process);
                 self.publish(events);
-                self.pass_on(reply, Err(error.into()));
+                self.gone_with(&process);
+                self.pass_on(reply, Err(error));
             }
         }
     }
@@ -440,12 +458,20 @@ impl Owner {
             Ok(()) | Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => {
                 let events = self.table.deleted(process);
                 self.publish(events);
+                self.gone_with(process);
                 answer(reply, Ok(()));
             }
             Err(error) => {
                 self.table.delete_failed(process);
                 self.pass_on(reply, Err(error.into()));
             }
+        }
+    }
+
+    /// A container's shares go with it.
+    fn gone_with(&mut self, process: &ProcessId) {
+        if process.exec.is_none() {
+            self.shares.forget(&process.container);
         }
     }
 
@@ -513,6 +539,7 @@ impl Owner {
         self.calls.abort_all();
         self.disks.forget();
         drop(self.network.take());
+        self.shares.end();
         let events = self.table.ended(&death, SystemTime::now());
         self.publish(events);
         self.publish(vec![Event::Stopped { death: death.clone() }]);

@@ -115,6 +115,7 @@ pub async fn bed(script: &str) -> Bed {
         record: BootRecord::default(),
         spare_slots: vec![2],
         network: None,
+        shares: shares::Shares::new(None),
     };
     let (sandbox, events) = Sandbox::owned(booted);
     Bed { sandbox, events, server, _folder: folder }
@@ -136,6 +137,7 @@ pub fn container(id: &str) -> ContainerConfig {
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
         files: Vec::new(),
         binds: Vec::new(),
+        shares: Vec::new(),
         joins: None,
         init: false,
         fixed: Fixed::default(),

@@ -54,7 +54,7 @@ pub const FIELDS: &[Field] = &[
     row(
         "mounts[].type",
         Guest,
-        "proc, sysfs, tmpfs, devpts, mqueue, cgroup (v2), cgroup2; bind for small files of the host, which are copied",
+        "proc, sysfs, tmpfs, devpts, mqueue, cgroup (v2), cgroup2; bind: directories, large files and those that may be written are shared, small read-only files copied; devices, sockets, FIFOs, `/` and file systems of the host's kernel are refused",
     ),
     row("mounts[].source", Guest, BY_KERNEL),
     row(

@@ -195,17 +195,26 @@ fn what_the_guest_has_of_its_own_takes_the_hosts_place() {
         "options": ["rbind", "rprivate", "ro"],
     });
     let mut json = with("/mounts/-", bind);
+    let data = json!({
+        "destination": "/data", "type": "none", "source": "/srv", "options": ["bind", "ro"],
+    });
+    json["mounts"].as_array_mut().unwrap().push(data);
     json["linux"]["namespaces"][1]["path"] = "/proc/7/ns/net".into();
     assert!(converted(json.clone()).is_err());
     let spec: Spec = serde_json::from_value(json).unwrap();
     let counterparts = Counterparts {
         binds: [("/pods/1/hosts".to_string(), "/run/files/0".to_string())].into(),
+        shares: [(3, 5)].into(),
         namespaces_of: Some(42),
         network: false,
     };
     let guest = serde_json::to_value(guest_spec(&spec, &counterparts).unwrap()).unwrap();
     assert_eq!(guest["mounts"][2]["source"], "/run/files/0");
     assert_eq!(guest["mounts"][2]["options"], json!(["rbind", "rprivate", "ro"]));
+    let data = json!({
+        "destination": "/data", "type": "share", "source": "5", "options": ["bind", "ro"],
+    });
+    assert_eq!(guest["mounts"][3], data);
     assert_eq!(guest["linux"]["namespaces"][1]["path"], "/proc/42/ns/net");
     assert_eq!(guest["linux"]["namespaces"][0].get("path"), None);
 }

@@ -106,6 +106,7 @@ impl Tasks {
                 stdio: opened.streams(),
                 files: binds.files,
                 binds: binds.own,
+                shares: binds.shares,
                 joins,
                 init: false,
                 fixed: Fixed::default(),
@@ -139,7 +140,8 @@ impl Tasks {
             None => {
                 self.sandbox.leaves_the_vm_to_containers()?;
                 let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
-                let plan = plan(&container.id, &bundle, config.sandbox);
+                let shares = !binds.shares.is_empty();
+                let plan = plan(&container.id, &bundle, config.sandbox, shares);
                 let pod = self.boot(plan, disks, Some(hooks)).await?;
                 *slot = Some(pod.clone());
                 bundle.forget_network_path();
@@ -199,7 +201,7 @@ fn parts(
 }
 
 /// The pod whose first container this is.
-fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings) -> PodPlan {
+fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings, shares: bool) -> PodPlan {
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
     PodPlan {
         first: first.clone(),
@@ -208,6 +210,7 @@ fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings) -> PodPlan {
         size: Size::of(&bundle.spec, &settings),
         settings,
         grows: bundle.is_grouped(),
+        shares,
         oom_score_adj: bundle.oom_score_adj(),
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     network::NetworkError,
     rootfs::RootFsError,
     sandbox::{Refused, SandboxError},
+    share::ShareError,
     text::one_line,
     vm::Death,
 };
@@ -56,6 +57,8 @@ pub enum TaskError {
     #[error("{}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error(transparent)]
+    Share(#[from] ShareError),
+    #[error(transparent)]
     Hook(#[from] HookError),
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
@@ -72,6 +75,7 @@ impl TaskError {
             Self::Invalid(_)
             | Self::Id(_)
             | Self::Bundle(_)
+            | Self::Share(_)
             | Self::Stdio(_)
             | Self::Network(NetworkError::Hosts | NetworkError::Refused { .. }) => {
                 Code::INVALID_ARGUMENT
@@ -114,7 +118,10 @@ fn sandbox_code(error: &SandboxError) -> Code {
             | Code::INVALID_ARGUMENT => *code,
             _ => Code::INTERNAL,
         },
-        SandboxError::Boot(_) | SandboxError::Died { .. } | SandboxError::Vm(_) => Code::INTERNAL,
+        SandboxError::Boot(_)
+        | SandboxError::Died { .. }
+        | SandboxError::Vm(_)
+        | SandboxError::Shares(_) => Code::INTERNAL,
     }
 }
 

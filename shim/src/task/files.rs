@@ -1,10 +1,9 @@
-//! Files of the host that containerd binds into containers, as far as a copy does for them.
+//! What of the host is bound into a container by its specification: some is copied, the rest is shared.
 //!
-//! A VM sees no file of the host. But every pod is given `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`, and
-//! `ctr run --net-host` binds the host's, Podman has its `/run/.containerenv`: small files that the container reads. It gets copies, made at its
-//! creation; what it writes to them stays in the guest. Of other binds only read-only small files are copied:
-//! for all else [`crate::spec::guest_spec`] refuses the mount by its name, rather than show a folder that is
-//! not what it seems to be.
+//! Every pod is given `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`, `ctr run --net-host` binds the host's,
+//! Podman has its `/run/.containerenv`: small files that the container reads. It gets copies, made at its creation; what
+//! it writes to them stays in the guest. Of other binds small read-only files are copied too. Directories, files that
+//! may be written and large ones are shared as they are ([`crate::share`]).
 
 use std::{
     fs::{self, File},
@@ -16,7 +15,10 @@ use std::{
 use oci_spec::runtime::{Mount, Spec};
 
 use super::error::TaskError;
-use crate::sandbox::HostFile;
+use crate::{
+    sandbox::HostFile,
+    share::{Share, is_bind, is_read_only},
+};
 
 /// For each container; its request must fit a message to the agent.
 const MAX_SIZE: u64 = 1 << 20;
@@ -26,18 +28,20 @@ const KNOWN: [&str; 4] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/r
 const SHM: &str = "/dev/shm";
 
 /// What a container's binds become.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Binds {
     pub files: Vec<HostFile>,
     /// Source in the spec, source in the guest.
     pub own: Vec<(String, String)>,
+    pub shares: Vec<Share>,
 }
 
-/// Reads what is to be copied. Blocks.
+/// Reads what is to be copied and opens what is to be shared. Blocks.
 pub fn binds(spec: &Spec) -> Result<Binds, TaskError> {
     let mut binds = Binds::default();
     let mut room = MAX_SIZE;
-    for mount in spec.mounts().iter().flatten().filter(|mount| is_bind(mount)) {
+    let mounts = spec.mounts().iter().flatten().enumerate();
+    for (n, mount) in mounts.filter(|(_, mount)| is_bind(mount)) {
         let Some(source) = mount.source().as_deref() else { continue };
         let destination = mount.destination().to_str().unwrap_or_default();
         let Some(name) = source.to_str() else { continue };
@@ -48,6 +52,8 @@ pub fn binds(spec: &Spec) -> Result<Binds, TaskError> {
         {
             room -= file.content.len() as u64;
             binds.files.push(file);
+        } else {
+            binds.shares.push(Share::open(mount, n)?);
         }
     }
     Ok(binds)
@@ -65,16 +71,8 @@ impl Binds {
     }
 }
 
-fn options(mount: &Mount) -> impl Iterator<Item = &str> {
-    mount.options().iter().flatten().map(String::as_str)
-}
-
-fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind") || options(mount).any(|o| o == "bind" || o == "rbind")
-}
-
 fn is_copied(mount: &Mount, destination: &str) -> bool {
-    KNOWN.contains(&destination) || options(mount).any(|option| option == "ro")
+    KNOWN.contains(&destination) || is_read_only(mount)
 }
 
 /// `None` for what is no file, or too large.
@@ -97,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_files_are_copied_and_nothing_else() {
+    fn small_files_are_copied_and_the_rest_is_shared() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
         for name in ["resolv.conf", "hosts", "secret", "log"] {
@@ -129,6 +127,12 @@ mod tests {
             binds.files.iter().map(|f| std::str::from_utf8(&f.content).unwrap()).collect();
         assert_eq!(copied, ["resolv.conf", "hosts", "secret"]);
         assert_eq!(binds.own, [(path("shm"), "/dev/shm".to_string())]);
+        let shared: Vec<_> = binds
+            .shares
+            .iter()
+            .map(|s| (s.source.file_name().unwrap().to_str().unwrap(), s.mount, s.read_only))
+            .collect();
+        assert_eq!(shared, [("log", 4, false), ("large", 5, true), ("shm", 7, true)]);
     }
 
     #[test]

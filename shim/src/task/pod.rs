@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File, sync::Arc, time::Duration};
 
-use ampoule_vmm_api::config::{MAX_DISKS, MAX_DISKS_AND_NETS};
+use ampoule_vmm_api::config::{MAX_DISKS, MAX_SLOTS};
 use tokio::sync::Mutex;
 
 use super::{
@@ -34,8 +34,10 @@ pub struct PodPlan {
     pub network: HostNetwork,
     pub size: Size,
     pub settings: SandboxSettings,
-    /// Containers may come later, with disks of their own.
+    /// Containers may come later, with disks and shares of their own.
     pub grows: bool,
+    /// The first container has shares.
+    pub shares: bool,
     pub oom_score_adj: i32,
 }
 
@@ -54,19 +56,21 @@ impl Tasks {
             hooks.create(anchor.pid()).await?;
         }
         let network = look(&anchor, Network::join).await?;
+        let paths = &self.config.paths;
+        let fsd = (plan.grows || plan.shares).then(|| paths.fsd.clone());
+        let slots = MAX_SLOTS - usize::from(fsd.is_some());
         let used = usize::from(FIRST_DISK) + disks.len();
         let (spare_nets, late) = match (&network, plan.grows) {
             (Some(_), _) => (Vec::new(), None),
             // Who makes a pod makes its network first.
             (None, true) => (Vec::new(), Some(Spares::default())),
             (None, false) => {
-                let (nets, spares) = spares(&anchor, MAX_DISKS_AND_NETS.saturating_sub(used)).await;
+                let (nets, spares) = spares(&anchor, slots.saturating_sub(used)).await;
                 (nets, Some(spares))
             }
         };
-        let paths = &self.config.paths;
         let nets = network.as_ref().map_or(0, |network| network.nets.len());
-        let most = MAX_DISKS.min(MAX_DISKS_AND_NETS.saturating_sub(nets));
+        let most = MAX_DISKS.min(slots.saturating_sub(nets));
         // A slot costs every boot a little.
         let free = most.saturating_sub(used);
         let spare_disks = if plan.grows { u8::try_from(free).unwrap_or_default() } else { 0 };
@@ -86,6 +90,7 @@ impl Tasks {
             boot_timeout: Duration::from_secs(settings.boot_timeout.into()),
             seeded: false,
             oom_score_adj: plan.oom_score_adj,
+            fsd,
         })
         .await?;
         let pod = Arc::new(Pod { late: late.into(), ..Pod::new(sandbox, anchor, first) });

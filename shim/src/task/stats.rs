@@ -2,7 +2,7 @@
 //!
 //! A container's numbers are those of its cgroup in the guest, so that a limit and what is used of it are of the
 //! same kind; a guest can lie about them to nobody but its owner. A sandbox's are what it costs the host: its VMM,
-//! with the guest's memory and CPU time, and this daemon. They are given for the sandbox itself and for the container
+//! with the guest's memory and CPU time, its file server, and this daemon. They are given for the sandbox itself and for the container
 //! that stands for it (CRI's pause container, which uses nothing worth telling): so a pod's sum is true, and no
 //! container is charged with its neighbours.
 
@@ -32,11 +32,15 @@ pub async fn of_container(container: &Container) -> Result<Any> {
 pub fn of_sandbox(pod: &Pod) -> Result<Any> {
     let ended = || TaskError::Ended(format!("sandbox of {}", pod.first));
     let vmm = pod.sandbox.vmm().ok_or_else(ended)?;
-    metrics(&on_host(HostCost::of(vmm) + HostCost::of(std::process::id())))
+    let file_server = pod.sandbox.file_server();
+    let cost = HostCost::of(vmm) + HostCost::of(std::process::id());
+    let cost = cost + file_server.map(HostCost::of).unwrap_or_default();
+    metrics(&on_host(cost, 3 + u64::from(file_server.is_some())))
 }
 
-/// In the guest's words. The VMM's processes and ours are three, with the one that is in the pod's network.
-fn on_host(cost: HostCost) -> StatsResponse {
+/// In the guest's words. Processes are the VMM, we ourselves, the one that is in the pod's network, and the file server
+/// if there is one.
+fn on_host(cost: HostCost, processes: u64) -> StatsResponse {
     let cpu = [
         ("usage_usec", cost.cpu_us()),
         ("user_usec", cost.user_us),
@@ -47,7 +51,7 @@ fn on_host(cost: HostCost) -> StatsResponse {
         memory_max: u64::MAX,
         memory_stat: [("anon".into(), cost.memory)].into(),
         cpu_stat: cpu.map(|(name, used)| (name.into(), used)).into(),
-        pids_current: 3,
+        pids_current: processes,
         pids_max: u64::MAX,
         ..Default::default()
     }
@@ -215,7 +219,7 @@ mod tests {
     #[test]
     fn a_sandbox_costs_memory_and_time_without_a_limit() {
         let cost = HostCost { memory: 5 << 20, user_us: 7, system_us: 2 };
-        let (one, two) = (metrics_v1(&on_host(cost)), metrics_v2(&on_host(cost)));
+        let (one, two) = (metrics_v1(&on_host(cost, 3)), metrics_v2(&on_host(cost, 3)));
         assert_eq!((two.memory.usage, two.memory.usage_limit), (5 << 20, u64::MAX));
         assert_eq!((one.memory.usage.usage, one.memory.usage.limit), (5 << 20, u64::MAX));
         assert_eq!((two.cpu.usage_usec, two.cpu.user_usec, two.cpu.system_usec), (9, 7, 2));

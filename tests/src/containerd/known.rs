@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::{Containerd, Runtime};
 use crate::skip;
 
-/// What stays different, and why that is right.
+/// What is different, and why that is right.
 const DIFFERENT: &[(&str, &str)] = &[
     (
         "the task's PID among its processes",
@@ -17,16 +17,12 @@ const DIFFERENT: &[(&str, &str)] = &[
     ),
 ];
 
-/// What is still missing, and why.
-const MISSING: &[(&str, &str)] =
-    &[("bind mounts", "a folder of the host is refused by its name: volumes are not built yet")];
-
 impl Containerd {
     /// Checks an expectation by name. One that is known not to hold is reported as skipped with its reason, and fails
     /// the test when it begins to hold, so that the list gets shorter.
     #[track_caller]
     pub fn expects(&self, what: &str, check: impl FnOnce()) {
-        let known = DIFFERENT.iter().chain(MISSING).find(|(name, _)| *name == what);
+        let known = DIFFERENT.iter().find(|(name, _)| *name == what);
         let (Runtime::Ampoule, Some((_, why))) = (self.runtime, known) else { return check() };
         assert!(
             catch_unwind(AssertUnwindSafe(check)).is_err(),

@@ -9,8 +9,8 @@ pub const MAX_VCPUS: u8 = 16;
 pub const MIN_MEMORY_MIB: u32 = 64;
 /// Most virtio-blk slots, attached and spare together: `/dev/vda` to `/dev/vdp`.
 pub const MAX_DISKS: usize = 16;
-/// Most virtio-blk slots and network devices together: each has an interrupt of its own.
-pub const MAX_DISKS_AND_NETS: usize = 17;
+/// Most virtio-blk slots, network devices and shares together: each has an interrupt of its own.
+pub const MAX_SLOTS: usize = 17;
 /// Least MTU of a network device: what IPv4 cannot do without (RFC 791).
 pub const MIN_MTU: u16 = 68;
 /// Most vsock streams that may be asked for in one boot message.
@@ -37,6 +37,9 @@ pub struct VmConfig {
     pub hide_random: bool,
     /// Network devices, in the order in which the guest finds them. One tap descriptor each.
     pub nets: Vec<NetConfig>,
+    /// A virtio-fs device named [`SHARE_TAG`](crate::guest::SHARE_TAG). Its descriptor is a `SOCK_SEQPACKET` socket of
+    /// which each packet is one FUSE message; the other end is `ampoule-fsd`'s.
+    pub share: bool,
 }
 
 /// One virtio-net device. Its descriptor is a tap's with one queue, made with `IFF_TAP`, `IFF_NO_PI` and

@@ -1,4 +1,5 @@
-//! The I/O ports by which the guest marks its stages and switches itself off: one `out` instruction each.
+//! What the guest knows of its machine: the I/O ports by which it marks its stages and switches itself off, one `out`
+//! instruction each, and the name of what the host shares with it.
 
 /// Byte writes here are stage marks.
 pub const STAGE_PORT: u16 = 0x0a00;
@@ -6,6 +7,9 @@ pub const STAGE_PORT: u16 = 0x0a00;
 pub const POWER_PORT: u16 = 0x0a01;
 /// Marks a VMM forwards; further ones are dropped.
 pub const MAX_MARKS: u32 = 64;
+
+/// The tag of the virtio-fs device (virtio 1.2, 5.11.4), there if the host shares directories.
+pub const SHARE_TAG: &str = "ampoule";
 
 /// Stage marks the agent writes, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! - [`message`]: requests, events, and why a VM ended
 //! - [`channel`]: the control socket: one packet, one message, its descriptors
 //! - [`console`]: the console ring, memory shared by both so that it outlives the VMM
-//! - [`guest`]: the I/O ports by which the guest marks its stages and switches itself off
+//! - [`guest`]: the I/O ports by which the guest marks its stages and switches itself off, and the share's name
 //! - [`spawn`]: starting and reaping the VMM's process
 
 pub mod channel;

@@ -33,6 +33,8 @@ const STDERR_SIZE: usize = 16 << 10;
 /// Namespaces to try, best first.
 const NAMESPACES: [libc::c_int; 3] =
     [libc::CLONE_NEWUSER | libc::CLONE_NEWPID, libc::CLONE_NEWPID, 0];
+/// The same for a process that acts as several users.
+const WITH_ALL_USERS: [libc::c_int; 2] = [libc::CLONE_NEWPID, 0];
 
 /// Why a VMM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +78,26 @@ impl VmmProcess {
     /// Starts `exe` with `control` as its standard input; `name` is for process listings only. Returns when
     /// the program is loaded, some 0.3 ms; from any thread.
     pub fn spawn(exe: &Path, name: &str, control: Channel) -> Result<Self, SpawnError> {
+        Self::spawn_in(&NAMESPACES, exe, name, control)
+    }
+
+    /// As [`VmmProcess::spawn`], but the process keeps the users of the host, and what its caller may do.
+    pub fn spawn_with_all_users(
+        exe: &Path,
+        name: &str,
+        control: Channel,
+    ) -> Result<Self, SpawnError> {
+        Self::spawn_in(&WITH_ALL_USERS, exe, name, control)
+    }
+
+    fn spawn_in(
+        namespaces: &[libc::c_int],
+        exe: &Path,
+        name: &str,
+        control: Channel,
+    ) -> Result<Self, SpawnError> {
         let child = Child::prepare(exe, name, control)?;
-        let mut namespaces = NAMESPACES.into_iter().peekable();
+        let mut namespaces = namespaces.iter().copied().peekable();
         loop {
             let wanted = namespaces.next().unwrap_or(0);
             match child.start(wanted) {

@@ -7,7 +7,7 @@
 //! - [`fault`]: what the guest broke, and who is told
 //! - [`transport`]: registers, status, features; builds the queues and hands them over
 //! - [`worker`]: the device's seat in the event loop
-//! - [`block`], [`vsock`], [`rng`], [`net`]: the devices
+//! - [`block`], [`vsock`], [`rng`], [`net`], [`fs`]: the devices
 //!
 //! # Threads
 //! vCPU threads enter through [`transport::MmioTransport`] (a [`crate::bus::BusDevice`]); everything else
@@ -35,7 +35,7 @@
 //! - The event loop's thread: `read`, `write`, `futex`; block: `preadv`, `pwritev`, `fdatasync`,
 //!   `fallocate`, and to attach and detach `fstat`, `lseek`, `close`; vsock: `epoll_wait`, `epoll_ctl`,
 //!   `recvmsg`, `sendmsg`, `shutdown`, `close`; rng: `getrandom`; net: `epoll_wait`, `readv`, `writev`,
-//!   `timerfd_settime`.
+//!   `timerfd_settime`; fs: `epoll_wait`, `recvmsg`, `sendmsg`.
 //! - To make a device and its transport: `eventfd2`, `epoll_create1`; net: `fcntl`, the taps' `ioctl`s,
 //!   `timerfd_create`.
 //!
@@ -46,6 +46,7 @@ pub mod block;
 pub mod buffers;
 pub mod chain;
 pub mod fault;
+pub mod fs;
 pub mod interrupt;
 pub mod net;
 pub mod queue;

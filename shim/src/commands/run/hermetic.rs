@@ -13,6 +13,8 @@ pub const HOSTNAME: &str = "ampoule";
 pub enum NotHermetic {
     #[error("--hermetic: --privileged opens devices that tell the host's time and random numbers")]
     Privileged,
+    #[error("--hermetic: --volume {0} would bring files of this host")]
+    Volume(String),
     #[error("--hermetic: variable {0} would come from the environment here: write {0}=VALUE")]
     Variable(String),
 }
@@ -24,6 +26,9 @@ pub fn check(args: &RunArgs) -> Result<(), RunError> {
     }
     if args.container.privileged {
         return Err(NotHermetic::Privileged.into());
+    }
+    if let Some(volume) = args.container.volume.first() {
+        return Err(NotHermetic::Volume(volume.source.display().to_string()).into());
     }
     let inherited = env::inherited(&args.env, &args.container.env_file)?;
     match inherited.into_iter().next() {
@@ -57,6 +62,7 @@ mod tests {
             (&["--privileged"][..], "--privileged"),
             (&["-e", "A=1", "-e", "HOME"], "HOME=VALUE"),
             (&["--env-file", file], "FROM_HERE=VALUE"),
+            (&["-v", "/srv:/srv:ro"], "--volume /srv"),
         ] {
             assert_eq!(checked(options), Ok(()));
             let error = checked(&[&["--hermetic"], options].concat()).unwrap_err();

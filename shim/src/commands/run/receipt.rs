@@ -34,6 +34,7 @@ const DEVICES: [&str; 5] = [
     "virtio-blk: root file system, read-only",
     "virtio-blk: scratch",
 ];
+const SHARES: &str = "virtio-fs: files of this host";
 
 /// Digests are those of OCI: `sha256:` and 64 hexadecimal digits.
 #[derive(Debug, Serialize)]
@@ -44,6 +45,8 @@ struct Facts {
     guest_image: Part,
     /// Its system call filters are part of it.
     vmm: Part,
+    /// If there are volumes.
+    file_server: Option<Part>,
     /// As it was given, and the digest of what that was.
     image: Named,
     /// The container's OCI spec, and the seccomp profile in it.
@@ -113,6 +116,8 @@ impl Receipt {
         let file = File::create(path).map_err(FileError::of("--receipt", path))?;
         let spec = canonical(spec).map_err(FileError::of("--receipt", path))?;
         let seccomp = spec.pointer("/linux/seccomp");
+        let disks = &DEVICES[..if args.read_only { 4 } else { 5 }];
+        let shares = !args.container.volume.is_empty();
         let facts = Facts {
             ampoule: env!("CARGO_PKG_VERSION"),
             began: Timestamp::now(),
@@ -122,7 +127,8 @@ impl Receipt {
             image: Named { reference: image.reference.clone(), digest: image.digest.clone() },
             spec: digest(&spec),
             seccomp: seccomp.map(digest),
-            devices: DEVICES[..if args.read_only { 4 } else { 5 }].into(),
+            file_server: shares.then(|| part("AMPOULE_FSD", &paths.fsd)).transpose()?,
+            devices: disks.iter().chain(shares.then_some(&SHARES)).copied().collect(),
             limits: Limits::new(args),
             hermetic: args.hermetic,
             clock: args.clock,

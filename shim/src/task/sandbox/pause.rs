@@ -52,6 +52,7 @@ fn container(plan: &Plan) -> std::result::Result<ContainerConfig, RunSpecError> 
         stdio: Stdio::default(),
         files: Vec::new(),
         binds: Vec::new(),
+        shares: Vec::new(),
         joins: None,
         // It reaps what containers that share its processes leave behind.
         init: true,

@@ -69,6 +69,7 @@ impl Plan {
                 size: Size::of(&bundle.spec, &settings),
                 settings,
                 grows: true,
+                shares: false,
                 oom_score_adj: bundle.oom_score_adj(),
             },
             sysctls,

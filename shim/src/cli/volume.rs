@@ -1,0 +1,74 @@
+//! `--volume`: a directory or a file of this host in the container, with docker's meaning.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use super::values::ValueError;
+
+/// What of this host is seen where in the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Absolute.
+    pub source: PathBuf,
+    pub destination: String,
+    pub read_only: bool,
+}
+
+impl FromStr for Volume {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let (source, destination, options) = match parts[..] {
+            [source, destination] => (source, destination, "rw"),
+            [source, destination, options] => (source, destination, options),
+            _ => return Err(ValueError::Volume),
+        };
+        if !destination.starts_with('/') {
+            return Err(ValueError::Volume);
+        }
+        if !source.contains('/') && source != "." && source != ".." {
+            return Err(ValueError::NamedVolume);
+        }
+        let read_only = match options {
+            "ro" => true,
+            "rw" => false,
+            _ => return Err(ValueError::VolumeOption),
+        };
+        let source = std::path::absolute(Path::new(source)).map_err(|_| ValueError::Volume)?;
+        Ok(Self { source, destination: destination.into(), read_only })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_read_as_docker_reads_them() {
+        let here = std::env::current_dir().unwrap();
+        for (text, source, destination, read_only) in [
+            ("/srv/data:/data", "/srv/data".into(), "/data", false),
+            ("./data:/x:ro", here.join("data"), "/x", true),
+            (".:/x:rw", here.clone(), "/x", false),
+            ("data/one:/x", here.join("data/one"), "/x", false),
+        ] {
+            let destination = destination.to_string();
+            assert_eq!(text.parse(), Ok(Volume { source, destination, read_only }), "{text}");
+        }
+        for (text, error) in [
+            ("", ValueError::Volume),
+            ("/data", ValueError::Volume),
+            ("/a:b", ValueError::Volume),
+            ("/a:/b:ro:ro", ValueError::Volume),
+            ("data:/x", ValueError::NamedVolume),
+            (":/x", ValueError::NamedVolume),
+            ("/a:/b:z", ValueError::VolumeOption),
+            ("/a:/b:", ValueError::VolumeOption),
+        ] {
+            assert_eq!(text.parse::<Volume>(), Err(error), "{text}");
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! What the host shares with a sandbox: its file server, `ampoule-fsd`, and the shares that each container has.
+//! Belongs to the owner task.
+//!
+//! ```text
+//!  Waiting ──the first share──▶ Serving ──the process ends, or the sandbox does──▶ Ended
+//! ```
+//!
+//! The VM's end of the socket is there from boot on, as a device has to be; the server is started when there is
+//! something to serve. A server that has ended is not started again: the guest's open files were in it. The guest
+//! reads I/O errors from then on.
+
+use std::{
+    collections::HashMap,
+    mem,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use ampoule_fsd_api::{Fsd, FsdError};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{
+        AddressFamily, SocketFlags, SocketType, socketpair, sockopt::set_socket_send_buffer_size,
+    },
+};
+use tokio::sync::watch;
+
+use crate::{
+    id::Id,
+    oom,
+    share::Share,
+    text::one_line,
+    vm::{VmError, watch as registered},
+};
+
+/// How long a server that was killed may take to be gone before the sandbox ends without it.
+const GONE: Duration = Duration::from_secs(1);
+/// Room for two messages of 128 KiB, as far as the host permits it (net.core.wmem_max).
+const SOCKET_BUFFER: usize = 320 << 10;
+
+/// Why a container does not get its shares.
+#[derive(Debug, thiserror::Error)]
+pub enum SharesError {
+    #[error("this sandbox was made without shares")]
+    None,
+    #[error("the sandbox's file server has ended; it takes another sandbox")]
+    Ended,
+    #[error("{}", path.display())]
+    Add { path: PathBuf, source: FsdError },
+    #[error(transparent)]
+    Fsd(#[from] FsdError),
+}
+
+/// How a file server is started.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub exe: PathBuf,
+    /// Of the sandbox.
+    pub name: String,
+    pub oom_score_adj: i32,
+    /// The server's end.
+    pub socket: OwnedFd,
+}
+
+impl Start {
+    /// With the VM's end.
+    pub fn new(exe: PathBuf, name: String, oom_score_adj: i32) -> Result<(Self, OwnedFd), VmError> {
+        let pair = || {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let (ours, vms) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            set_socket_send_buffer_size(&ours, SOCKET_BUFFER)?;
+            set_socket_send_buffer_size(&vms, SOCKET_BUFFER)?;
+            Ok((ours, vms))
+        };
+        let (socket, vms): (OwnedFd, OwnedFd) = pair().map_err(|e: rustix::io::Errno| {
+            VmError::Prepare("make the share's socket", e.into())
+        })?;
+        Ok((Self { exe, name, oom_score_adj, socket }, vms))
+    }
+}
+
+#[derive(Debug)]
+enum Server {
+    Waiting(Start),
+    Serving(Fsd),
+    /// Or there never was one, if no device waits for it.
+    Ended,
+}
+
+/// See the top of this file.
+#[derive(Debug)]
+pub(super) struct Shares {
+    server: Arc<Mutex<Server>>,
+    has_device: bool,
+    pid: watch::Sender<Option<u32>>,
+    next: u32,
+    numbers: HashMap<Id, Vec<u32>>,
+}
+
+/// A container's shares on their way to the server.
+pub(super) struct Batch {
+    shares: Vec<(u32, Share)>,
+    server: Arc<Mutex<Server>>,
+    pid: watch::Sender<Option<u32>>,
+}
+
+impl Shares {
+    pub fn new(start: Option<Start>) -> Self {
+        let has_device = start.is_some();
+        let server = start.map_or(Server::Ended, Server::Waiting);
+        Self {
+            server: Arc::new(Mutex::new(server)),
+            has_device,
+            pid: watch::Sender::new(None),
+            next: 0,
+            numbers: HashMap::new(),
+        }
+    }
+
+    /// The server's PID on this host, while it is there.
+    pub fn pid(&self) -> watch::Receiver<Option<u32>> {
+        self.pid.subscribe()
+    }
+
+    /// Gives a container's shares their numbers, which nothing else has ever had.
+    pub fn number(&mut self, shares: Vec<Share>) -> Result<Batch, SharesError> {
+        if !self.has_device && !shares.is_empty() {
+            return Err(SharesError::None);
+        }
+        let shares: Vec<_> = (self.next..).zip(shares).collect();
+        self.next = self.next.saturating_add(u32::try_from(shares.len()).unwrap_or(u32::MAX));
+        Ok(Batch { shares, server: self.server.clone(), pid: self.pid.clone() })
+    }
+
+    /// They are this container's, until it is forgotten.
+    pub fn belong(&mut self, container: &Id, batch: &Batch) {
+        if !batch.shares.is_empty() {
+            let numbers = batch.shares.iter().map(|(number, _)| *number).collect();
+            self.numbers.insert(container.clone(), numbers);
+        }
+    }
+
+    /// A container has gone, or was never made.
+    pub fn forget(&mut self, container: &Id) {
+        let Some(numbers) = self.numbers.remove(container) else { return };
+        let server = self.server.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Server::Serving(fsd) = &*lock(&server) {
+                // It has ended, or never heard of it: there is nothing to take away.
+                numbers.iter().for_each(|number| drop(fsd.remove(*number)));
+            }
+        });
+    }
+
+    /// The sandbox has ended: so does its server, if need be without being waited for.
+    pub fn end(&self) {
+        match self.server.try_lock() {
+            Ok(mut server) => end(&mut server, &self.pid),
+            Err(_) => {
+                let (server, pid) = (self.server.clone(), self.pid.clone());
+                thread::spawn(move || end(&mut lock(&server), &pid));
+            }
+        }
+    }
+}
+
+impl Drop for Shares {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Batch {
+    /// The numbers, by the mounts they are for.
+    pub fn by_mount(&self) -> HashMap<usize, u32> {
+        self.shares.iter().map(|(number, share)| (share.mount, *number)).collect()
+    }
+
+    /// Returns when the server has them all.
+    pub async fn add(self) -> Result<(), SharesError> {
+        if self.shares.is_empty() {
+            return Ok(());
+        }
+        let (server, pid) = (self.server.clone(), self.pid.clone());
+        let added = tokio::task::spawn_blocking(move || lock(&self.server).add(&self.shares)).await;
+        // It neither panics nor is it cancelled.
+        let started = added.map_err(|_| SharesError::Ended)??;
+        if let Some((number, pidfd)) = started {
+            pid.send_replace(Some(number));
+            tokio::spawn(attend(server, pid, pidfd));
+        }
+        Ok(())
+    }
+}
+
+impl Server {
+    /// Starts it if it is to be started: then returns its PID.
+    fn add(&mut self, shares: &[(u32, Share)]) -> Result<Option<(u32, OwnedFd)>, SharesError> {
+        match mem::replace(self, Self::Ended) {
+            Self::Ended => Err(SharesError::Ended),
+            Self::Serving(fsd) => {
+                let added = add_all(&fsd, shares);
+                *self = Self::Serving(fsd);
+                added.map(|()| None)
+            }
+            Self::Waiting(start) => match begin(&start, shares) {
+                Ok((fsd, pid, pidfd)) => {
+                    *self = Self::Serving(fsd);
+                    Ok(Some((pid, pidfd)))
+                }
+                Err(error) => {
+                    *self = Self::Waiting(start);
+                    Err(error)
+                }
+            },
+        }
+    }
+}
+
+/// Users without privileges can share only what is there before it serves.
+fn begin(start: &Start, shares: &[(u32, Share)]) -> Result<(Fsd, u32, OwnedFd), SharesError> {
+    let mut fsd = Fsd::spawn(&start.exe, &start.name)?;
+    let pid = fsd.process().pid().as_raw_pid().unsigned_abs();
+    oom::set_score(pid, start.oom_score_adj);
+    add_all(&fsd, shares)?;
+    let copy = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(FsdError::Socket);
+    fsd.serve(copy(&start.socket)?)?;
+    let pidfd = copy(fsd.process())?;
+    Ok((fsd, pid, pidfd))
+}
+
+/// All or none.
+fn add_all(fsd: &Fsd, shares: &[(u32, Share)]) -> Result<(), SharesError> {
+    for (n, (number, share)) in shares.iter().enumerate() {
+        if let Err(source) = fsd.add(*number, share.root.as_fd(), share.read_only) {
+            shares[..n].iter().for_each(|(number, _)| drop(fsd.remove(*number)));
+            return Err(SharesError::Add { path: share.source.clone(), source });
+        }
+    }
+    Ok(())
+}
+
+/// Says so when a server ends before its sandbox does.
+async fn attend(server: Arc<Mutex<Server>>, pid: watch::Sender<Option<u32>>, pidfd: OwnedFd) {
+    let Ok(pidfd) = registered(pidfd) else { return };
+    let _ = pidfd.readable().await;
+    let _ = tokio::task::spawn_blocking(move || {
+        if let Server::Serving(mut fsd) = mem::replace(&mut *lock(&server), Server::Ended) {
+            pid.send_replace(None);
+            let how = fsd.process().try_wait().ok().flatten();
+            let how = how.map(|exit| exit.to_string()).unwrap_or_default();
+            let said = one_line(&String::from_utf8_lossy(&fsd.process().stderr()), 500);
+            tracing::warn!(how, said, "ampoule-fsd has ended: shared files are I/O errors now");
+        }
+    })
+    .await;
+}
+
+fn end(server: &mut Server, pid: &watch::Sender<Option<u32>>) {
+    pid.send_replace(None);
+    let Server::Serving(mut fsd) = mem::replace(server, Server::Ended) else { return };
+    fsd.process().kill();
+    let limit = Timespec { tv_sec: GONE.as_secs() as i64, tv_nsec: 0 };
+    let gone = poll(&mut [PollFd::new(fsd.process(), PollFlags::IN)], Some(&limit));
+    if gone.is_ok_and(|count| count > 0) {
+        drop(fsd);
+    } else {
+        // A file system of the host that does not answer holds it up: it ends when that does.
+        tracing::warn!("ampoule-fsd was killed and is still there");
+        thread::spawn(move || drop(fsd));
+    }
+}
+
+fn lock(server: &Mutex<Server>) -> MutexGuard<'_, Server> {
+    server.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use rustix::fs::{Mode, OFlags, open};
+
+    use super::*;
+
+    fn share() -> Share {
+        let root = open("/tmp", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        Share { source: "/tmp".into(), root, read_only: false, mount: 2 }
+    }
+
+    /// The error of a container with a share, where the server's program is this.
+    async fn refused(exe: PathBuf) -> (Shares, String) {
+        let (start, _vms_end) = Start::new(exe, "test".into(), 0).unwrap();
+        let mut shares = Shares::new(Some(start));
+        let batch = shares.number(vec![share()]).unwrap();
+        assert_eq!(batch.by_mount(), [(2, 0)].into());
+        shares.belong(&"c".parse().unwrap(), &batch);
+        let error = batch.add().await.unwrap_err();
+        shares.forget(&"c".parse().unwrap());
+        (shares, crate::error::chain_text(&error))
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_be_started_is_named_and_may_be_tried_again() {
+        let (mut shares, error) = refused("/nonexistent/ampoule-fsd".into()).await;
+        assert!(error.contains("/nonexistent/ampoule-fsd"), "{error}");
+        assert_eq!(*shares.pid().borrow(), None);
+        let again = shares.number(vec![share()]).unwrap();
+        assert_eq!(again.by_mount(), [(2, 1)].into(), "a number has been nothing else before");
+        assert!(matches!(again.add().await, Err(SharesError::Fsd(_))));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_ends_at_once_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let exe = folder.path().join("fsd");
+        fs::write(&exe, "#!/bin/sh\nexit 3\n").unwrap();
+        fs::set_permissions(&exe, fs::Permissions::from_mode(0o755)).unwrap();
+        let (_, error) = refused(exe).await;
+        assert!(error.starts_with("/tmp: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn without_a_device_there_are_no_shares() {
+        let mut shares = Shares::new(None);
+        assert!(matches!(shares.number(vec![share()]), Err(SharesError::None)));
+        shares.number(Vec::new()).unwrap().add().await.unwrap();
+    }
+}

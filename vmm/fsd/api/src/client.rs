@@ -1,0 +1,113 @@
+//! Starting a file server, and asking it.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use ampoule_vmm_api::{Channel, ChannelError, SpawnError, VmmProcess};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::geteuid,
+};
+
+use crate::{
+    message::{Kind, Reply, Request},
+    mount,
+};
+
+/// It answers at once; more is an emergency.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the file server did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum FsdError {
+    #[error("starting the file server")]
+    Spawn(#[from] SpawnError),
+    #[error("making the file server's control socket")]
+    Socket(#[source] io::Error),
+    #[error("making share {number} a mount of its own")]
+    Detach { number: u32, source: io::Error },
+    #[error("asking the file server")]
+    Channel(#[from] ChannelError),
+    #[error("waiting for the file server")]
+    Wait(#[source] io::Error),
+    #[error("the file server does not answer")]
+    Silent,
+    #[error("the file server: {0}")]
+    Refused(String),
+}
+
+/// A running file server. Dropping it ends it.
+#[derive(Debug)]
+pub struct Fsd {
+    // First: closing it ends the process without force.
+    control: Channel,
+    process: VmmProcess,
+}
+
+impl Fsd {
+    /// Starts `exe`; `name` is for process listings only. Root's file server keeps the host's users, of whom
+    /// it acts as the guest's; an ordinary user's is root of a user namespace with that user only.
+    pub fn spawn(exe: &Path, name: &str) -> Result<Self, FsdError> {
+        let (control, theirs) = Channel::pair().map_err(FsdError::Socket)?;
+        let process = if geteuid().is_root() {
+            VmmProcess::spawn_with_all_users(exe, name, theirs)?
+        } else {
+            VmmProcess::spawn(exe, name, theirs)?
+        };
+        Ok(Self { control, process })
+    }
+
+    /// Shares what `root` is, a directory or a file of the caller's mount namespace, opened with O_PATH. Callers
+    /// that may not mount must do so before [`Fsd::serve`].
+    pub fn add(&self, number: u32, root: BorrowedFd<'_>, read_only: bool) -> Result<(), FsdError> {
+        let add = |kind| Request::Add { number, read_only, kind };
+        match mount::detach(root, read_only) {
+            Ok(mount) => self.ask(&add(Kind::Mount), Some(mount.as_fd())),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                self.ask(&add(Kind::Path), Some(root))
+            }
+            Err(source) => Err(FsdError::Detach { number, source }),
+        }
+    }
+
+    /// Takes a share away.
+    pub fn remove(&self, number: u32) -> Result<(), FsdError> {
+        self.ask(&Request::Remove { number }, None)
+    }
+
+    /// Has FUSE requests on `requests` answered, a `SOCK_SEQPACKET` socket. Once.
+    pub fn serve(&self, requests: OwnedFd) -> Result<(), FsdError> {
+        self.ask(&Request::Serve, Some(requests.as_fd()))
+    }
+
+    /// To learn how it ended, and what it said.
+    pub fn process(&mut self) -> &mut VmmProcess {
+        &mut self.process
+    }
+
+    /// Blocks until it has answered: it does so at once, unless the host stands still.
+    fn ask(&self, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<(), FsdError> {
+        self.control.send(request, fd.as_slice())?;
+        self.wait()?;
+        let (reply, _) = self.control.recv::<Reply>()?;
+        reply.map_err(FsdError::Refused)
+    }
+
+    fn wait(&self) -> Result<(), FsdError> {
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        loop {
+            let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
+            match poll(&mut fds, Some(&patience)) {
+                Ok(0) => return Err(FsdError::Silent),
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(FsdError::Wait(e.into())),
+            }
+        }
+    }
+}

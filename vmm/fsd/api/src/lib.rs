@@ -1,0 +1,16 @@
+//! What a shim and its file server, `ampoule-fsd`, say to each other.
+//!
+//! The file server is one process for one sandbox. It is started with one end of a `SOCK_SEQPACKET` socketpair
+//! as its standard input, and ends when the other end is closed. The shim sends [`Request`]s, each is answered
+//! by one [`Reply`]; descriptors only travel to the file server. In reading order:
+//!
+//! - [`message`]: requests and replies
+//! - [`mount`]: a tree of the host as a detached mount, which is what a share is
+//! - [`client`]: starting a file server, and asking it
+
+pub mod client;
+pub mod message;
+pub mod mount;
+
+pub use client::{Fsd, FsdError};
+pub use message::{Kind, Reply, Request};

@@ -1,0 +1,27 @@
+//! `ampoule-fsd`, in reading order:
+//!
+//! - [`run`]: the process: control messages, then threads that answer
+//! - [`confine`], [`seccomp`]: what it gives up
+//! - [`worker`]: one thread: a message, its answer
+//! - [`server`]: from a request to an operation
+//! - [`request`], [`reply`], [`abi`]: the messages of FUSE
+//! - [`nodes`], [`handles`]: what the guest knows and has open
+//! - [`caller`]: acting as the guest's process
+//! - `ops`: the operations
+//!
+//! Nothing in here trusts a byte of a request. The trees it serves are detached mounts
+//! ([`ampoule_fsd_api::mount`]); a name of the guest's is one component, opened without following it, below a
+//! descriptor in one of them.
+
+pub mod abi;
+pub mod caller;
+pub mod confine;
+pub mod handles;
+pub mod nodes;
+mod ops;
+pub mod reply;
+pub mod request;
+pub mod run;
+pub mod seccomp;
+pub mod server;
+pub mod worker;

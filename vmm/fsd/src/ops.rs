@@ -1,0 +1,10 @@
+//! The operations of the FUSE protocol, by what they are about.
+
+mod attributes;
+mod create;
+mod directory;
+mod extended;
+mod file;
+mod names;
+mod root;
+mod session;

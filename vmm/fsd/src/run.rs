@@ -1,0 +1,178 @@
+//! The process: it answers the shim's requests until their socket ends, and the guest's in threads.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Barrier},
+    thread,
+};
+
+use ampoule_fsd_api::{
+    message::{Kind, Reply, Request},
+    mount,
+};
+use ampoule_vmm_api::{Channel, ChannelError};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{AtFlags, Mode, OFlags, StatxFlags, fcntl_setfl, open, readlink, statx},
+    io::Errno,
+    path::DecInt,
+};
+
+use crate::{
+    caller::Privileges,
+    confine::{self, Apart, ConfineError},
+    seccomp::{Filter, SeccompError},
+    server::Server,
+    worker,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    #[error("waiting for a request")]
+    Wait(#[from] Errno),
+    #[error("a request of the shim's")]
+    Channel(#[from] ChannelError),
+    #[error("starting to answer the guest")]
+    Serve(#[from] ServeError),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("the request has no socket")]
+    NoSocket,
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    #[error("system call filters")]
+    Seccomp(#[from] SeccompError),
+    #[error("the socket")]
+    Socket(#[source] Errno),
+    #[error("a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Returns when the shim has closed `control`.
+pub fn run(control: &Channel) -> Result<(), RunError> {
+    let apart = confine::apart()?;
+    let limits = apart.limits;
+    let server = Server::new(Privileges::kept()?, limits.nodes, limits.handles);
+    let mut fsd = Fsd { server: Arc::new(server), apart: Some(apart) };
+    loop {
+        let (request, fds) = match receive(control) {
+            Err(RunError::Channel(ChannelError::Closed)) => return Ok(()),
+            received => received?,
+        };
+        let serving = matches!(request, Request::Serve);
+        let reply = fsd.perform(request, fds.into_iter().next());
+        control.send(&reply, &[])?;
+        // Half confined is neither.
+        if serving && reply.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn receive(control: &Channel) -> Result<(Request, Vec<OwnedFd>), RunError> {
+    loop {
+        match control.recv() {
+            Err(e) if e.would_block() => {
+                let mut fds = [PollFd::new(control, PollFlags::IN)];
+                match poll(&mut fds, None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            received => return Ok(received?),
+        }
+    }
+}
+
+struct Fsd {
+    server: Arc<Server>,
+    /// Until it is confined.
+    apart: Option<Apart>,
+}
+
+impl Fsd {
+    fn perform(&mut self, request: Request, fd: Option<OwnedFd>) -> Reply {
+        match request {
+            Request::Add { number, read_only, kind } => self.add(number, read_only, kind, fd),
+            Request::Remove { number } => self
+                .server
+                .remove_share(number)
+                .map_err(|e| format!("removing share {number}: {e}")),
+            Request::Serve => self.serve(fd).map_err(|e| chain(&e)),
+        }
+    }
+
+    fn add(&self, number: u32, read_only: bool, kind: Kind, fd: Option<OwnedFd>) -> Reply {
+        let failed = |e: std::io::Error| format!("adding share {number}: {e}");
+        let root =
+            fd.ok_or_else(|| format!("adding share {number}: no descriptor came with it"))?;
+        let root = match kind {
+            Kind::Mount => root,
+            Kind::Path if self.apart.is_none() => {
+                return Err(format!("adding share {number}: no mounts can be made any more"));
+            }
+            Kind::Path => detach(&root, read_only).map_err(failed)?,
+        };
+        self.server.add_share(number, root).map_err(|e| failed(e.into()))
+    }
+
+    fn serve(&mut self, requests: Option<OwnedFd>) -> Result<(), ServeError> {
+        let requests = Arc::new(requests.ok_or(ServeError::NoSocket)?);
+        fcntl_setfl(&*requests, OFlags::empty()).map_err(ServeError::Socket)?;
+        let Some(apart) = self.apart.take() else { return Err(ServeError::NoSocket) };
+        let links = Arc::new(apart.enter()?);
+        let filter = Arc::new(Filter::worker()?);
+        let started = Arc::new(Barrier::new(worker::COUNT + 1));
+        for number in 0..worker::COUNT {
+            let server = self.server.clone();
+            let (requests, links, filter) = (requests.clone(), links.clone(), filter.clone());
+            let started = started.clone();
+            let work = move || {
+                let ready = worker::prepare(&*links).is_ok() && filter.install().is_ok();
+                if !ready {
+                    // Without its filter no thread may answer, and the others would not know.
+                    std::process::abort();
+                }
+                drop((links, filter));
+                started.wait();
+                worker::serve(&server, &requests);
+            };
+            thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .stack_size(256 << 10)
+                .spawn(work)
+                .map_err(ServeError::Thread)?;
+        }
+        started.wait();
+        Filter::main()?.install()?;
+        Ok(())
+    }
+}
+
+/// A detached mount of what `path` is of, which another mount namespace's descriptor leads to: looked up by its
+/// name in this one, and then compared.
+fn detach(path: &OwnedFd, read_only: bool) -> std::io::Result<OwnedFd> {
+    let name = readlink(format!("/proc/self/fd/{}", DecInt::from_fd(path).as_str()), Vec::new())?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let here = open(name, flags, Mode::empty())?;
+    if identity(path)? != identity(&here)? {
+        return Err(std::io::Error::other("something else has its name"));
+    }
+    mount::detach(here.as_fd(), read_only)
+}
+
+fn identity(file: &OwnedFd) -> Result<(u32, u32, u64), Errno> {
+    let stat = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::INO)?;
+    Ok((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", chain(cause)),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,221 @@
+//! System call filters, one for the main thread and one for the workers. What is not listed kills the process:
+//! there is no `socket`, `connect`, `execve`, `fork`, `clone`, `mount` or `ioctl` in here, no way to open a file by
+//! its handle, and no memory becomes executable.
+
+use std::collections::BTreeMap;
+
+use libc::*;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp,
+    SeccompCondition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
+};
+
+/// A compiled filter.
+#[derive(Debug)]
+pub struct Filter(BpfProgram);
+
+#[derive(Debug, thiserror::Error)]
+pub enum SeccompError {
+    #[error("a system call filter cannot be compiled")]
+    Compile(#[from] BackendError),
+    #[error("the kernel refused a system call filter")]
+    Install(#[from] seccompiler::Error),
+}
+
+/// One system call, and what its arguments must be.
+type Rule = (c_long, Arguments);
+
+#[derive(Clone, Copy)]
+enum Arguments {
+    Any,
+    /// The argument of this index is one of these values.
+    OneOf(u8, &'static [u32]),
+    /// The argument of this index has none of these bits.
+    Without(u8, u32),
+}
+use Arguments::*;
+
+/// What any thread needs to live, to use the heap and to end.
+const COMMON: &[Rule] = &[
+    // Locks between threads.
+    (SYS_futex, Any),
+    // Heap. Never executable.
+    (SYS_brk, Any),
+    (SYS_mmap, Without(2, PROT_EXEC as u32)),
+    (SYS_mprotect, Without(2, PROT_EXEC as u32)),
+    (SYS_mremap, Any),
+    (SYS_munmap, Any),
+    // The allocator, and a thread's stack when it ends.
+    (SYS_madvise, OneOf(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
+    // What was forgotten, released or removed.
+    (SYS_close, Any),
+    // The standard library's check, in debug builds, that what it closes is open; a share's root for the guest.
+    (SYS_fcntl, OneOf(1, &[F_GETFD as u32, F_DUPFD_CLOEXEC as u32])),
+    // Last words.
+    (SYS_write, Any),
+    // Seeds of hash maps.
+    (SYS_getrandom, Any),
+    (SYS_rt_sigreturn, Any),
+    (SYS_rt_sigprocmask, Any),
+    (SYS_sigaltstack, Any),
+    (SYS_sched_yield, Any),
+    // Goes on with a wait that a signal interrupted.
+    (SYS_restart_syscall, Any),
+    (SYS_exit, Any),
+    (SYS_exit_group, Any),
+    // abort() after a panic: ends with SIGABRT and its message on stderr.
+    (SYS_getpid, Any),
+    (SYS_gettid, Any),
+    (SYS_tgkill, Any),
+];
+
+/// The main thread: the shim's requests.
+const MAIN: &[Rule] = &[
+    // Waiting for one.
+    (SYS_poll, Any),
+    (SYS_ppoll, Any),
+    // A request with its descriptor, its reply.
+    (SYS_recvmsg, Any),
+    (SYS_sendmsg, Any),
+];
+
+/// The workers: the guest's requests.
+const WORKER: &[Rule] = &[
+    // A message, its answer.
+    (SYS_recvfrom, Any),
+    (SYS_sendto, Any),
+    // Names: each is one component below a share's descriptor, or a number in `/proc/self/fd`.
+    (SYS_openat, Any),
+    (SYS_readlinkat, Any),
+    (SYS_unlinkat, Any),
+    (SYS_renameat2, Any),
+    // Making things.
+    (SYS_mkdirat, Any),
+    (SYS_mknodat, Any),
+    (SYS_symlinkat, Any),
+    (SYS_linkat, Any),
+    // As the guest's process: its umask, ids and group, without the capabilities it has not.
+    (SYS_umask, Any),
+    (SYS_setfsuid, Any),
+    (SYS_setfsgid, Any),
+    (SYS_setgroups, Any),
+    (SYS_capset, Any),
+    // Attributes.
+    (SYS_statx, Any),
+    (SYS_fstatfs, Any),
+    (SYS_fchmodat, Any),
+    (SYS_fchownat, Any),
+    (SYS_utimensat, Any),
+    (SYS_ftruncate, Any),
+    // Extended attributes.
+    (SYS_setxattr, Any),
+    (SYS_getxattr, Any),
+    (SYS_listxattr, Any),
+    (SYS_removexattr, Any),
+    // What is in files and directories.
+    (SYS_pread64, Any),
+    (SYS_pwrite64, Any),
+    (SYS_pwritev2, Any),
+    (SYS_fsync, Any),
+    (SYS_fdatasync, Any),
+    (SYS_fallocate, Any),
+    (SYS_lseek, Any),
+    (SYS_copy_file_range, Any),
+    (SYS_getdents64, Any),
+];
+
+impl Filter {
+    /// The filter of the main thread.
+    pub fn main() -> Result<Self, SeccompError> {
+        Self::compile(&[COMMON, MAIN])
+    }
+
+    /// The filter of the threads that answer the guest.
+    pub fn worker() -> Result<Self, SeccompError> {
+        Self::compile(&[COMMON, WORKER])
+    }
+
+    /// Puts the filter on the calling thread, for good.
+    pub fn install(&self) -> Result<(), SeccompError> {
+        Ok(apply_filter(&self.0)?)
+    }
+
+    fn compile(lists: &[&[Rule]]) -> Result<Self, SeccompError> {
+        let mut rules = BTreeMap::new();
+        for (syscall, arguments) in lists.iter().copied().flatten() {
+            rules.insert(*syscall, arguments.rules()?);
+        }
+        let filter = SeccompFilter::new(
+            rules,
+            SeccompAction::KillProcess,
+            SeccompAction::Allow,
+            TargetArch::x86_64,
+        )?;
+        Ok(Self(filter.try_into()?))
+    }
+}
+
+impl Arguments {
+    /// An empty list allows whatever the arguments are; else one rule must match.
+    fn rules(&self) -> Result<Vec<SeccompRule>, BackendError> {
+        let rule = |index, op, value: u32| {
+            SeccompRule::new(vec![SeccompCondition::new(index, Dword, op, value.into())?])
+        };
+        match *self {
+            Any => Ok(vec![]),
+            OneOf(index, values) => {
+                values.iter().map(|&value| rule(index, SeccompCmpOp::Eq, value)).collect()
+            }
+            Without(index, bits) => Ok(vec![rule(index, SeccompCmpOp::MaskedEq(bits.into()), 0)?]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What no thread may ever do.
+    const FORBIDDEN: [c_long; 26] = [
+        SYS_open,
+        SYS_openat2,
+        SYS_open_by_handle_at,
+        SYS_creat,
+        SYS_chdir,
+        SYS_fchdir,
+        SYS_chroot,
+        SYS_pivot_root,
+        SYS_mount,
+        SYS_move_mount,
+        SYS_open_tree,
+        SYS_unshare,
+        SYS_setns,
+        SYS_setuid,
+        SYS_setresuid,
+        SYS_socket,
+        SYS_connect,
+        SYS_execve,
+        SYS_execveat,
+        SYS_fork,
+        SYS_clone,
+        SYS_clone3,
+        SYS_ptrace,
+        SYS_kill,
+        SYS_ioctl,
+        SYS_io_uring_setup,
+    ];
+
+    #[test]
+    fn the_filters_compile_and_leave_the_dangerous_calls_out() {
+        for lists in [[COMMON, WORKER], [COMMON, MAIN]] {
+            assert!(!Filter::compile(&lists).unwrap().0.is_empty());
+            let mut allowed: Vec<_> =
+                lists.concat().into_iter().map(|(syscall, _)| syscall).collect();
+            assert!(FORBIDDEN.iter().all(|forbidden| !allowed.contains(forbidden)));
+            let count = allowed.len();
+            allowed.sort();
+            allowed.dedup();
+            assert_eq!(allowed.len(), count, "a second rule for a call would replace the first");
+        }
+    }
+}

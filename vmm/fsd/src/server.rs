@@ -1,0 +1,178 @@
+//! From a request to its reply: which of the operations it is, and what they work on.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, Statx, openat},
+    io::{Errno, fcntl_dupfd_cloexec},
+};
+
+use crate::{
+    abi::{ATTR_SUBMOUNT, ROOT_ID, opcode},
+    caller::Privileges,
+    handles::{Handle, Handles},
+    nodes::{Node, Nodes},
+    reply::Reply,
+    request::Request,
+};
+
+/// What the threads of a file server have in common.
+#[derive(Debug)]
+pub struct Server {
+    pub(crate) shares: RwLock<BTreeMap<u32, OwnedFd>>,
+    pub(crate) nodes: Nodes,
+    pub(crate) handles: Handles,
+    pub(crate) privileges: Privileges,
+    /// Whether the guest wants to know where a mount of the host begins.
+    pub(crate) submounts: AtomicBool,
+}
+
+/// The result of an operation, whose reply is written as it goes.
+pub(crate) type Done = Result<(), Errno>;
+
+impl Server {
+    pub fn new(privileges: Privileges, most_nodes: usize, most_handles: usize) -> Self {
+        Self {
+            shares: RwLock::default(),
+            nodes: Nodes::new(most_nodes),
+            handles: Handles::new(most_handles),
+            privileges,
+            submounts: AtomicBool::new(false),
+        }
+    }
+
+    /// `root` is the root of a detached mount.
+    pub fn add_share(&self, number: u32, root: OwnedFd) -> Result<(), Errno> {
+        let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
+        if shares.contains_key(&number) {
+            return Err(Errno::EXIST);
+        }
+        shares.insert(number, root);
+        Ok(())
+    }
+
+    pub fn remove_share(&self, number: u32) -> Result<(), Errno> {
+        let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
+        shares.remove(&number).ok_or(Errno::NOENT)?;
+        self.handles.release_share(number);
+        self.nodes.forget_share(number);
+        Ok(())
+    }
+
+    /// Answers a message; `None` is for those that have no answer.
+    pub fn answer<'a>(&self, message: &[u8], reply: &'a mut Reply) -> Option<&'a [u8]> {
+        reply.clear();
+        let (header, result) = match Request::parse(message) {
+            Ok(request) => (request.header, self.perform(request, reply)),
+            Err(header) => (header?, Err(Errno::INVAL)),
+        };
+        match header.opcode {
+            opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => None,
+            _ => Some(reply.finish(header.unique, result)),
+        }
+    }
+
+    fn perform(&self, mut request: Request<'_>, reply: &mut Reply) -> Done {
+        let header = request.header;
+        let request = &mut request;
+        match header.opcode {
+            opcode::INIT => return self.init(request, reply),
+            opcode::DESTROY => return self.destroy(),
+            opcode::FORGET => return self.forget(header.node, request),
+            opcode::BATCH_FORGET => return self.batch_forget(request),
+            // Nothing here waits for long, and virtio-fs does not send it.
+            opcode::INTERRUPT => return Ok(()),
+            _ if header.node == ROOT_ID => return self.perform_on_root(request, reply),
+            _ => {}
+        }
+        let node = &*self.node(header.node)?;
+        match header.opcode {
+            opcode::LOOKUP => self.lookup(node, request, reply),
+            opcode::GETATTR => self.getattr(node, request, reply),
+            opcode::SETATTR => self.setattr(node, request, reply),
+            opcode::READLINK => self.readlink(node, reply),
+            opcode::STATFS => self.statfs(node, reply),
+            opcode::SYMLINK => self.symlink(node, request, reply),
+            opcode::MKNOD => self.mknod(node, request, reply),
+            opcode::MKDIR => self.mkdir(node, request, reply),
+            opcode::LINK => self.link(node, request, reply),
+            opcode::CREATE => self.create(node, request, reply),
+            opcode::TMPFILE => self.tmpfile(node, request, reply),
+            opcode::UNLINK => self.unlink(node, request),
+            opcode::RMDIR => self.rmdir(node, request),
+            opcode::RENAME => self.rename(node, request, false),
+            opcode::RENAME2 => self.rename(node, request, true),
+            opcode::OPEN => self.open(node, request, reply),
+            opcode::OPENDIR => self.opendir(node, request, reply),
+            opcode::READ => self.read(request, reply),
+            opcode::WRITE => self.write(request, reply),
+            opcode::FSYNC | opcode::FSYNCDIR => self.fsync(request),
+            opcode::FALLOCATE => self.fallocate(request),
+            opcode::LSEEK => self.lseek(node, request, reply),
+            opcode::COPY_FILE_RANGE => self.copy_file_range(request, reply),
+            opcode::RELEASE | opcode::RELEASEDIR => self.release(request),
+            opcode::READDIR => self.readdir(node, request, reply, false),
+            opcode::READDIRPLUS => self.readdir(node, request, reply, true),
+            opcode::SETXATTR => self.setxattr(node, request),
+            opcode::GETXATTR => self.getxattr(node, request, reply),
+            opcode::LISTXATTR => self.listxattr(node, request, reply),
+            opcode::REMOVEXATTR => self.removexattr(node, request),
+            // FLUSH among them: what is written is the host kernel's at once.
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
+    /// Anything but the root, which is nobody's to work on.
+    pub(crate) fn node(&self, id: u64) -> Result<Arc<Node>, Errno> {
+        if id == ROOT_ID { Err(Errno::ROFS) } else { self.nodes.find(id) }
+    }
+
+    /// The handle whose number is next in the request, of the node that the request is about.
+    pub(crate) fn handle(&self, request: &mut Request<'_>) -> Result<Arc<Handle>, Errno> {
+        self.handles.find(request.u64()?, request.header.node)
+    }
+
+    /// Tells the guest of a file that `fd`, an O_PATH descriptor, is of.
+    pub(crate) fn enter(&self, parent: &Node, fd: OwnedFd) -> Result<(u64, Statx, u32), Errno> {
+        let (node, stat) = Node::new(parent.share(), fd)?;
+        let border = node.is_dir() && !node.same_mount(parent);
+        let flags = if border { self.submount() } else { 0 };
+        Ok((self.nodes.enter(node)?, stat, flags))
+    }
+
+    /// As [`Server::enter`], of a share itself.
+    pub(crate) fn enter_share(&self, number: u32) -> Result<(u64, Statx, u32), Errno> {
+        let root = {
+            let shares = self.shares.read().unwrap_or_else(PoisonError::into_inner);
+            fcntl_dupfd_cloexec(shares.get(&number).ok_or(Errno::NOENT)?, 0)?
+        };
+        let (node, stat) = Node::new(number, root)?;
+        let flags = if node.is_dir() { self.submount() } else { 0 };
+        Ok((self.nodes.enter(node)?, stat, flags))
+    }
+
+    fn submount(&self) -> u32 {
+        if self.submounts.load(Ordering::Relaxed) { ATTR_SUBMOUNT } else { 0 }
+    }
+}
+
+/// Opens what an O_PATH descriptor is of, or an open file once more. The worker's working directory is
+/// `/proc/self/fd`, and this link in it leads to that file and no other.
+pub(crate) fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+    openat(CWD, rustix::path::DecInt::from_fd(fd), flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The file of this name, whatever it is, without following or opening it.
+pub(crate) fn open_path(parent: &Node, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
+    openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,383 @@
+//! Requests as a guest could make them, well-formed and not, on a directory beside which lies a secret.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
+
+use proptest::prelude::*;
+use rustix::{
+    fs::open,
+    process::{getegid, geteuid, umask},
+};
+
+use super::*;
+use crate::{
+    abi::{IN_HEADER, MAX_DATA, MAX_MESSAGE, OUT_HEADER},
+    worker,
+};
+
+const SECRET: &str = "what no guest may read";
+
+/// A file server of one share, number 3, in this thread.
+struct Guest {
+    dir: tempfile::TempDir,
+    server: Server,
+    reply: Reply,
+}
+
+impl Guest {
+    fn new() -> Self {
+        Self::with_limits(1000, 100)
+    }
+
+    fn with_limits(nodes: usize, handles: usize) -> Self {
+        let links = open("/proc/self/fd", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        worker::prepare(links.unwrap()).unwrap();
+        // That of this thread, and of a request before this guest.
+        umask(Mode::from_raw_mode(0o022));
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("secret"), SECRET).unwrap();
+        let share = dir.path().join("share");
+        fs::create_dir_all(share.join("d")).unwrap();
+        fs::write(share.join("f"), "text").unwrap();
+        symlink("../secret", share.join("l")).unwrap();
+        symlink("..", share.join("up")).unwrap();
+        let server = Server::new(Privileges::kept().unwrap(), nodes, handles);
+        server.add_share(3, path(&share)).unwrap();
+        let mut guest = Self { dir, server, reply: Reply::new() };
+        guest.ask(opcode::INIT, 0, &init_body()).unwrap();
+        guest
+    }
+
+    fn share(&self) -> std::path::PathBuf {
+        self.dir.path().join("share")
+    }
+
+    /// The body of the answer.
+    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, Errno> {
+        let ids = [geteuid().as_raw(), getegid().as_raw()];
+        let answer = self.answer(&message(opcode, node, ids, body)).unwrap();
+        let error = i32::from_ne_bytes(answer[4..8].try_into().unwrap());
+        if error == 0 {
+            Ok(answer[OUT_HEADER..].to_vec())
+        } else {
+            Err(Errno::from_raw_os_error(-error))
+        }
+    }
+
+    fn answer(&mut self, message: &[u8]) -> Option<Vec<u8>> {
+        self.server.answer(message, &mut self.reply).map(<[u8]>::to_vec)
+    }
+
+    fn lookup(&mut self, parent: u64, name: &[u8]) -> Result<u64, Errno> {
+        let found = self.ask(opcode::LOOKUP, parent, &[name, b"\0"].concat())?;
+        match u64_at(&found, 0) {
+            0 => Err(Errno::NOENT),
+            id => Ok(id),
+        }
+    }
+
+    fn root(&mut self) -> u64 {
+        self.lookup(ROOT_ID, b"3").unwrap()
+    }
+
+    fn open(&mut self, node: u64, flags: OFlags) -> Result<u64, Errno> {
+        self.ask(opcode::OPEN, node, &words(&[flags.bits(), 0])).map(|opened| u64_at(&opened, 0))
+    }
+
+    /// That nothing but the share has changed.
+    fn assert_unharmed(&self) {
+        let secret = self.dir.path().join("secret");
+        assert_eq!(fs::read_to_string(&secret).unwrap(), SECRET);
+        assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o7777, 0o644);
+        let mut names: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["secret", "share"]);
+    }
+}
+
+fn path(path: &Path) -> OwnedFd {
+    open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+fn message(opcode: u32, node: u64, [uid, gid]: [u32; 2], body: &[u8]) -> Vec<u8> {
+    let mut message = words(&[(IN_HEADER + body.len()) as u32, opcode]);
+    message.extend(77u64.to_ne_bytes());
+    message.extend(node.to_ne_bytes());
+    message.extend(words(&[uid, gid, 1, 0]));
+    message.extend(body);
+    message
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+fn longs(longs: &[u64]) -> Vec<u8> {
+    longs.iter().flat_map(|long| long.to_ne_bytes()).collect()
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn init_body() -> Vec<u8> {
+    [words(&[7, 41, 128 << 10, u32::MAX, u32::MAX]), vec![0; 44]].concat()
+}
+
+/// struct fuse_read_in.
+fn read_body(handle: u64, offset: u64, size: u32) -> Vec<u8> {
+    [longs(&[handle, offset]), words(&[size, 0, 0, 0, 0, 0])].concat()
+}
+
+#[test]
+fn no_name_leads_out_of_the_share() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    let long = vec![b'x'; 5000];
+    let bad: [&[u8]; 8] =
+        [b"", b".", b"..", b"../secret", b"/etc/passwd", b"d/../../secret", b"d/", b"/"];
+    for name in bad {
+        assert_eq!(guest.lookup(root, name), Err(Errno::INVAL), "{name:?}");
+        assert_eq!(guest.lookup(ROOT_ID, name), Err(Errno::INVAL), "{name:?}");
+    }
+    assert_eq!(guest.lookup(root, &long), Err(Errno::NAMETOOLONG));
+    assert_eq!(guest.ask(opcode::LOOKUP, root, b"f"), Err(Errno::INVAL), "without its NUL");
+    for name in [&b"03"[..], b"+3", b"4294967299", b"4", b"3 ", b"\xff"] {
+        assert!(guest.lookup(ROOT_ID, name).is_err(), "{name:?}");
+    }
+    // A link is what the guest follows, never the server.
+    let link = guest.lookup(root, b"l").unwrap();
+    assert_eq!(guest.ask(opcode::READLINK, link, b"").unwrap(), b"../secret");
+    assert_eq!(guest.open(link, OFlags::RDONLY), Err(Errno::NXIO));
+    let up = guest.lookup(root, b"up").unwrap();
+    assert!(guest.lookup(up, b"secret").is_err());
+    assert!(guest.ask(opcode::OPENDIR, up, &words(&[0, 0])).is_err());
+    let create = [words(&[OFlags::RDWR.bits(), 0o644, 0, 0]), b"l\0".to_vec()].concat();
+    assert_eq!(guest.ask(opcode::CREATE, root, &create), Err(Errno::EXIST));
+    guest.assert_unharmed();
+}
+
+#[test]
+fn both_ends_of_a_rename_and_a_link_are_checked() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    let file = guest.lookup(root, b"f").unwrap();
+    let rename = |to: u64, names: &[u8]| [longs(&[to, 0]), names.to_vec()].concat();
+    for names in [&b"f\0../x\0"[..], b"../secret\0x\0", b"f\0..\0", b"f\0/x\0", b"f\0", b"f\0x"] {
+        assert_eq!(guest.ask(opcode::RENAME2, root, &rename(root, names)), Err(Errno::INVAL));
+    }
+    assert_eq!(guest.ask(opcode::RENAME2, root, &rename(ROOT_ID, b"f\0x\0")), Err(Errno::ROFS));
+    assert_eq!(guest.ask(opcode::RENAME2, root, &rename(999, b"f\0x\0")), Err(Errno::STALE));
+    let whiteout = [longs(&[root, 4]), b"f\0x\0".to_vec()].concat();
+    assert_eq!(guest.ask(opcode::RENAME2, root, &whiteout), Err(Errno::INVAL));
+    let link = [longs(&[file]), b"../x\0".to_vec()].concat();
+    assert_eq!(guest.ask(opcode::LINK, root, &link), Err(Errno::INVAL));
+    for body in [words(&[0o20666, 0x103, 0, 0]), words(&[0o60666, 0x800, 0, 0])] {
+        let device = [body, b"x\0".to_vec()].concat();
+        assert_eq!(guest.ask(opcode::MKNOD, root, &device), Err(Errno::PERM));
+    }
+    guest.assert_unharmed();
+}
+
+#[test]
+fn numbers_that_were_never_given_are_errors() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    let file = guest.lookup(root, b"f").unwrap();
+    let handle = guest.open(file, OFlags::RDWR).unwrap();
+    assert_eq!(guest.ask(opcode::READ, file, &read_body(handle, 0, 100)).unwrap(), b"text");
+    for node in [0, 2000, u64::MAX] {
+        assert_eq!(guest.lookup(node, b"f"), Err(Errno::STALE));
+        assert_eq!(guest.ask(opcode::READ, node, &read_body(handle, 0, 1)), Err(Errno::STALE));
+    }
+    for number in [0, handle + 1, u64::MAX] {
+        assert_eq!(guest.ask(opcode::READ, file, &read_body(number, 0, 1)), Err(Errno::BADF));
+    }
+    // Another file's handle.
+    assert_eq!(guest.ask(opcode::READ, root, &read_body(handle, 0, 1)), Err(Errno::BADF));
+    let release = [longs(&[handle]), vec![0; 16]].concat();
+    assert_eq!(guest.ask(opcode::RELEASE, root, &release), Err(Errno::BADF));
+    guest.ask(opcode::RELEASE, file, &release).unwrap();
+    assert_eq!(guest.ask(opcode::RELEASE, file, &release), Err(Errno::BADF));
+    assert_eq!(guest.server.handles.count(), 0);
+}
+
+#[test]
+fn sizes_beyond_a_message_are_cut_or_refused() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    let file = guest.lookup(root, b"f").unwrap();
+    let handle = guest.open(file, OFlags::RDWR).unwrap();
+    fs::write(guest.share().join("f"), vec![1; 1 << 20]).unwrap();
+    let read = guest.ask(opcode::READ, file, &read_body(handle, 0, u32::MAX)).unwrap();
+    assert_eq!(read.len(), MAX_DATA);
+    assert!(guest.reply.len() + OUT_HEADER <= MAX_MESSAGE);
+    let end = guest.ask(opcode::READ, file, &read_body(handle, u64::MAX, 1));
+    assert_eq!(end, Err(Errno::INVAL));
+    // A write that says more than it brings.
+    let write = [longs(&[handle, 0]), words(&[100, 0, 0, 0, 0, 0]), vec![0; 99]].concat();
+    assert_eq!(guest.ask(opcode::WRITE, file, &write), Err(Errno::INVAL));
+    let list = words(&[u32::MAX, 0]);
+    assert!(guest.ask(opcode::LISTXATTR, file, &list).is_ok());
+    let set = [words(&[u32::MAX, 0, 0, 0]), b"user.x\0v".to_vec()].concat();
+    assert_eq!(guest.ask(opcode::SETXATTR, file, &set), Err(Errno::INVAL));
+    let forget = words(&[u32::MAX, 0]);
+    let message = message(opcode::BATCH_FORGET, 0, [0, 0], &forget);
+    assert_eq!(guest.answer(&message), None);
+}
+
+#[test]
+fn lengths_that_do_not_fit_are_refused() {
+    let mut guest = Guest::new();
+    let whole = message(opcode::GETATTR, ROOT_ID, [0, 0], &[0; 16]);
+    for cut in 0..IN_HEADER {
+        assert_eq!(guest.answer(&whole[..cut]), None, "nobody to answer to");
+    }
+    for cut in IN_HEADER..whole.len() {
+        let answer = guest.answer(&whole[..cut]).unwrap();
+        assert_eq!(i32::from_ne_bytes(answer[4..8].try_into().unwrap()), -libc::EINVAL);
+        assert_eq!(u64_at(&answer, 8), 77);
+    }
+    // More extensions than bytes.
+    let mut extended = whole.clone();
+    extended[36] = 0xff;
+    assert!(guest.answer(&extended).unwrap()[4] != 0);
+}
+
+#[test]
+fn what_the_guest_knows_and_holds_is_bounded() {
+    let mut guest = Guest::with_limits(10, 5);
+    let root = guest.root();
+    for number in 0..20 {
+        fs::write(guest.share().join(format!("n{number}")), "").unwrap();
+    }
+    let found: Vec<_> =
+        (0..20).map(|number| guest.lookup(root, format!("n{number}").as_bytes())).collect();
+    assert_eq!(found.iter().filter(|found| found.is_ok()).count(), 9);
+    assert_eq!(found[9], Err(Errno::NFILE));
+    // Reading the directory goes on, without telling of files.
+    let opened = guest.ask(opcode::OPENDIR, root, &words(&[0, 0])).unwrap();
+    let listed =
+        guest.ask(opcode::READDIRPLUS, root, &read_body(u64_at(&opened, 0), 0, 1 << 16)).unwrap();
+    assert!(listed.len() > 20 * 150);
+    assert_eq!(guest.server.nodes.count(), 10);
+    // What is forgotten makes room.
+    let first = found[0].unwrap();
+    let message = message(opcode::FORGET, first, [0, 0], &longs(&[u64::MAX]));
+    assert_eq!(guest.answer(&message), None);
+    assert!(guest.lookup(root, b"n15").is_ok());
+
+    let node = found[1].unwrap();
+    let handles: Vec<_> = (0..6).map(|_| guest.open(node, OFlags::RDONLY)).collect();
+    assert_eq!(handles[5], Err(Errno::NFILE));
+    // DESTROY, or another INIT, begins anew.
+    guest.ask(opcode::INIT, 0, &init_body()).unwrap();
+    assert_eq!((guest.server.nodes.count(), guest.server.handles.count()), (0, 0));
+}
+
+#[test]
+fn a_file_is_one_node_however_often_it_is_found() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    fs::hard_link(guest.share().join("f"), guest.share().join("g")).unwrap();
+    let first = guest.lookup(root, b"f").unwrap();
+    assert_eq!(guest.lookup(root, b"g"), Ok(first));
+    let forget = |count| message(opcode::FORGET, first, [0, 0], &longs(&[count]));
+    guest.answer(&forget(1));
+    assert!(guest.ask(opcode::GETATTR, first, &[0; 16]).is_ok());
+    guest.answer(&forget(1));
+    assert_eq!(guest.ask(opcode::GETATTR, first, &[0; 16]), Err(Errno::STALE));
+    // A number is never given twice.
+    assert!(guest.lookup(root, b"f").unwrap() > first);
+}
+
+#[test]
+fn a_removed_share_takes_along_what_was_open() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    let file = guest.lookup(root, b"f").unwrap();
+    let handle = guest.open(file, OFlags::RDONLY).unwrap();
+    guest.server.remove_share(3).unwrap();
+    assert_eq!(guest.ask(opcode::READ, file, &read_body(handle, 0, 1)), Err(Errno::STALE));
+    assert_eq!(guest.lookup(root, b"f"), Err(Errno::STALE));
+    assert_eq!(guest.lookup(ROOT_ID, b"3"), Err(Errno::NOENT));
+    assert_eq!((guest.server.nodes.count(), guest.server.handles.count()), (0, 0));
+}
+
+#[test]
+fn an_old_or_strange_driver_is_refused() {
+    let mut guest = Guest::new();
+    for body in [
+        words(&[6, 41, 0, u32::MAX, u32::MAX]),
+        words(&[8, 0, 0, u32::MAX, u32::MAX]),
+        words(&[7, 12, 0, u32::MAX, u32::MAX]),
+        words(&[7, 41, 0, 0, 0]),
+    ] {
+        assert_eq!(guest.ask(opcode::INIT, 0, &body), Err(Errno::PROTO));
+    }
+    assert_eq!(guest.ask(opcode::INIT, 0, &[]), Err(Errno::INVAL));
+    assert_eq!(guest.ask(4096, ROOT_ID, &[]), Err(Errno::NOSYS));
+}
+
+/// Numbers that mean something, or nearly.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![0u64..12, Just(u64::MAX), Just(1 << 63), Just(4096), any::<u64>()]
+}
+
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    let usual = ["f", "d", "l", "up", "n", "..", ".", "", "/", "../secret", "d/x", "3", "secret"];
+    prop_oneof![
+        proptest::sample::select(usual.to_vec()).prop_map(|name| name.as_bytes().to_vec()),
+        proptest::collection::vec(any::<u8>(), 0..300),
+    ]
+}
+
+/// A body of numbers, then names, then bytes: most operations find what they look for.
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    let parts = (
+        proptest::collection::vec(number(), 0..8),
+        proptest::collection::vec(name(), 0..3),
+        proptest::collection::vec(any::<u8>(), 0..16),
+    );
+    parts.prop_map(|(numbers, names, rest)| {
+        let names = names.into_iter().flat_map(|name| [name, vec![0]].concat());
+        longs(&numbers).into_iter().chain(names).chain(rest).collect()
+    })
+}
+
+fn request() -> impl Strategy<Value = Vec<u8>> {
+    let ids = prop_oneof![Just([0, 0]), Just([1000, 1000]), any::<[u32; 2]>()];
+    let usual = (1u32..56, number(), ids, body())
+        .prop_map(|(opcode, node, ids, body)| message(opcode, node, ids, &body));
+    prop_oneof![20 => usual, 1 => proptest::collection::vec(any::<u8>(), 0..200)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn no_requests_do_harm(requests in proptest::collection::vec(request(), 1..60)) {
+        let mut guest = Guest::with_limits(20, 10);
+        let root = guest.root();
+        guest.lookup(root, b"f").unwrap();
+        for request in requests {
+            let Some(answer) = guest.answer(&request) else { continue };
+            prop_assert!(answer.len() <= MAX_MESSAGE);
+            prop_assert_eq!(u64::from(u32::from_ne_bytes(answer[..4].try_into().unwrap())), answer.len() as u64);
+            let error = i32::from_ne_bytes(answer[4..8].try_into().unwrap());
+            prop_assert!((-4095..=0).contains(&error));
+            prop_assert!(error == 0 || answer.len() == OUT_HEADER);
+            prop_assert_eq!(&answer[8..16], &request[8..16]);
+            let told = answer.windows(SECRET.len()).any(|bytes| bytes == SECRET.as_bytes());
+            prop_assert!(!told);
+        }
+        prop_assert!(guest.server.nodes.count() <= 20 && guest.server.handles.count() <= 10);
+        guest.assert_unharmed();
+    }
+}
