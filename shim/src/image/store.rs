@@ -100,6 +100,7 @@ impl Store {
 
     /// Resolves `source` and gives the image these names as well, taking them from whoever had them.
     pub fn import(&self, source: &Reference, names: &[Name]) -> Result<Image, ImageError> {
+        let _arrival = self.arrival()?;
         let converted = self.convert(source)?;
         for name in names {
             self.save(name, &converted)?;

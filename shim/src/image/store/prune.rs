@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{KEEP, Store};
+use crate::image::lock::Lock;
 use crate::image::{ImageError, Name};
 
 /// The folders with content that can be had again.
 const CONTENT: [&str; 3] = ["rootfs", "blobs/sha256", "partial"];
+/// How the locks of images on their way begin.
+const ARRIVAL: &str = "arrival.";
 
 impl Store {
     /// Forgets a name. What no name needs any more goes when it has not been used for a day.
@@ -23,14 +27,37 @@ impl Store {
         }
     }
 
+    /// While this is held an image is on its way to its name: what is used from now on stays until it has one.
+    pub(super) fn arrival(&self) -> Result<Lock, ImageError> {
+        let folder = self.root.join("locks");
+        let mut paths = (0..u32::MAX).map(|n| folder.join(format!("{ARRIVAL}{n}")));
+        let taken = paths.find_map(|path| Lock::try_take(&path).transpose());
+        let taken = taken.unwrap_or(Err(io::ErrorKind::WouldBlock.into()));
+        taken.map_err(|source| ImageError::Store { path: folder, source })
+    }
+
+    /// Since when images are on their way.
+    fn arriving_since(&self) -> Result<Option<SystemTime>, ImageError> {
+        let locks = self.files("locks")?.into_iter();
+        let arrivals = locks.filter(|path| {
+            path.file_name().is_some_and(|name| name.as_bytes().starts_with(ARRIVAL.as_bytes()))
+        });
+        // A killed process's lock can be taken, and goes when it is given back.
+        let held = arrivals.filter(|path| matches!(Lock::try_take(path), Ok(None)));
+        Ok(held.filter_map(|path| path.metadata().and_then(|meta| meta.modified()).ok()).min())
+    }
+
     /// Removes downloads, and root file systems without a name, that nobody used for `unused`; tells how
-    /// many bytes that were. Running sandboxes are not disturbed: they hold the file itself.
+    /// many bytes that were. Running sandboxes are not disturbed: they hold the file itself; nor are pulls and
+    /// imports under way.
     pub fn prune(&self, unused: Duration) -> Result<u64, ImageError> {
         let records = self.records()?;
         let named: Vec<_> = records.iter().map(|record| self.rootfs_path(record.rootfs)).collect();
+        let arriving = self.arriving_since()?;
         let mut freed = 0;
         for path in self.content()?.into_iter().filter(|path| !named.contains(path)) {
             let used = path.metadata().and_then(|meta| meta.modified()).ok();
+            let used = used.filter(|used| arriving.is_none_or(|since| *used < since));
             let age = used.and_then(|used| SystemTime::now().duration_since(used).ok());
             if age.is_some_and(|age| age >= unused) {
                 freed += self.discard(&path)?;

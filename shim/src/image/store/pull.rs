@@ -59,6 +59,7 @@ struct Peek {
 impl Store {
     /// Brings the image of a name here from its registry, or a mirror of it, and gives it this name.
     pub fn pull(&self, name: &Name, registries: &Registries) -> Result<Image, ImageError> {
+        let _arrival = self.arrival()?;
         let runtime = event_loop();
         let runtime = runtime.map_err(|source| ImageError::EventLoop { source })?;
         let fetched = runtime.block_on(self.fetch(name, registries));

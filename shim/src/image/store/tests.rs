@@ -1,6 +1,6 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde_json::json;
 
@@ -254,6 +254,22 @@ fn what_nobody_needs_goes_and_names_keep_the_rest() {
     assert_eq!((named.rootfs.exists(), loose.rootfs.exists()), (true, false));
     bench.store.remove(&name("x")).unwrap();
     assert!(matches!(bench.store.remove(&name("x")), Err(ImageError::Unknown { .. })));
+    bench.store.prune(Duration::ZERO).unwrap();
+    assert_eq!((bench.count("rootfs"), bench.count("locks")), (0, 0));
+}
+
+#[test]
+fn what_is_on_its_way_to_a_name_stays() {
+    let bench = Bench::new();
+    let old = bench.store.resolve(&bench.tar("a.tar", &small())).unwrap();
+    let used = fs::File::options().write(true).open(&old.rootfs).unwrap();
+    used.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+    let arrivals = [bench.store.arrival().unwrap(), bench.store.arrival().unwrap()];
+    let other = Tar::default().file("other", b"").end();
+    let arriving = bench.store.resolve(&bench.tar("b.tar", &other)).unwrap();
+    bench.store.prune(Duration::ZERO).unwrap();
+    assert_eq!((old.rootfs.exists(), arriving.rootfs.exists()), (false, true));
+    drop(arrivals);
     bench.store.prune(Duration::ZERO).unwrap();
     assert_eq!((bench.count("rootfs"), bench.count("locks")), (0, 0));
 }
