@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -19,8 +19,10 @@ use crate::{
     caller::Privileges,
     handles::{Handle, Handles},
     nodes::{Node, Nodes},
+    ops::Replay,
     reply::Reply,
     request::Request,
+    watch::Watch,
 };
 
 /// What the threads of a file server have in common.
@@ -30,6 +32,8 @@ pub struct Server {
     pub(crate) nodes: Nodes,
     pub(crate) handles: Handles,
     pub(crate) privileges: Privileges,
+    /// Set once, if at all, before the guest's first request.
+    pub(crate) watch: OnceLock<Watch>,
     /// Whether the guest wants to know where a mount of the host begins.
     pub(crate) submounts: AtomicBool,
 }
@@ -44,6 +48,7 @@ impl Server {
             nodes: Nodes::new(most_nodes),
             handles: Handles::new(most_handles),
             privileges,
+            watch: OnceLock::new(),
             submounts: AtomicBool::new(false),
         }
     }
@@ -64,6 +69,11 @@ impl Server {
         self.handles.release_share(number);
         self.nodes.forget_share(number);
         Ok(())
+    }
+
+    /// What the host changes is from now on noticed. Once, before the guest's first request.
+    pub fn watch(&self, watch: Watch) -> Result<(), Errno> {
+        self.watch.set(watch).map_err(|_| Errno::EXIST)
     }
 
     /// Answers a message; `None` is for those that have no answer.
@@ -93,6 +103,9 @@ impl Server {
             _ => {}
         }
         let node = &*self.node(header.node)?;
+        if let Some(replay) = Replay::of(&header) {
+            return self.replay(replay, node, request, reply);
+        }
         match header.opcode {
             opcode::LOOKUP => self.lookup(node, request, reply),
             opcode::GETATTR => self.getattr(node, request, reply),
@@ -144,7 +157,22 @@ impl Server {
         let (node, stat) = Node::new(parent.share(), fd)?;
         let border = node.is_dir() && !node.same_mount(parent);
         let flags = if border { self.submount() } else { 0 };
-        Ok((self.nodes.enter(node)?, stat, flags))
+        Ok((self.enter_node(node)?, stat, flags))
+    }
+
+    fn enter_node(&self, node: Node) -> Result<u64, Errno> {
+        let (id, new) = self.nodes.enter(node)?;
+        if let (Some(watch), Some(node)) = (self.watch.get(), new) {
+            watch.add(id, &node);
+        }
+        Ok(id)
+    }
+
+    pub(crate) fn forget_node(&self, id: u64, count: u64) {
+        let forgotten = self.nodes.forget(id, count);
+        if let (Some(watch), Some(node)) = (self.watch.get(), forgotten) {
+            watch.remove(id, &node);
+        }
     }
 
     /// As [`Server::enter`], of a share itself.
@@ -155,7 +183,7 @@ impl Server {
         };
         let (node, stat) = Node::new(number, root)?;
         let flags = if node.is_dir() { self.submount() } else { 0 };
-        Ok((self.nodes.enter(node)?, stat, flags))
+        Ok((self.enter_node(node)?, stat, flags))
     }
 
     fn submount(&self) -> u32 {
