@@ -68,6 +68,9 @@ impl Server {
         shares.remove(&number).ok_or(Errno::NOENT)?;
         self.handles.release_share(number);
         self.nodes.forget_share(number);
+        if let Some(watch) = self.watch.get() {
+            watch.keep(|id| self.nodes.find(id).is_ok());
+        }
         Ok(())
     }
 
@@ -161,11 +164,31 @@ impl Server {
     }
 
     fn enter_node(&self, node: Node) -> Result<u64, Errno> {
+        let share = node.share();
         let (id, new) = self.nodes.enter(node)?;
+        if !self.shares_still(share) {
+            self.nodes.forget_share(share);
+            return Err(Errno::STALE);
+        }
         if let (Some(watch), Some(node)) = (self.watch.get(), new) {
             watch.add(id, &node);
         }
         Ok(id)
+    }
+
+    /// A handle, which a share that has just been taken away must not leave behind either.
+    pub(crate) fn enter_handle(&self, handle: Handle) -> Result<u64, Errno> {
+        let share = handle.share();
+        let number = self.handles.enter(handle)?;
+        if !self.shares_still(share) {
+            self.handles.release_share(share);
+            return Err(Errno::STALE);
+        }
+        Ok(number)
+    }
+
+    fn shares_still(&self, number: u32) -> bool {
+        self.shares.read().unwrap_or_else(PoisonError::into_inner).contains_key(&number)
     }
 
     pub(crate) fn forget_node(&self, id: u64, count: u64) {

@@ -93,7 +93,15 @@ impl Watch {
         }
     }
 
-    /// All of them.
+    /// Those still known; the marks of others are told nobody, and go with the host's memory of the directory.
+    pub fn keep(&self, known: impl Fn(u64) -> bool) {
+        self.lock().retain(|_, ids| {
+            ids.retain(|id| known(*id));
+            !ids.is_empty()
+        });
+    }
+
+    /// None of them any more.
     pub fn clear(&self) {
         self.lock().clear();
         // SAFETY: takes numbers; without a path.
