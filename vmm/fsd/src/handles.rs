@@ -25,6 +25,10 @@ impl Handle {
     pub fn new(file: OwnedFd, node: u64, share: u32) -> Self {
         Self { file, node, share, position: Mutex::new(0) }
     }
+
+    pub fn share(&self) -> u32 {
+        self.share
+    }
 }
 
 impl AsFd for Handle {

@@ -8,6 +8,7 @@
 //! - [`nodes`], [`handles`]: what the guest knows and has open
 //! - [`caller`]: acting as the guest's process
 //! - `ops`: the operations
+//! - [`watch`]: what the host changes meanwhile
 //!
 //! Nothing in here trusts a byte of a request. The trees it serves are detached mounts
 //! ([`ampoule_fsd_api::mount`]); a name of the guest's is one component, opened without following it, below a
@@ -24,4 +25,5 @@ pub mod request;
 pub mod run;
 pub mod seccomp;
 pub mod server;
+pub mod watch;
 pub mod worker;

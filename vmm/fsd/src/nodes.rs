@@ -119,15 +119,15 @@ impl Nodes {
         self.lock().by_id.get(&id).map(|(node, _)| node.clone()).ok_or(Errno::STALE)
     }
 
-    /// The guest learns of a node, once more or for the first time; returns its number.
-    pub fn enter(&self, node: Node) -> Result<u64, Errno> {
+    /// The guest learns of a node, once more or for the first time; returns its number, and it if it is new.
+    pub fn enter(&self, node: Node) -> Result<(u64, Option<Arc<Node>>), Errno> {
         let mut table = self.lock();
         let table = &mut *table;
         if let Some(id) = table.by_key.get(&node.key) {
             if let Some((_, count)) = table.by_id.get_mut(id) {
                 *count += 1;
             }
-            return Ok(*id);
+            return Ok((*id, None));
         }
         if table.by_id.len() >= table.most {
             return Err(Errno::NFILE);
@@ -135,20 +135,24 @@ impl Nodes {
         let id = table.next;
         table.next += 1;
         table.by_key.insert(node.key, id);
-        table.by_id.insert(id, (Arc::new(node), 1));
-        Ok(id)
+        let node = Arc::new(node);
+        table.by_id.insert(id, (node.clone(), 1));
+        Ok((id, Some(node)))
     }
 
-    /// The guest takes back `count` of its look-ups. More than it made are as good as all.
-    pub fn forget(&self, id: u64, count: u64) {
+    /// The guest takes back `count` of its look-ups. More than it made are as good as all. Returns what it knows
+    /// no longer.
+    pub fn forget(&self, id: u64, count: u64) -> Option<Arc<Node>> {
         let mut table = self.lock();
-        let Entry::Occupied(mut entry) = table.by_id.entry(id) else { return };
+        let Entry::Occupied(mut entry) = table.by_id.entry(id) else { return None };
         let lookups = &mut entry.get_mut().1;
         *lookups = lookups.saturating_sub(count);
-        if *lookups == 0 {
-            let (node, _) = entry.remove();
-            table.by_key.remove(&node.key);
+        if *lookups > 0 {
+            return None;
         }
+        let (node, _) = entry.remove();
+        table.by_key.remove(&node.key);
+        Some(node)
     }
 
     pub fn forget_share(&self, share: u32) {

@@ -6,5 +6,8 @@ mod directory;
 mod extended;
 mod file;
 mod names;
+mod replay;
 mod root;
 mod session;
+
+pub(crate) use replay::Replay;

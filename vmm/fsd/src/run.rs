@@ -23,8 +23,12 @@ use crate::{
     confine::{self, Apart, ConfineError},
     seccomp::{Filter, SeccompError},
     server::Server,
+    watch::{self, Watch},
     worker,
 };
+
+/// Bytes of a thread's stack.
+const STACK: usize = 256 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -57,7 +61,7 @@ pub fn run(control: &Channel) -> Result<(), RunError> {
     let apart = confine::apart()?;
     let limits = apart.limits;
     let server = Server::new(Privileges::kept()?, limits.nodes, limits.handles);
-    let mut fsd = Fsd { server: Arc::new(server), apart: Some(apart) };
+    let mut fsd = Fsd { server: Arc::new(server), apart: Some(apart), hints: None };
     loop {
         let (request, fds) = match receive(control) {
             Err(RunError::Channel(ChannelError::Closed)) => return Ok(()),
@@ -92,6 +96,8 @@ struct Fsd {
     server: Arc<Server>,
     /// Until it is confined.
     apart: Option<Apart>,
+    /// Where to tell what the host changes, until there is a thread that does.
+    hints: Option<Channel>,
 }
 
 impl Fsd {
@@ -102,6 +108,7 @@ impl Fsd {
                 .server
                 .remove_share(number)
                 .map_err(|e| format!("removing share {number}: {e}")),
+            Request::Watch => self.watch(fd).map_err(|e| format!("watching: {e}")),
             Request::Serve => self.serve(fd).map_err(|e| chain(&e)),
         }
     }
@@ -120,37 +127,58 @@ impl Fsd {
         self.server.add_share(number, root).map_err(|e| failed(e.into()))
     }
 
+    fn watch(&mut self, hints: Option<OwnedFd>) -> std::io::Result<()> {
+        let hints = hints.ok_or(Errno::BADF)?;
+        self.server.watch(Watch::new()?)?;
+        self.hints = Some(Channel::from_fd(hints));
+        Ok(())
+    }
+
     fn serve(&mut self, requests: Option<OwnedFd>) -> Result<(), ServeError> {
         let requests = Arc::new(requests.ok_or(ServeError::NoSocket)?);
         fcntl_setfl(&*requests, OFlags::empty()).map_err(ServeError::Socket)?;
         let Some(apart) = self.apart.take() else { return Err(ServeError::NoSocket) };
         let links = Arc::new(apart.enter()?);
+        let threads = worker::COUNT + usize::from(self.hints.is_some());
+        let started = Arc::new(Barrier::new(threads + 1));
         let filter = Arc::new(Filter::worker()?);
-        let started = Arc::new(Barrier::new(worker::COUNT + 1));
         for number in 0..worker::COUNT {
+            let (server, requests) = (self.server.clone(), requests.clone());
+            let answer = move || worker::serve(&server, &requests);
+            start(format!("worker-{number}"), &links, &filter, &started, answer)?;
+        }
+        if let Some(hints) = self.hints.take() {
             let server = self.server.clone();
-            let (requests, links, filter) = (requests.clone(), links.clone(), filter.clone());
-            let started = started.clone();
-            let work = move || {
-                let ready = worker::prepare(&*links).is_ok() && filter.install().is_ok();
-                if !ready {
-                    // Without its filter no thread may answer, and the others would not know.
-                    std::process::abort();
-                }
-                drop((links, filter));
-                started.wait();
-                worker::serve(&server, &requests);
-            };
-            thread::Builder::new()
-                .name(format!("worker-{number}"))
-                .stack_size(256 << 10)
-                .spawn(work)
-                .map_err(ServeError::Thread)?;
+            let filter = Arc::new(Filter::watch()?);
+            let tell = move || watch::tell(&server, &hints);
+            start("watch".to_owned(), &links, &filter, &started, tell)?;
         }
         started.wait();
         Filter::main()?.install()?;
         Ok(())
     }
+}
+
+/// A thread that does its work as a worker may, behind its filter, once all are there.
+fn start(
+    name: String,
+    links: &Arc<OwnedFd>,
+    filter: &Arc<Filter>,
+    started: &Arc<Barrier>,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<(), ServeError> {
+    let (links, filter, started) = (links.clone(), filter.clone(), started.clone());
+    let run = move || {
+        if worker::prepare(&*links).is_err() || filter.install().is_err() {
+            // Without its filter no thread may go on, and the others would not know.
+            std::process::abort();
+        }
+        drop((links, filter));
+        started.wait();
+        work();
+    };
+    let thread = thread::Builder::new().name(name).stack_size(STACK);
+    thread.spawn(run).map(drop).map_err(ServeError::Thread)
 }
 
 /// A detached mount of what `path` is of, which another mount namespace's descriptor leads to: looked up by its

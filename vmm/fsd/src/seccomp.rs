@@ -1,4 +1,4 @@
-//! System call filters, one for the main thread and one for the workers. What is not listed kills the process:
+//! System call filters, one for each kind of thread. What is not listed kills the process:
 //! there is no `socket`, `connect`, `execve`, `fork`, `clone`, `mount` or `ioctl` in here, no way to open a file by
 //! its handle, and no memory becomes executable.
 
@@ -122,6 +122,21 @@ const WORKER: &[Rule] = &[
     (SYS_lseek, Any),
     (SYS_copy_file_range, Any),
     (SYS_getdents64, Any),
+    // Watching the directories that the guest knows; their handles are only compared.
+    (SYS_fanotify_mark, Any),
+    (SYS_name_to_handle_at, Any),
+];
+
+/// The thread that tells what the host changes.
+const WATCH: &[Rule] = &[
+    // Events.
+    (SYS_read, Any),
+    // Where a directory is by now.
+    (SYS_readlinkat, Any),
+    // Hints, and room for them.
+    (SYS_sendmsg, Any),
+    (SYS_poll, Any),
+    (SYS_ppoll, Any),
 ];
 
 impl Filter {
@@ -133,6 +148,11 @@ impl Filter {
     /// The filter of the threads that answer the guest.
     pub fn worker() -> Result<Self, SeccompError> {
         Self::compile(&[COMMON, WORKER])
+    }
+
+    /// The filter of the thread that tells what the host changes.
+    pub fn watch() -> Result<Self, SeccompError> {
+        Self::compile(&[COMMON, WATCH])
     }
 
     /// Puts the filter on the calling thread, for good.
@@ -207,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_filters_compile_and_leave_the_dangerous_calls_out() {
-        for lists in [[COMMON, WORKER], [COMMON, MAIN]] {
+        for lists in [[COMMON, WORKER], [COMMON, WATCH], [COMMON, MAIN]] {
             assert!(!Filter::compile(&lists).unwrap().0.is_empty());
             let mut allowed: Vec<_> =
                 lists.concat().into_iter().map(|(syscall, _)| syscall).collect();

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -19,8 +19,10 @@ use crate::{
     caller::Privileges,
     handles::{Handle, Handles},
     nodes::{Node, Nodes},
+    ops::Replay,
     reply::Reply,
     request::Request,
+    watch::Watch,
 };
 
 /// What the threads of a file server have in common.
@@ -30,6 +32,8 @@ pub struct Server {
     pub(crate) nodes: Nodes,
     pub(crate) handles: Handles,
     pub(crate) privileges: Privileges,
+    /// Set once, if at all, before the guest's first request.
+    pub(crate) watch: OnceLock<Watch>,
     /// Whether the guest wants to know where a mount of the host begins.
     pub(crate) submounts: AtomicBool,
 }
@@ -44,6 +48,7 @@ impl Server {
             nodes: Nodes::new(most_nodes),
             handles: Handles::new(most_handles),
             privileges,
+            watch: OnceLock::new(),
             submounts: AtomicBool::new(false),
         }
     }
@@ -63,7 +68,15 @@ impl Server {
         shares.remove(&number).ok_or(Errno::NOENT)?;
         self.handles.release_share(number);
         self.nodes.forget_share(number);
+        if let Some(watch) = self.watch.get() {
+            watch.keep(|id| self.nodes.find(id).is_ok());
+        }
         Ok(())
+    }
+
+    /// What the host changes is from now on noticed. Once, before the guest's first request.
+    pub fn watch(&self, watch: Watch) -> Result<(), Errno> {
+        self.watch.set(watch).map_err(|_| Errno::EXIST)
     }
 
     /// Answers a message; `None` is for those that have no answer.
@@ -93,6 +106,9 @@ impl Server {
             _ => {}
         }
         let node = &*self.node(header.node)?;
+        if let Some(replay) = Replay::of(&header) {
+            return self.replay(replay, node, request, reply);
+        }
         match header.opcode {
             opcode::LOOKUP => self.lookup(node, request, reply),
             opcode::GETATTR => self.getattr(node, request, reply),
@@ -144,7 +160,42 @@ impl Server {
         let (node, stat) = Node::new(parent.share(), fd)?;
         let border = node.is_dir() && !node.same_mount(parent);
         let flags = if border { self.submount() } else { 0 };
-        Ok((self.nodes.enter(node)?, stat, flags))
+        Ok((self.enter_node(node)?, stat, flags))
+    }
+
+    fn enter_node(&self, node: Node) -> Result<u64, Errno> {
+        let share = node.share();
+        let (id, new) = self.nodes.enter(node)?;
+        if !self.shares_still(share) {
+            self.nodes.forget_share(share);
+            return Err(Errno::STALE);
+        }
+        if let (Some(watch), Some(node)) = (self.watch.get(), new) {
+            watch.add(id, &node);
+        }
+        Ok(id)
+    }
+
+    /// A handle, which a share that has just been taken away must not leave behind either.
+    pub(crate) fn enter_handle(&self, handle: Handle) -> Result<u64, Errno> {
+        let share = handle.share();
+        let number = self.handles.enter(handle)?;
+        if !self.shares_still(share) {
+            self.handles.release_share(share);
+            return Err(Errno::STALE);
+        }
+        Ok(number)
+    }
+
+    fn shares_still(&self, number: u32) -> bool {
+        self.shares.read().unwrap_or_else(PoisonError::into_inner).contains_key(&number)
+    }
+
+    pub(crate) fn forget_node(&self, id: u64, count: u64) {
+        let forgotten = self.nodes.forget(id, count);
+        if let (Some(watch), Some(node)) = (self.watch.get(), forgotten) {
+            watch.remove(id, &node);
+        }
     }
 
     /// As [`Server::enter`], of a share itself.
@@ -155,7 +206,7 @@ impl Server {
         };
         let (node, stat) = Node::new(number, root)?;
         let flags = if node.is_dir() { self.submount() } else { 0 };
-        Ok((self.nodes.enter(node)?, stat, flags))
+        Ok((self.enter_node(node)?, stat, flags))
     }
 
     fn submount(&self) -> u32 {

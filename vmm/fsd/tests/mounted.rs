@@ -5,13 +5,29 @@
 mod relay;
 
 use std::{
+    collections::HashSet,
+    ffi::OsStr,
     fs,
     io::ErrorKind,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::PermissionsExt},
+    },
+    path::Path,
     time::{Duration, Instant},
 };
 
+use ampoule_fsd_api::message::{Change, Hint, replay};
+use ampoule_vmm_api::Channel;
 use relay::{Mounted, impossible};
-use rustix::io::Errno;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{
+        AtFlags, FallocateFlags, FileType, Mode, OFlags, chmodat, fallocate, inotify, mkdirat,
+        mknodat, openat, unlinkat,
+    },
+    io::Errno,
+};
 
 #[test]
 fn files_of_a_share_are_those_of_the_host() {
@@ -92,9 +108,9 @@ fn shares_come_and_go_and_a_killed_server_is_an_error_at_once() {
     fs::write(host.path().join("a"), "a").unwrap();
     let mut mounted = Mounted::new(&[(host.path(), false)]);
     let later = relay::path_of(host.path());
-    mounted.fsd.add(7, std::os::fd::AsFd::as_fd(&later), true).unwrap();
+    mounted.fsd.add(7, later.as_fd(), true).unwrap();
     assert_eq!(fs::read_to_string(mounted.share(7).join("a")).unwrap(), "a");
-    assert!(mounted.fsd.add(7, std::os::fd::AsFd::as_fd(&later), true).is_err());
+    assert!(mounted.fsd.add(7, later.as_fd(), true).is_err());
     mounted.fsd.remove(7).unwrap();
     assert!(mounted.fsd.remove(7).is_err());
     assert!(fs::write(mounted.share(7).join("a"), "no").is_err());
@@ -107,4 +123,154 @@ fn shares_come_and_go_and_a_killed_server_is_an_error_at_once() {
     assert_eq!(Errno::from_io_error(&error), Some(Errno::IO));
     assert!(fs::write(mounted.share(0).join("b"), "b").is_err());
     assert!(killed.elapsed() < Duration::from_secs(2));
+}
+
+/// What the agent does with a hint: says it again, so that whoever watches in its kernel is told.
+fn replay(share: &Path, change: &Change) {
+    let directory = OsStr::from_bytes(change.directory.strip_prefix(b"/").unwrap());
+    let directory = relay::path_of(&share.join(directory));
+    let name = OsStr::from_bytes(&change.name);
+    let (mode, none) = (Mode::from_raw_mode(0o600), AtFlags::empty());
+    if change.created && change.is_dir {
+        as_group(replay::CREATE, || mkdirat(&directory, name, mode)).unwrap();
+    } else if change.created {
+        let regular = FileType::RegularFile;
+        as_group(replay::CREATE, || mknodat(&directory, name, regular, mode, 0)).unwrap();
+    }
+    if change.written {
+        as_group(replay::CHANGE, || {
+            let file = openat(&directory, name, OFlags::WRONLY, Mode::empty())?;
+            let nothing = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(&file, nothing, 1 << 40, 4096)
+        })
+        .unwrap();
+    }
+    if change.attributes {
+        as_group(replay::CHANGE, || chmodat(&directory, name, Mode::empty(), none)).unwrap();
+    }
+    if change.deleted && change.is_dir {
+        as_group(replay::DELETE_DIR, || unlinkat(&directory, name, AtFlags::REMOVEDIR)).unwrap();
+    } else if change.deleted {
+        as_group(replay::DELETE, || unlinkat(&directory, name, none)).unwrap();
+    }
+}
+
+/// The calling thread's group for files, while `act` runs.
+fn as_group<T>(gid: u32, act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    // SAFETY: takes a number.
+    unsafe { libc::setfsgid(gid) };
+    let result = act();
+    // SAFETY: as before.
+    unsafe { libc::setfsgid(0) };
+    result
+}
+
+/// Waits for a hint. `None` if there is none for so long.
+fn hint(hints: &Channel, patience: Duration) -> Option<Hint> {
+    let patience = Timespec { tv_sec: 0, tv_nsec: patience.as_nanos() as i64 };
+    match poll(&mut [PollFd::new(hints, PollFlags::IN)], Some(&patience)).unwrap() {
+        0 => None,
+        _ => Some(hints.recv().unwrap().0),
+    }
+}
+
+/// An inotify instance that watches a directory.
+fn watch(directory: &Path) -> OwnedFd {
+    let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    let events = inotify::WatchFlags::CREATE
+        | inotify::WatchFlags::DELETE
+        | inotify::WatchFlags::MODIFY
+        | inotify::WatchFlags::CLOSE_WRITE
+        | inotify::WatchFlags::ATTRIB;
+    inotify::add_watch(&watch, directory, events).unwrap();
+    watch
+}
+
+fn noticed(watch: &OwnedFd) -> Vec<(inotify::ReadFlags, String)> {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(watch, &mut buffer);
+    let mut noticed = Vec::new();
+    while let Ok(event) = reader.next() {
+        let name = event.file_name().map(|name| name.to_str().unwrap().to_owned());
+        noticed.push((event.events(), name.unwrap_or_default()));
+    }
+    noticed
+}
+
+#[test]
+fn who_watches_a_share_learns_what_the_host_changes() {
+    if impossible().is_some() {
+        return;
+    }
+    let host = tempfile::tempdir().unwrap();
+    fs::create_dir(host.path().join("sub")).unwrap();
+    let (hints, theirs) = Channel::pair().unwrap();
+    // Read-only, where no event could come about by doing something.
+    let mounted = Mounted::prepared(&[(host.path(), true), (host.path(), false)], |fsd| {
+        fsd.watch(theirs).unwrap()
+    });
+    let share = mounted.share(0);
+    let container = watch(&share.join("sub"));
+    let on_host = |name: &str| host.path().join("sub").join(name);
+
+    let expect = |act: &dyn Fn(), expected: &[(inotify::ReadFlags, &str)]| {
+        act();
+        while let Some(Hint::Changed(change)) = hint(&hints, Duration::from_millis(300)) {
+            assert_eq!((change.share, &change.directory[..]), (0, &b"/sub"[..]));
+            replay(&share, &change);
+        }
+        let noticed = noticed(&container);
+        for (event, name) in expected {
+            let found = noticed.iter().any(|(events, of)| events.contains(*event) && of == name);
+            assert!(found, "{event:?} {name} is not in {noticed:?}");
+        }
+    };
+    use inotify::ReadFlags as Is;
+    expect(
+        &|| fs::write(on_host("f"), "text").unwrap(),
+        &[(Is::CREATE, "f"), (Is::MODIFY, "f"), (Is::CLOSE_WRITE, "f")],
+    );
+    assert_eq!(fs::read_to_string(share.join("sub/f")).unwrap(), "text");
+    expect(&|| fs::write(on_host("f"), "more").unwrap(), &[(Is::MODIFY, "f")]);
+    expect(
+        &|| fs::set_permissions(on_host("f"), fs::Permissions::from_mode(0o640)).unwrap(),
+        &[(Is::ATTRIB, "f")],
+    );
+    expect(
+        &|| fs::rename(on_host("f"), on_host("g")).unwrap(),
+        &[(Is::DELETE, "f"), (Is::CREATE, "g")],
+    );
+    expect(&|| fs::create_dir(on_host("d")).unwrap(), &[(Is::CREATE | Is::ISDIR, "d")]);
+    expect(&|| fs::remove_dir(on_host("d")).unwrap(), &[(Is::DELETE | Is::ISDIR, "d")]);
+    expect(&|| fs::remove_file(on_host("g")).unwrap(), &[(Is::DELETE, "g")]);
+    // Nothing was done on the host for it.
+    assert_eq!(fs::read_dir(on_host("")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(share.join("sub")).unwrap().count(), 0);
+
+    // What the guest does itself is no news.
+    fs::write(mounted.share(1).join("sub/mine"), "text").unwrap();
+    assert_eq!(hint(&hints, Duration::from_millis(200)), None);
+}
+
+#[test]
+fn a_thousand_changes_in_a_second_are_all_told() {
+    if impossible().is_some() {
+        return;
+    }
+    let host = tempfile::tempdir().unwrap();
+    let (hints, theirs) = Channel::pair().unwrap();
+    let mounted = Mounted::prepared(&[(host.path(), false)], |fsd| fsd.watch(theirs).unwrap());
+    assert_eq!(fs::read_dir(mounted.share(0)).unwrap().count(), 0);
+    for number in 0..1000 {
+        fs::write(host.path().join(format!("{number}")), "").unwrap();
+    }
+    let mut told = HashSet::new();
+    while let Some(hint) = hint(&hints, Duration::from_millis(300)) {
+        match hint {
+            Hint::Changed(change) => drop(told.insert(change.name)),
+            Hint::Lost => panic!("the kernel keeps 16,384 events"),
+        }
+    }
+    assert_eq!(told.len(), 1000);
+    assert_eq!(fs::read_dir(mounted.share(0)).unwrap().count(), 1000);
 }

@@ -80,6 +80,13 @@ impl Fsd {
         self.ask(&Request::Remove { number }, None)
     }
 
+    /// Has the host's changes told on `hints`, a socket of a [`Channel::pair`], as [`Hint`](crate::Hint)s. Before
+    /// [`Fsd::serve`].
+    pub fn watch(&self, hints: Channel) -> Result<(), FsdError> {
+        let hints = hints.into_fd();
+        self.ask(&Request::Watch, Some(hints.as_fd()))
+    }
+
     /// Has FUSE requests on `requests` answered, a `SOCK_SEQPACKET` socket. Once.
     pub fn serve(&self, requests: OwnedFd) -> Result<(), FsdError> {
         self.ask(&Request::Serve, Some(requests.as_fd()))

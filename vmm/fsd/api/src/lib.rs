@@ -4,7 +4,7 @@
 //! as its standard input, and ends when the other end is closed. The shim sends [`Request`]s, each is answered
 //! by one [`Reply`]; descriptors only travel to the file server. In reading order:
 //!
-//! - [`message`]: requests and replies
+//! - [`message`]: requests and replies, and hints of what the host changes
 //! - [`mount`]: a tree of the host as a detached mount, which is what a share is
 //! - [`client`]: starting a file server, and asking it
 
@@ -13,4 +13,4 @@ pub mod message;
 pub mod mount;
 
 pub use client::{Fsd, FsdError};
-pub use message::{Kind, Reply, Request};
+pub use message::{Change, Hint, Kind, Reply, Request};

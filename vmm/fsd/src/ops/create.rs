@@ -155,7 +155,7 @@ impl Server {
         reply.entry(id, &stat, flags);
         let opened = self.reply_opened(file, id, parent.share(), reply);
         if opened.is_err() {
-            self.nodes.forget(id, 1);
+            self.forget_node(id, 1);
         }
         opened
     }

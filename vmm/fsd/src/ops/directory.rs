@@ -9,6 +9,7 @@ use rustix::{
 
 use crate::{
     abi::{MAX_DATA, ROOT_ID},
+    handles::Handle,
     nodes::Node,
     reply::Reply,
     request::Request,
@@ -17,6 +18,8 @@ use crate::{
 
 /// Bytes of entries asked of the host at a time.
 const CHUNK: usize = 16 << 10;
+/// The longest entry of the host's, and what aligning the buffer may take.
+const LONGEST: usize = 280 + 8;
 /// Bytes of struct fuse_dirent and fuse_entry_out.
 const DIRENT: usize = 24;
 const ENTRY: usize = 128;
@@ -60,27 +63,53 @@ impl Server {
         if *position != offset {
             seek(&*handle, SeekFrom::Start(offset))?;
         }
+        // Until this has gone well.
         *position = NOWHERE;
-        let mut next = offset;
-        let mut buffer = [MaybeUninit::uninit(); CHUNK];
-        let mut entries = RawDir::new(&*handle, &mut buffer);
-        while let Some(entry) = entries.next() {
-            let entry = match entry {
+        let (mut next, mut buffer) = (offset, [MaybeUninit::uninit(); CHUNK]);
+        loop {
+            let read = self.read_chunk(node, &handle, &mut buffer, &mut list);
+            match read {
+                Ok(Some(reached)) => next = reached,
+                Ok(None) => break,
                 Err(e) if list.reply.is_empty() => return Err(e),
                 Err(_) => return Ok(()),
-                Ok(entry) => entry,
-            };
-            next = entry.next_entry_cookie();
-            let name = entry.file_name();
-            // Of a share's parent the guest shall not even know the number.
-            let inode = if name == c".." { ROOT_ID } else { entry.ino() };
-            let dirent = Dirent { inode, next, kind: entry.file_type(), name };
-            if !list.push(&dirent, || self.lookup_name(node, name).ok()) {
-                return Ok(());
             }
         }
         *position = next;
         Ok(())
+    }
+
+    /// As many of the next entries as there is room for all of: a position that would have to be gone back to is
+    /// not what it was once entries are removed, on some file systems. `None` at the end.
+    fn read_chunk(
+        &self,
+        node: &Node,
+        handle: &Handle,
+        buffer: &mut [MaybeUninit<u8>; CHUNK],
+        list: &mut Listing<'_>,
+    ) -> Result<Option<u64>, Errno> {
+        let size = list.host_room().min(CHUNK);
+        if size < LONGEST {
+            // Nothing at all would be the end of the directory.
+            return if list.reply.is_empty() { Err(Errno::INVAL) } else { Ok(None) };
+        }
+        let mut reached = None;
+        let mut entries = RawDir::new(handle, &mut buffer[..size]);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let (next, name) = (entry.next_entry_cookie(), entry.file_name());
+            // Of a share's parent the guest shall not even know the number.
+            let inode = if name == c".." { ROOT_ID } else { entry.ino() };
+            let dirent = Dirent { inode, next, kind: entry.file_type(), name };
+            if !list.push(&dirent, || self.lookup_name(node, name).ok()) {
+                return Err(Errno::OVERFLOW);
+            }
+            reached = Some(next);
+            if entries.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(reached)
     }
 }
 
@@ -92,6 +121,13 @@ pub(super) struct Listing<'a> {
 }
 
 impl Listing<'_> {
+    /// Bytes of the host's entries that surely fit when they are the guest's. The shortest grow the most, from 24
+    /// bytes to 32, and to 160 with attributes.
+    fn host_room(&self) -> usize {
+        let left = self.room.saturating_sub(self.reply.len());
+        left * 24 / if self.plus { ENTRY + 32 } else { 32 }
+    }
+
     /// `false` if there is no room for it. `lookup` tells the guest of the file, and is only called when it fits.
     pub fn push(
         &mut self,

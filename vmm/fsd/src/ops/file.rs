@@ -63,7 +63,7 @@ impl Server {
         share: u32,
         reply: &mut Reply,
     ) -> Done {
-        reply.u64(self.handles.enter(Handle::new(file, node, share))?);
+        reply.u64(self.enter_handle(Handle::new(file, node, share))?);
         reply.u64(0);
         Ok(())
     }

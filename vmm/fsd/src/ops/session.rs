@@ -77,11 +77,14 @@ impl Server {
     pub(crate) fn destroy(&self) -> Done {
         self.handles.clear();
         self.nodes.clear();
+        if let Some(watch) = self.watch.get() {
+            watch.clear();
+        }
         Ok(())
     }
 
     pub(crate) fn forget(&self, id: u64, request: &mut Request<'_>) -> Done {
-        self.nodes.forget(id, request.u64()?);
+        self.forget_node(id, request.u64()?);
         Ok(())
     }
 
@@ -89,7 +92,7 @@ impl Server {
         let (count, _) = (request.u32()?, request.u32()?);
         for _ in 0..count {
             let id = request.u64()?;
-            self.nodes.forget(id, request.u64()?);
+            self.forget_node(id, request.u64()?);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use ampoule_fsd_api::message::replay;
 use proptest::prelude::*;
 use rustix::{
     fs::open,
@@ -311,6 +312,35 @@ fn a_removed_share_takes_along_what_was_open() {
 }
 
 #[test]
+fn what_is_only_repeated_does_nothing() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    let file = guest.lookup(root, b"f").unwrap();
+    let mut repeat = |gid, opcode, node, body: &[u8]| {
+        let answer = guest.answer(&message(opcode, node, [geteuid().as_raw(), gid], body)).unwrap();
+        -i32::from_ne_bytes(answer[4..8].try_into().unwrap())
+    };
+    let set_size = [words(&[8, 0]), vec![0; 80]].concat();
+    for (gid, opcode, node, body, errno) in [
+        (replay::DELETE, opcode::UNLINK, root, &b"f\0"[..], 0),
+        (replay::DELETE_DIR, opcode::RMDIR, root, b"d\0", 0),
+        (replay::CHANGE, opcode::SETATTR, file, &set_size, 0),
+        (replay::CREATE, opcode::MKDIR, root, &[&[0; 8], &b"new\0"[..]].concat(), 0),
+        (replay::CREATE, opcode::MKNOD, root, &[&[0; 16], &b"new\0"[..]].concat(), 0),
+        (replay::CREATE, opcode::UNLINK, root, b"f\0", libc::EPERM),
+        (replay::CHANGE, opcode::RENAME2, root, &[], libc::EPERM),
+        (replay::DELETE, opcode::WRITE, file, &[0; 40], libc::EPERM),
+    ] {
+        assert_eq!(repeat(gid, opcode, node, body), errno);
+    }
+    let mut names: Vec<_> =
+        fs::read_dir(guest.share()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["d", "f", "l", "up"]);
+    assert_eq!(fs::read_to_string(guest.share().join("f")).unwrap(), "text");
+}
+
+#[test]
 fn an_old_or_strange_driver_is_refused() {
     let mut guest = Guest::new();
     for body in [
@@ -352,7 +382,8 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn request() -> impl Strategy<Value = Vec<u8>> {
-    let ids = prop_oneof![Just([0, 0]), Just([1000, 1000]), any::<[u32; 2]>()];
+    let replay = (replay::CREATE..=replay::CHANGE).prop_map(|gid| [0, gid]);
+    let ids = prop_oneof![Just([0, 0]), Just([1000, 1000]), replay, any::<[u32; 2]>()];
     let usual = (1u32..56, number(), ids, body())
         .prop_map(|(opcode, node, ids, body)| message(opcode, node, ids, &body));
     prop_oneof![20 => usual, 1 => proptest::collection::vec(any::<u8>(), 0..200)]

@@ -52,10 +52,16 @@ pub fn path_of(path: &Path) -> OwnedFd {
 impl Mounted {
     /// `shares`: what is to be found under the names "0", "1" and so on, and whether it is read-only.
     pub fn new(shares: &[(&Path, bool)]) -> Self {
+        Self::prepared(shares, |_| ())
+    }
+
+    /// With something done just before it serves.
+    pub fn prepared(shares: &[(&Path, bool)], prepare: impl FnOnce(&Fsd)) -> Self {
         let fsd = Fsd::spawn(Path::new(env!("CARGO_BIN_EXE_ampoule-fsd")), "test").unwrap();
         for (number, (path, read_only)) in (0..).zip(shares) {
             fsd.add(number, path_of(path).as_fd(), *read_only).unwrap();
         }
+        prepare(&fsd);
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();
