@@ -3,7 +3,9 @@
 mod messages;
 
 use std::{
-    fs, thread,
+    fs,
+    path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,6 +17,9 @@ pub use messages::*;
 
 /// Where pods' logs go, inside.
 const LOGS: &str = "/run/test/pods";
+
+/// And their volumes.
+const VOLUMES: &str = "/run/test/volumes";
 
 /// A pod that was started.
 pub struct Pod<'a> {
@@ -100,6 +105,34 @@ impl<'a> Pod<'a> {
         self.call(method!("PodSandboxStatus"), request).expect("a status")
     }
 
+    /// A hostPath of the pod's, as this side reaches it.
+    pub fn volume(&self) -> PathBuf {
+        self.containerd.inside.path(format!("{VOLUMES}/{}", self.id))
+    }
+
+    /// A container's `/dev/termination-log` on the host.
+    pub fn termination_log(&self, name: &str) -> PathBuf {
+        self.containerd.inside.path(format!("{VOLUMES}/{}-{name}", self.id))
+    }
+
+    /// The pod's volume twice, for writing and for reading, and the file a container says its last words in, as the
+    /// kubelet has them.
+    fn mounts(&self, name: &str) -> Vec<Mount> {
+        fs::create_dir_all(self.volume()).expect("a folder");
+        fs::write(self.termination_log(name), "").expect("a file");
+        let mount = |host_path: String, container_path: &str, readonly| Mount {
+            container_path: container_path.into(),
+            host_path,
+            readonly,
+        };
+        let volume = format!("{VOLUMES}/{}", self.id);
+        vec![
+            mount(volume.clone(), "/volume", false),
+            mount(volume.clone(), "/config", true),
+            mount(format!("{volume}-{name}"), "/dev/termination-log", false),
+        ]
+    }
+
     /// Creates and starts a container of Alpine: `sh -c SCRIPT`. Its log is `NAME/ATTEMPT.log`.
     pub fn start(&self, name: &str, attempt: u32, memory: i64, script: &str) -> String {
         let context = self.config.linux.clone().and_then(|linux| linux.security_context);
@@ -107,6 +140,7 @@ impl<'a> Pod<'a> {
             metadata: Some(ContainerMetadata { name: name.into(), attempt }),
             image: Some(ImageSpec { image: "docker.io/local/alpine:latest".into() }),
             command: ["sh", "-c", script].map(String::from).into(),
+            mounts: self.mounts(name),
             log_path: format!("{name}-{attempt}.log"),
             linux: Some(LinuxContainerConfig {
                 resources: Some(LinuxContainerResources { memory_limit_in_bytes: memory }),

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::Path,
     process::Command,
 };
@@ -78,16 +78,20 @@ fn an_ordinary_user_needs_neither_root_nor_a_daemon() {
     let copy = Command::new("cp").arg("-rL").arg(stage()).arg(path.join("ampoule")).status();
     assert!(copy.unwrap().success());
     fs::create_dir(path.join("run")).unwrap();
-    for owned in [path, &path.join("run"), &path.join("alpine.tar")] {
+    fs::create_dir(path.join("shared")).unwrap();
+    for owned in [path, &path.join("run"), &path.join("shared"), &path.join("alpine.tar")] {
         chown(owned, Some(USER), Some(USER)).unwrap();
     }
     fs::set_permissions(path.join("run"), fs::Permissions::from_mode(0o700)).unwrap();
 
     as_user(path, ampoule(["image", "import", "alpine.tar", "alpine"])).output().ended_with(0);
-    let mut running = as_user(path, run(WORKLOAD)).spawn();
-    running.wait_for("ready");
+    let script = "set -e; echo x > /data/new; stat -c %u /data/new; echo ready; cat";
+    let shared = ["-v", "./shared:/data", "-i", "alpine", "--", "sh", "-c", script];
+    let mut running = as_user(path, run(shared)).spawn();
+    running.wait_for("0\nready");
     check(running.vmm());
     running.finish().ended_with(0);
+    assert_eq!(fs::metadata(path.join("shared/new")).unwrap().uid(), USER);
     for place in [".local/share/ampoule", "run/ampoule"] {
         assert!(path.join(place).is_dir(), "{place}");
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{ampoule, run, stage};
+use ampoule_tests::{ampoule, file_server_of, run, stage};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -182,10 +182,15 @@ fn an_agent_that_dies_ends_the_run_with_the_console() {
     out.says(&["the guest kernel panicked", "Attempted to kill init"]);
 }
 
+/// A sandbox with all the processes that one can have.
+const SHARING: [&str; 7] =
+    ["-v", "/etc:/host:ro", "alpine", "--", "sh", "-c", "ls /host >&2; echo ready; sleep 60"];
+
 #[test]
 fn a_vmm_killed_with_sigkill_ends_every_process_with_137() {
-    let mut running = run(["alpine", "--", "sh", "-c", "echo ready; sleep 60"]).spawn();
+    let mut running = run(SHARING).spawn();
     running.wait_for("ready");
+    assert!(file_server_of(running.name()).is_some());
     let pid = Pid::from_raw(running.vmm()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     let began = Instant::now();
@@ -195,9 +200,10 @@ fn a_vmm_killed_with_sigkill_ends_every_process_with_137() {
 }
 
 #[test]
-fn a_dead_ampoule_takes_its_vm_along() {
-    let mut running = run(["alpine", "--", "sh", "-c", "echo ready; sleep 60"]).spawn();
+fn a_dead_ampoule_takes_its_vm_and_its_file_server_along() {
+    let mut running = run(SHARING).spawn();
     running.wait_for("ready");
+    assert!(file_server_of(running.name()).is_some());
     running.signal(Signal::KILL);
     running.child.wait().unwrap();
     // Its record is all it could not take along; whoever lists sandboxes clears it away.

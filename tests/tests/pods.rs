@@ -1,6 +1,6 @@
 //! Pods through containerd's CRI plugin: the same tests with runc, which proves every expectation, and with ampoule.
 
-use std::time::Instant;
+use std::{fs, time::Instant};
 
 use ampoule_tests::{
     containerd::Containerd,
@@ -72,6 +72,13 @@ fn a_pod(containerd: &Containerd) {
     eprintln!("20 probes took {:?}", probes.elapsed());
     assert!(pod.exec(&side, "sleep 600", 1).unwrap_err().message().contains("timeout"));
 
+    pod.sh(&web, "echo from web > /volume/file; echo last words > /dev/termination-log");
+    assert_eq!(fs::read_to_string(pod.volume().join("file")).unwrap(), "from web\n");
+    assert_eq!(fs::read_to_string(pod.termination_log("web")).unwrap(), "last words\n");
+    fs::write(pod.volume().join("later"), "from the host\n").unwrap();
+    let seen = "cat /volume/file /config/later; ! touch /config/x && ! [ -s /dev/termination-log ]";
+    assert_eq!(pod.sh(&side, seen), "from web\nfrom the host");
+
     let (cpu, memory) = pod.stats(&web);
     assert!(cpu > 0 && memory > 0, "{cpu} {memory}");
 
@@ -88,7 +95,7 @@ fn a_pod(containerd: &Containerd) {
     assert_eq!(pod.log("side", 0).last(), Some(&("stdout".into(), "bye".into())));
     assert_eq!(pod.container(&web).state, 1);
     pod.remove_container(&side);
-    let side = pod.start("side", 1, 0, "exit 5");
+    let side = pod.start("side", 1, 0, "cat /volume/file && exit 5");
     let ended = pod.exited(&side);
     assert_eq!((ended.exit_code, &*ended.reason), (5, "Error"));
     containerd.expects("out of memory of a member", || {
