@@ -175,8 +175,10 @@ impl Guest {
     }
 
     fn route(&mut self, route: &Route) -> Result<(), StepError> {
-        let object =
-            format!("route to {}", messages::prefix(&route.destination, route.prefix_length));
+        // Which for IPv4 the kernel calls invalid: it is built without.
+        let ways = if route.next_hops.len() > 1 { " over several gateways" } else { "" };
+        let to = messages::prefix(&route.destination, route.prefix_length);
+        let object = format!("route to {to}{ways}");
         let hops = route.next_hops.iter().map(|hop| Ok((self.index(&hop.interface)?, hop)));
         let hops: Vec<_> = hops.collect::<Result<_, StepError>>()?;
         let message =

@@ -10,7 +10,7 @@
 //!
 //! No bridge is made and no address is changed: the namespace's own IP sees none of the frames, and whoever looks into it
 //! finds what was configured. The guest is told of it once: at its boot, or, where an engine configures it only when the
-//! container has been created (Docker 26, `ctr run --cni`), before that is started ([`Late`]).
+//! container has been created (`ctr run --cni`), before that is started ([`Late`]).
 //!
 //! - [`found`]: what there is, and what the guest is told of it
 //! - [`tap`], [`redirect`]: how frames get to it

@@ -76,6 +76,8 @@ impl Containerd {
         fs::write(inside.path("/run/test/fstab"), fstab(&root)).expect("the mounts");
         fs::create_dir(inside.path("/run/test/cni")).expect("a folder");
         fs::write(inside.path("/run/test/cni/10-pods.conf"), NETWORK).expect("the network");
+        fs::create_dir(inside.path("/run/test/ctr-cni")).expect("a folder");
+        fs::write(inside.path("/run/test/ctr-cni/10-ctr.conf"), CTR_NETWORK).expect("the network");
         if env::var_os("AMPOULE_BED").is_some() {
             // VMs that boot at once share an emulated processor.
             fs::create_dir_all("/etc/ampoule").expect("a folder");
@@ -286,9 +288,19 @@ const NETWORK: &str = r#"{
     }
 }"#;
 
-/// Where `ctr run --cni` looks for it.
+/// That of `ctr run --cni`: a veth whose gateway lies in no subnet, and is reached by a route of its own.
+const CTR_NETWORK: &str = r#"{
+    "cniVersion": "0.4.0", "name": "ctr", "type": "ptp", "mtu": 1450,
+    "ipam": {
+        "type": "host-local", "dataDir": "/run/test/ipam",
+        "ranges": [[{"subnet": "10.89.0.0/24"}], [{"subnet": "fd89::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    }
+}"#;
+
+/// Where it looks for that.
 const CNI: &str = "set -e; mount -t tmpfs opt /opt; mkdir /opt/cni; ln -s /usr/lib/cni /opt/cni/bin; \
-    mount -t tmpfs cni /etc/cni; ln -s /run/test/cni /etc/cni/net.d";
+    mount -t tmpfs cni /etc/cni; ln -s /run/test/ctr-cni /etc/cni/net.d";
 
 const DATABASES: [&str; 2] = [
     "io.containerd.metadata.v1.bolt/meta.db",

@@ -47,11 +47,18 @@ fn a_run_to_its_end(containerd: &Containerd) {
 
 /// `ctr` makes the network of a task that has been created.
 fn late_network(containerd: &Containerd) {
-    let script = "ip -o address show eth0; echo $(ls /proc/sys/net/ipv4/conf); \
-        for host in 10.88.0.1 fd88::1; do ping -c 1 -w 20 $host >/dev/null && echo reached $host; done";
+    let script = "ip address show eth0; ip route; echo $(ls /proc/sys/net/ipv4/conf); \
+        for host in 10.89.0.1 fd89::1; do ping -c 1 -w 20 $host >/dev/null && echo reached $host; done";
     let run = containerd.run(&["--rm", "--cni"], "alpine", "net", &["sh", "-c", script]);
     let said = run.output().ended_with(0).text();
-    for word in ["inet 10.88.0.", "inet6 fd88::", "reached 10.88.0.1", "reached fd88::1"] {
+    for word in [
+        "mtu 1450",
+        "10.89.0.1 dev eth0 scope link",
+        "inet 10.89.0.",
+        "inet6 fd89::",
+        "reached 10.89.0.1",
+        "reached fd89::1",
+    ] {
         assert!(said.contains(word), "no {word:?} in {said}");
     }
     if containerd.runtime == Runtime::Ampoule {
