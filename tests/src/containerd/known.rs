@@ -11,6 +11,7 @@ const DIFFERENT: &[(&str, &str)] = &[
         "the task's PID among its processes",
         "processes are listed as the guest has them; the task's PID is that of a process on the host",
     ),
+    ("ctr run --privileged", "it names every device of the host, and those are refused"),
     (
         "the loss of an ended task",
         "a task that ends while containerd 1.7 is away is still there, with its exit status",
