@@ -46,6 +46,8 @@ pub enum RunError {
 pub enum ServeError {
     #[error("the request has no socket")]
     NoSocket,
+    #[error("it is served already")]
+    Again,
     #[error(transparent)]
     Confine(#[from] ConfineError),
     #[error("system call filters")]
@@ -128,6 +130,9 @@ impl Fsd {
     }
 
     fn watch(&mut self, hints: Option<OwnedFd>) -> std::io::Result<()> {
+        if self.apart.is_none() {
+            return Err(std::io::Error::other("the guest is served already"));
+        }
         let hints = hints.ok_or(Errno::BADF)?;
         self.server.watch(Watch::new()?)?;
         self.hints = Some(Channel::from_fd(hints));
@@ -135,9 +140,9 @@ impl Fsd {
     }
 
     fn serve(&mut self, requests: Option<OwnedFd>) -> Result<(), ServeError> {
+        let apart = self.apart.take().ok_or(ServeError::Again)?;
         let requests = Arc::new(requests.ok_or(ServeError::NoSocket)?);
         fcntl_setfl(&*requests, OFlags::empty()).map_err(ServeError::Socket)?;
-        let Some(apart) = self.apart.take() else { return Err(ServeError::NoSocket) };
         let links = Arc::new(apart.enter()?);
         let threads = worker::COUNT + usize::from(self.hints.is_some());
         let started = Arc::new(Barrier::new(threads + 1));

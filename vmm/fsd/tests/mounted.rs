@@ -111,6 +111,8 @@ fn shares_come_and_go_and_a_killed_server_is_an_error_at_once() {
     mounted.fsd.add(7, later.as_fd(), true).unwrap();
     assert_eq!(fs::read_to_string(mounted.share(7).join("a")).unwrap(), "a");
     assert!(mounted.fsd.add(7, later.as_fd(), true).is_err());
+    let late = mounted.fsd.watch(Channel::pair().unwrap().0).unwrap_err();
+    assert!(late.to_string().contains("served already"), "{late}");
     mounted.fsd.remove(7).unwrap();
     assert!(mounted.fsd.remove(7).is_err());
     assert!(fs::write(mounted.share(7).join("a"), "no").is_err());

@@ -9,12 +9,12 @@ pub enum Request {
     Add { number: u32, read_only: bool, kind: Kind },
     /// Takes a share away. What the guest still holds of it answers ESTALE.
     Remove { number: u32 },
-    /// Once, before [`Request::Serve`]: what the host changes in directories that the guest knows is told as
-    /// [`Hint`]s on the `SOCK_SEQPACKET` socket sent along.
-    Watch,
     /// Once: the file server confines itself, then answers FUSE requests on the `SOCK_SEQPACKET` socket sent
     /// along, one message each.
     Serve,
+    /// Once, before [`Request::Serve`]: what the host changes in directories that the guest knows is told as
+    /// [`Hint`]s on the `SOCK_SEQPACKET` socket sent along.
+    Watch,
 }
 
 /// What the descriptor of [`Request::Add`] is.
