@@ -248,6 +248,47 @@ fn credentials_are_dockers() {
     assert!(text.contains("auth.json") && text.contains("helper"), "{text}");
 }
 
+/// As Azure's registry: what `docker login` has left is exchanged for the right to pull.
+#[test]
+fn an_identity_token_is_exchanged() {
+    let image = Layout::new(&[5000]);
+    let Some(registry) = registry_with(&image) else { return };
+    let proxy = Proxy::start(&registry, |head, _, answer| {
+        let lower = head.to_ascii_lowercase();
+        let host = lower.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+        let (status, headers, body) = if head.starts_with("POST /oauth2/token") {
+            let all = [
+                "grant_type=refresh_token",
+                "refresh_token=1d",
+                "service=s",
+                "test%2Fimage%3Apull",
+            ];
+            match all.iter().all(|part| head.contains(part)) {
+                true => ("200 OK", String::new(), r#"{"access_token":"t0k"}"#),
+                false => ("401 Unauthorized", String::new(), "expired"),
+            }
+        } else if !lower.contains("authorization: bearer t0k") {
+            let realm = format!("Bearer realm=\"http://{host}/oauth2/token\",service=\"s\"");
+            ("401 Unauthorized", format!("www-authenticate: {realm}\r\n"), "")
+        } else {
+            return answer;
+        };
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n{body}").into()
+    });
+    let (user, host) = (User::new(), proxy.host());
+    let name = format!("{host}/test/image:1");
+    let auths = |token: &str| {
+        let auth = "MDAwOg==";
+        format!(r#"{{"auths":{{"{host}":{{"auth":"{auth}","identitytoken":"{token}"}}}}}}"#)
+    };
+    user.write(".docker/config.json", &auths("old"));
+    let text = user.error(&["image", "pull", &name]);
+    assert!(text.contains("docker login") && text.contains("expired"), "{text}");
+    user.write(".docker/config.json", &auths("1d"));
+    assert_eq!(user.ok(&["image", "pull", &name]), format!("{}\n", image.manifest));
+}
+
 /// As the registry of docker.io: it wants a token, which another server gives for a name and a password.
 #[test]
 fn a_token_is_asked_for_and_shown() {

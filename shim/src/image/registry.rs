@@ -5,10 +5,12 @@
 //! however long they are; an answer is given up when it makes this process grow too much.)
 //!
 //! - [`credentials`]: the user's name and password for a registry, as docker keeps them
+//! - [`identity`]: tokens that are kept in their place
 //! - [`error`]: what can go wrong, and whether trying again can help
 
 mod credentials;
 mod error;
+mod identity;
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,9 +26,11 @@ use super::digest::Digest;
 use super::oci::{INDEXES, MANIFESTS};
 use super::reference::{Name, Version};
 use crate::config::Endpoint;
+use credentials::Credentials;
 pub use error::RegistryError;
 use error::Request;
 
+const AGENT: &str = concat!("ampoule/", env!("CARGO_PKG_VERSION"));
 /// Finding a host and connecting to it.
 const CONNECT: Duration = Duration::from_secs(5);
 /// A manifest, a token, the head of an answer.
@@ -68,12 +72,12 @@ impl Repository {
             protocol: if endpoint.http { ClientProtocol::Http } else { ClientProtocol::Https },
             connect_timeout: Some(CONNECT),
             read_timeout: Some(SILENCE),
-            user_agent: concat!("ampoule/", env!("CARGO_PKG_VERSION")),
+            user_agent: AGENT,
             ..ClientConfig::default()
         };
         let client = Client::try_from(config)
             .map_err(|source| RegistryError::Client { host: host.clone(), source })?;
-        let auth = credentials::of(&host, credentials).await?;
+        let credentials = credentials::of(&host, credentials).await?;
         let (repository, version) = (name.repository().into(), name.version());
         let reference = match version {
             Version::Tag(tag) => Reference::with_tag(host.clone(), repository, tag.clone()),
@@ -81,7 +85,15 @@ impl Repository {
                 Reference::with_digest(host.clone(), repository, digest.to_string())
             }
         };
-        let this = Self { client, reference, auth, host };
+        let mut this = Self { client, reference, auth: RegistryAuth::Anonymous, host };
+        this.auth = match credentials {
+            Credentials::Known(auth) => auth,
+            Credentials::IdentityToken(token) => {
+                let scheme = if endpoint.http { "http" } else { "https" };
+                let access = identity::access(scheme, &this.host, name.repository(), &token);
+                this.answer("the exchange of the identity token", access).await?
+            }
+        };
         let login = this.client.auth(&this.reference, &this.auth, RegistryOperation::Pull);
         this.answer("the login", login).await?;
         Ok(this)

@@ -293,7 +293,12 @@ fn relay(mut client: TcpStream, upstream: &str, seen: &Mutex<Vec<String>>, spoil
             _ => return,
         }
     }
-    let head = String::from_utf8(head).unwrap();
+    let mut head = String::from_utf8(head).unwrap();
+    // A form is as good as a head.
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    client.read_exact(&mut body).unwrap();
+    head.push_str(&String::from_utf8(body).unwrap());
     let line = |head: &str| head.lines().next().unwrap_or_default().to_string();
     let before = {
         let mut seen = seen.lock().unwrap();

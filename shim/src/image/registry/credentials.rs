@@ -21,12 +21,21 @@ const HUB: &str = "https://index.docker.io/v1/";
 /// A helper may ask the user to unlock a key ring.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a user shows a registry.
+pub enum Credentials {
+    Known(RegistryAuth),
+    /// To be exchanged.
+    IdentityToken(String),
+}
+
+const ANONYMOUS: Credentials = Credentials::Known(RegistryAuth::Anonymous);
+
 /// The credentials for `host` in `file`; anonymous if there are none.
-pub async fn of(host: &str, file: Option<&Path>) -> Result<RegistryAuth, RegistryError> {
-    let Some(path) = file else { return Ok(RegistryAuth::Anonymous) };
+pub async fn of(host: &str, file: Option<&Path>) -> Result<Credentials, RegistryError> {
+    let Some(path) = file else { return Ok(ANONYMOUS) };
     let reader = match File::open(path) {
         Ok(reader) => reader,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(RegistryAuth::Anonymous),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(ANONYMOUS),
         Err(source) => return Err(RegistryError::Credentials { path: path.into(), source }),
     };
     let server = if host == "docker.io" { HUB } else { host }.to_string();
@@ -40,15 +49,13 @@ pub async fn of(host: &str, file: Option<&Path>) -> Result<RegistryAuth, Registr
         Err(_) => Err(unusable("the credential helper does not answer")),
         Ok(Err(_)) => Err(unusable("the credential helper could not be run")),
         Ok(Ok(Ok(DockerCredential::UsernamePassword(name, password)))) => {
-            Ok(RegistryAuth::Basic(name, password))
+            Ok(Credentials::Known(RegistryAuth::Basic(name, password)))
         }
-        Ok(Ok(Ok(DockerCredential::IdentityToken(_)))) => Err(unusable(
-            "identity tokens are not supported: log in with a name and an access token",
-        )),
-        Ok(Ok(Err(Failure::NoCredentialConfigured))) => Ok(RegistryAuth::Anonymous),
+        Ok(Ok(Ok(DockerCredential::IdentityToken(token)))) => Ok(Credentials::IdentityToken(token)),
+        Ok(Ok(Err(Failure::NoCredentialConfigured))) => Ok(ANONYMOUS),
         // What every helper says of a host it does not know.
         Ok(Ok(Err(Failure::HelperFailure { stdout, .. }))) if stdout.contains("not found") => {
-            Ok(RegistryAuth::Anonymous)
+            Ok(ANONYMOUS)
         }
         Ok(Ok(Err(failure))) => Err(unusable(&failure.to_string())),
     }
