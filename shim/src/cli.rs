@@ -1,6 +1,7 @@
 //! The command line.
 
 mod container;
+mod network;
 mod values;
 mod verbs;
 mod volume;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
 pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
+pub use network::{NetworkArgs, NetworkChoice, Publish};
 pub use values::{ClockStart, Cpus, Memory, Seed};
 pub use verbs::*;
 pub use volume::Volume;
@@ -145,15 +147,21 @@ Examples:
   echo hello | ampoule run -i alpine -- tr a-z A-Z
   ampoule run --memory 1g --cpus 2 -e LANG=C -w /tmp dir:/srv/rootfs -- make
   ampoule run -v ./project:/src -w /src gcc -- make
+  ampoule run --network user -p 127.0.0.1:8080:80 nginx
   ampoule run -d --name clock alpine -- sh -c 'while date; do sleep 1; done'
 
 What --volume shares is this host's own: both see what the other writes, at once. SOURCE is a directory or a file that is
 there; no link in it leads out of it. Users and groups are by number, those of this host if root runs ampoule; else all
 files belong to who runs it, as root in the container. Devices, sockets, FIFOs, / and file systems as /proc are refused.
 
-The network is not there yet: a sandbox has loopback only. What a container writes to its files is thrown away when
-it ends. With -d its record, exit code and log stay until `ampoule rm`, unless --rm is given; in the foreground nothing
-stays, since its output and its exit code have gone to whoever ran it.
+Without --network a sandbox has loopback only. With --network user it reaches what this user reaches, by IPv4, and nobody
+reaches it but by -p: passt(1) speaks for it, of Debian's package passt. It is 10.0.2.15, DNS is this host's, and this
+host's own loopback is not reached. With --network netns:PATH it gets the interfaces, addresses and routes of a network
+namespace, which takes root. /etc/resolv.conf is the container's then, unless a --volume is there.
+
+What a container writes to its files is thrown away when it ends. With -d its record, exit code and log stay until
+`ampoule rm`, unless --rm is given; in the foreground nothing stays, since its output and its exit code have gone to
+whoever ran it.
 
 The exit code is the command's, 128 + N if signal N killed it, and
   125  ampoule itself failed: bad options, unknown image, no KVM, the guest did not boot
@@ -165,9 +173,9 @@ The exit code is the command's, 128 + N if signal N killed it, and
 Repeatable runs:
   --hermetic  sets: no network; the image read-only, what is written goes to a layer that is thrown away; no file and
               no variable of this host; the host name `ampoule` unless --hostname is given. It refuses what would break
-              that: --privileged, --volume, variables without a value (-e NAME, or such a line of --env-file), and, while it
-              runs, `ampoule exec`, `cp` and `console`. Standard input is the container's if -i says so. Caps, --clock
-              and --seed are not set by it: give those you want.
+              that: --privileged, --volume, --network, variables without a value (-e NAME, or such a line of
+              --env-file), and, while it runs, `ampoule exec`, `cp` and `console`. Standard input is the container's if
+              -i says so. Caps, --clock and --seed are not set by it: give those you want.
   --clock     is RFC 3339, as 2026-11-21T05:51:40Z, or seconds since 1970. It sets CLOCK_REALTIME. Clocks that count
               from boot and the processor's counter are as they are, and some time stamps in /proc and /sys are real.
   --seed      decides what getrandom(2), /dev/random and /dev/urandom give. Each thread has a sequence of its own, by
@@ -266,6 +274,8 @@ pub struct RunArgs {
     pub words: Vec<String>,
     #[command(flatten)]
     pub container: ContainerArgs,
+    #[command(flatten)]
+    pub network: NetworkArgs,
 }
 
 /// When a registry is asked for an image.

@@ -15,13 +15,17 @@
 //! - [`found`]: what there is, and what the guest is told of it
 //! - [`tap`], [`redirect`]: how frames get to it
 //! - [`resolver`]: Docker's DNS, which frames do not reach
+//! - [`user`], [`private`], [`passt`]: a network that nobody has made, for `ampoule run`
 //!
 //! [`Network::join`] does all of it; what it has changed is undone when [`Joined`] is dropped.
 
 mod found;
+mod passt;
+mod private;
 mod redirect;
 mod resolver;
 mod tap;
+mod user;
 
 use std::{
     fs::{self, File},
@@ -42,6 +46,7 @@ use found::Found;
 pub use redirect::Joined;
 pub use resolver::Resolver;
 use tap::Tap;
+pub use user::DNS;
 
 /// Why a guest cannot be given a network.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +55,10 @@ pub enum NetworkError {
     Host(&'static str, #[source] io::Error),
     #[error("a VM cannot be in the host's network: leave the network namespace to the sandbox")]
     Hosts,
+    #[error("passt is missing on this host")]
+    NoPasst,
+    #[error("passt: {0}")]
+    Passt(String),
     #[error("interface {name}: {why}")]
     Refused { name: String, why: String },
     #[error("interface {name}: {what}")]

@@ -10,9 +10,11 @@
 //! - [`cri`]: pods as a kubelet runs them
 //! - [`oci`]: a container from a bundle, by an OCI runtime's command line
 //! - [`engine`]: a Podman or a Docker of a test's own
+//! - [`host_address`]: by which guests reach the host
 //! - [`screen`]: a terminal with its user
 //! - [`skip`]: a test that cannot run here says why, and is counted
 
+mod address;
 mod command;
 pub mod containerd;
 pub mod cri;
@@ -26,6 +28,7 @@ pub mod screen;
 mod skip;
 mod traces;
 
+pub use address::{host_address, no_passt};
 pub use command::{
     Ampoule, Detached, Outcome, Running, ampoule, detached, detached_with, program, run,
 };

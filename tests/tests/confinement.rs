@@ -2,12 +2,15 @@
 
 use std::{
     env, fs,
+    io::{self, Read, Write},
+    net::TcpListener,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::Path,
     process::Command,
+    thread,
 };
 
-use ampoule_tests::{Ampoule, ampoule, run, stage};
+use ampoule_tests::{Ampoule, ampoule, host_address, no_passt, run, skip, stage};
 use tempfile::TempDir;
 
 /// Runs until its standard input ends.
@@ -58,7 +61,7 @@ fn a_running_vmm_has_given_up_everything() {
 /// `ampoule` as a user who may open /dev/kvm and nothing else, with an installation and a store in `home`.
 fn as_user(home: &Path, mut command: Ampoule) -> Ampoule {
     let script = "mount -t tmpfs none /mnt && mknod -m 666 /mnt/kvm c 10 232 && \
-                  mount --bind /mnt/kvm /dev/kvm && \
+                  mount --bind /mnt/kvm /dev/kvm && chmod 666 /dev/net/tun && \
                   exec setpriv --reuid \"$0\" --regid \"$0\" --clear-groups \"$@\"";
     let mut other = Command::new("unshare");
     other.args(["-m", "sh", "-c", script, &USER.to_string()]);
@@ -92,7 +95,27 @@ fn an_ordinary_user_needs_neither_root_nor_a_daemon() {
     check(running.vmm());
     running.finish().ended_with(0);
     assert_eq!(fs::metadata(path.join("shared/new")).unwrap().uid(), USER);
+    a_network_too(path);
     for place in [".local/share/ampoule", "run/ampoule"] {
         assert!(path.join(place).is_dir(), "{place}");
     }
+}
+
+/// With taps in a namespace that this user may make.
+fn a_network_too(home: &Path) {
+    if let Some(why) = no_passt() {
+        return skip("an_ordinary_user_needs_neither_root_nor_a_daemon: --network user", why);
+    }
+    let host = TcpListener::bind((host_address().unwrap(), 0)).unwrap();
+    let address = host.local_addr().unwrap();
+    thread::spawn(move || -> io::Result<()> {
+        let (mut stream, _) = host.accept()?;
+        let _ = stream.read(&mut [0; 2000])?;
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello\n")
+    });
+    let script = format!("wget -qO- {address}");
+    let words = run(["--network", "user", "alpine", "sh", "-c", &script]);
+    assert_eq!(as_user(home, words).output().ended_with(0).text(), "hello");
+    let words = run(["--network", "netns:/proc/1/ns/net", "alpine", "true"]);
+    as_user(home, words).output().ended_with(125).says(&["/proc/1/ns/net", "ermission denied"]);
 }

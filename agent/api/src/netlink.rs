@@ -50,6 +50,11 @@ impl Netlink {
     pub fn open() -> io::Result<Self> {
         let socket =
             socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Self::of(socket)
+    }
+
+    /// With a socket that was opened elsewhere, in the network namespace of its opener.
+    pub fn of(socket: OwnedFd) -> io::Result<Self> {
         set_socket_timeout(&socket, Timeout::Recv, Some(LIMIT))?;
         Ok(Self { socket, sequence: 0 })
     }

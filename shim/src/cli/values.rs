@@ -69,6 +69,13 @@ pub enum ValueError {
     NamedVolume,
     #[error("the only options of a volume are ro and rw")]
     VolumeOption,
+    #[error("must be none, user, or netns:PATH, as in netns:/run/netns/lab")]
+    Network,
+    #[error(
+        "must be PORT:PORT, this host's and the container's, with an IPv4 address of this host before them or /udp \
+         after them, as in 127.0.0.1:8080:80"
+    )]
+    Publish,
     #[error("must be 1 to 64 letters, digits, dots and dashes")]
     Hostname,
 }

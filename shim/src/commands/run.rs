@@ -3,6 +3,7 @@
 mod caps;
 pub(crate) mod detach;
 mod hermetic;
+mod network;
 mod receipt;
 mod supervise;
 
@@ -35,8 +36,8 @@ use crate::{
     rootfs::{self, Mount, RootFsError},
     run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
-        ContainerConfig, Created, Exit, FIRST_DISK, Fixed, ProcessId, Sandbox, SandboxConfig,
-        SandboxError, Stdio, Streams, vm_memory_mib,
+        ContainerConfig, Created, Exit, FIRST_DISK, Fixed, HostFile, ProcessId, Sandbox,
+        SandboxConfig, SandboxError, Stdio, Streams, vm_memory_mib,
     },
     share::{Share, ShareError},
     signal_name::Signal,
@@ -51,6 +52,7 @@ use crate::{
 use caps::{Cap, Caps};
 use detach::{Background, Side};
 use hermetic::NotHermetic;
+pub use network::RunNetworkError;
 use receipt::Receipt;
 use supervise::Supervised;
 
@@ -71,6 +73,8 @@ pub enum RunError {
     NotATerminal,
     #[error(transparent)]
     NotHermetic(#[from] NotHermetic),
+    #[error(transparent)]
+    Network(#[from] RunNetworkError),
     #[error(transparent)]
     File(#[from] FileError),
     #[error("{0}")]
@@ -136,6 +140,7 @@ fn begin(
         return Err(RunError::NotATerminal);
     }
     hermetic::check(args)?;
+    network::check(&args.network)?;
     let image = image::obtain(args.image(), args.pull, paths)?;
     let runtime = event_loop();
     let runtime = runtime.map_err(|e| RunError::Host("start the event loop", e))?;
@@ -154,8 +159,9 @@ async fn run_async(
         None => Id::random().map_err(|e| RunError::Host("draw a random name", e))?,
     };
     let options = options(args, &name)?;
-    let spec = run_spec(&image.config, &options)?;
+    let mut spec = run_spec(&image.config, &options)?;
     let shares = Share::all(&spec)?;
+    let files = network::resolv_conf(&args.network, &mut spec);
     let first = spec.process().clone().unwrap_or_default();
     let caps = Caps::new(args);
     let receipt = args.receipt.as_deref();
@@ -167,7 +173,7 @@ async fn run_async(
     let mut signals = Signals::listen().map_err(|e| RunError::Host("listen for signals", e))?;
     let (sandbox, created) = tokio::select! {
         biased;
-        prepared = prepare(args, paths, &image, &name, (spec, shares), timings) => prepared?,
+        prepared = prepare(args, paths, &image, &name, (spec, shares, files), timings) => prepared?,
         signal = signals.end() => return Err(RunError::Interrupted(signal)),
     };
     let process = ProcessId::init(name.clone());
@@ -269,6 +275,8 @@ fn record(args: &RunArgs, image: &Image, name: &Id, first: &Process) -> Record {
         interactive: args.interactive,
         memory: args.memory.0,
         vcpus: args.cpus.vcpus(),
+        network: args.network.network.to_string(),
+        ports: args.network.publish.iter().map(ToString::to_string).collect(),
         stop_signal: args.stop_signal.or_else(images).unwrap_or(Signal::TERM),
         stop_timeout: args.stop_timeout,
         labels: args.label.iter().map(|label| key_and_value(label)).collect(),
@@ -286,7 +294,7 @@ async fn prepare(
     paths: &Paths,
     image: &Image,
     name: &Id,
-    (spec, shares): (Spec, Vec<Share>),
+    (spec, shares, files): (Spec, Vec<Share>, Vec<HostFile>),
     timings: &mut Timings,
 ) -> Result<(Sandbox, Created), RunError> {
     let scratch = (!args.read_only).then_some(args.scratch_size.0);
@@ -294,6 +302,7 @@ async fn prepare(
     let mounts = [Mount::image(&image.rootfs)];
     let (disks, rootfs) =
         rootfs::prepare(&store, &mounts, Path::new(""), scratch)?.from_slot(FIRST_DISK);
+    let network = network::connect(&args.network).await?;
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: name.clone(),
         hostname: hostname(name.as_str()).to_string(),
@@ -304,7 +313,7 @@ async fn prepare(
         guest_image: paths.guest.clone(),
         disks,
         spare_disks: 0,
-        network: None,
+        network,
         spare_nets: Vec::new(),
         cmdline: String::new(),
         seeded: args.seed.is_some(),
@@ -325,7 +334,7 @@ async fn prepare(
             clock: args.clock.map(|clock| clock.0.0),
             seed: args.seed.map(|seed| seed.0),
         },
-        files: Vec::new(),
+        files,
         binds: Vec::new(),
         shares,
         joins: None,

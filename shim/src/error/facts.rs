@@ -132,6 +132,10 @@ fn run(error: &RunError) -> Facts {
             .of("-t")
             .hint("leave out -t, or -i, or run it from a terminal"),
         RunError::NotHermetic(_) => Facts::at(Phase::Options).of("--hermetic"),
+        RunError::Network(error) => {
+            let facts = Facts::at(Phase::Host).of(error.object());
+            Facts { hint: error.hint().map(String::from), ..facts }
+        }
         RunError::File(error) => Facts::at(Phase::Options).of(error.path.display()),
         RunError::Host(..) | RunError::Interrupted(_) => Facts::at(Phase::Host),
         RunError::Sandbox(error) => sandbox(error),

@@ -148,6 +148,11 @@ fn link(message: &LinkMessage) -> Result<Link> {
 }
 
 impl Link {
+    /// One that is the guest's by IPv4 alone.
+    pub fn ipv4(index: u32, name: String, mac: [u8; 6], mtu: u16) -> Self {
+        Self { index, name, mac, mtu, disable_ipv6: true, accept_ra: 0 }
+    }
+
     fn ipv6(&mut self, families: &[AfSpecUnspec]) {
         let inet6 = families.iter().find_map(|family| match family {
             AfSpecUnspec::Inet6(attributes) => Some(attributes),

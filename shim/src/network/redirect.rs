@@ -15,7 +15,7 @@ use netlink_packet_route::{
 };
 use rustix::net::netdevice::name_to_index;
 
-use super::{NetworkError, Result, found::Link};
+use super::{NetworkError, Result, found::Link, passt::Passt};
 
 /// `ffff:`
 const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
@@ -32,12 +32,13 @@ pub struct Joined {
     netlink: Netlink,
     /// Those with a filter of ours.
     indexes: Vec<u32>,
+    _passt: Option<Passt>,
 }
 
 impl Joined {
     /// None yet, in the namespace of this socket.
     pub fn new(netlink: Netlink) -> Self {
-        Self { netlink, indexes: Vec::new() }
+        Self { netlink, indexes: Vec::new(), _passt: None }
     }
 
     /// Joins an interface and a tap, by its name, in both directions.
@@ -56,8 +57,14 @@ impl Joined {
         self.redirect(link.index, index).map_err(failed("redirect its frames to its tap (tc)"))
     }
 
+    /// Keeps what is behind its interfaces as long as them.
+    pub fn behind(mut self, passt: Passt) -> Self {
+        self._passt = Some(passt);
+        self
+    }
+
     /// The tap is to say nothing of its own, as it would by IPv6.
-    fn set_up(&mut self, tap: u32, mtu: u16) -> io::Result<()> {
+    pub fn set_up(&mut self, tap: u32, mtu: u16) -> io::Result<()> {
         let silent = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
         let mut message = LinkMessage::default();
         message.header.index = tap;

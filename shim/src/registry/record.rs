@@ -34,6 +34,11 @@ pub struct Record {
     /// Limit of the container in bytes.
     pub memory: u64,
     pub vcpus: u8,
+    /// As `--network` has it, and `--publish`.
+    #[serde(default)]
+    pub network: String,
+    #[serde(default)]
+    pub ports: Vec<String>,
     pub stop_signal: Signal,
     /// Seconds `ampoule stop` leaves the workload.
     pub stop_timeout: u32,

@@ -22,6 +22,8 @@ fn record(name: &str) -> Record {
         interactive: false,
         memory: 1,
         vcpus: 1,
+        network: "none".into(),
+        ports: Vec::new(),
         stop_signal: Signal::TERM,
         stop_timeout: 10,
         labels: [("a".to_string(), "b".to_string())].into(),

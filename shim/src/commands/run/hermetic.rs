@@ -1,7 +1,10 @@
 //! `ampoule run --hermetic`: what goes into a run is its command line and its image. The sandbox gives most of that to
 //! every run: it has no network, no file of the host, and what it writes is thrown away. This refuses the rest.
 
-use crate::{cli::RunArgs, commands::env};
+use crate::{
+    cli::{NetworkChoice, RunArgs},
+    commands::env,
+};
 
 use super::RunError;
 
@@ -15,6 +18,8 @@ pub enum NotHermetic {
     Privileged,
     #[error("--hermetic: --volume {0} would bring files of this host")]
     Volume(String),
+    #[error("--hermetic: --network {0} would bring what is not of this run")]
+    Network(NetworkChoice),
     #[error("--hermetic: variable {0} would come from the environment here: write {0}=VALUE")]
     Variable(String),
 }
@@ -29,6 +34,10 @@ pub fn check(args: &RunArgs) -> Result<(), RunError> {
     }
     if let Some(volume) = args.container.volume.first() {
         return Err(NotHermetic::Volume(volume.source.display().to_string()).into());
+    }
+    let network = &args.network.network;
+    if *network != NetworkChoice::None {
+        return Err(NotHermetic::Network(network.clone()).into());
     }
     let inherited = env::inherited(&args.env, &args.container.env_file)?;
     match inherited.into_iter().next() {
@@ -63,6 +72,7 @@ mod tests {
             (&["-e", "A=1", "-e", "HOME"], "HOME=VALUE"),
             (&["--env-file", file], "FROM_HERE=VALUE"),
             (&["-v", "/srv:/srv:ro"], "--volume /srv"),
+            (&["--network", "user"], "--network user"),
         ] {
             assert_eq!(checked(options), Ok(()));
             let error = checked(&[&["--hermetic"], options].concat()).unwrap_err();

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{FileError, vm_memory_mib};
 use crate::{
-    cli::{ClockStart, RunArgs, Seed},
+    cli::{ClockStart, NetworkChoice, Publish, RunArgs, Seed},
     image::{Digest, Image},
     paths::Paths,
     registry::Ended,
@@ -34,6 +34,7 @@ const DEVICES: [&str; 5] = [
     "virtio-blk: root file system, read-only",
     "virtio-blk: scratch",
 ];
+const NET: &str = "virtio-net";
 const SHARES: &str = "virtio-fs: files of this host";
 
 /// Digests are those of OCI: `sha256:` and 64 hexadecimal digits.
@@ -54,6 +55,9 @@ struct Facts {
     seccomp: Option<Digest>,
     devices: Vec<&'static str>,
     limits: Limits,
+    /// As they were given.
+    network: String,
+    ports: Vec<Publish>,
     hermetic: bool,
     /// What the guest's clock showed at the start, and the seed of its random numbers; null is neither.
     clock: Option<ClockStart>,
@@ -118,6 +122,10 @@ impl Receipt {
         let seccomp = spec.pointer("/linux/seccomp");
         let disks = &DEVICES[..if args.read_only { 4 } else { 5 }];
         let shares = !args.container.volume.is_empty();
+        let network = &args.network.network;
+        let connected = *network != NetworkChoice::None;
+        let further = [(shares, SHARES), (connected, NET)];
+        let further = further.into_iter().filter_map(|(there, name)| there.then_some(name));
         let facts = Facts {
             ampoule: env!("CARGO_PKG_VERSION"),
             began: Timestamp::now(),
@@ -128,8 +136,10 @@ impl Receipt {
             spec: digest(&spec),
             seccomp: seccomp.map(digest),
             file_server: shares.then(|| part("AMPOULE_FSD", &paths.fsd)).transpose()?,
-            devices: disks.iter().chain(shares.then_some(&SHARES)).copied().collect(),
+            devices: disks.iter().copied().chain(further).collect(),
             limits: Limits::new(args),
+            network: network.to_string(),
+            ports: args.network.publish.clone(),
             hermetic: args.hermetic,
             clock: args.clock,
             seed: args.seed,

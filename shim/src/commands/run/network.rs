@@ -1,0 +1,138 @@
+//! `ampoule run --network`: from the choice to a network, and the container's `/etc/resolv.conf` with it.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::PathBuf,
+};
+
+use oci_spec::runtime::{MountBuilder, Spec};
+
+use super::RunError;
+use crate::{
+    cli::{NetworkArgs, NetworkChoice},
+    network::{self, Network, NetworkError},
+    sandbox::HostFile,
+};
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// What a mount of the copy is known by, which no path of a volume is.
+const SOURCE: &str = "resolv.conf of the network";
+
+/// Why a sandbox does not get its network.
+#[derive(Debug, thiserror::Error)]
+pub enum RunNetworkError {
+    #[error("--publish takes --network user: ports lead nowhere without it")]
+    Publish,
+    #[error("network namespace {}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("network namespace {}: no interface but loopback is up there", path.display())]
+    Empty { path: PathBuf },
+    #[error("--network {choice}")]
+    Join { choice: NetworkChoice, source: NetworkError },
+}
+
+impl RunNetworkError {
+    /// What it is about.
+    pub fn object(&self) -> String {
+        match self {
+            Self::Publish => "--publish".into(),
+            Self::Open { path, .. } | Self::Empty { path } => path.display().to_string(),
+            Self::Join { choice, .. } => format!("--network {choice}"),
+        }
+    }
+
+    /// The way out.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Publish => Some("add --network user"),
+            Self::Open { .. } => Some("`ip netns list` lists those of /run/netns"),
+            Self::Empty { .. } => Some("bring one up there first, or use --network none"),
+            Self::Join { choice, source } => match (choice, source) {
+                (_, NetworkError::NoPasst) => Some("install Debian's package `passt`"),
+                (NetworkChoice::Namespace(_), NetworkError::Host(_, e)) if is_denied(e) => {
+                    Some("that takes root; --network user does not")
+                }
+                (NetworkChoice::User, NetworkError::Host(_, e)) if is_denied(e) => Some(
+                    "ordinary users need /dev/net/tun, which udev opens to all, and user namespaces of their own",
+                ),
+                _ => None,
+            },
+        }
+    }
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// Refuses what makes no sense, before anything is done.
+pub fn check(args: &NetworkArgs) -> Result<(), RunError> {
+    match args.network {
+        NetworkChoice::User => Ok(()),
+        _ if args.publish.is_empty() => Ok(()),
+        _ => Err(RunNetworkError::Publish.into()),
+    }
+}
+
+/// Makes or joins it.
+pub async fn connect(args: &NetworkArgs) -> Result<Option<Network>, RunError> {
+    let (choice, ports) = (args.network.clone(), args.publish.clone());
+    let connecting = tokio::task::spawn_blocking(move || {
+        let failed = |source| RunNetworkError::Join { choice: choice.clone(), source };
+        match &choice {
+            NetworkChoice::None => Ok(None),
+            NetworkChoice::User => Network::user(&ports).map(Some).map_err(failed),
+            NetworkChoice::Namespace(path) => {
+                let path = path.clone();
+                let open = |source| RunNetworkError::Open { path: path.clone(), source };
+                let joined = Network::join(&File::open(&path).map_err(open)?).map_err(failed)?;
+                joined.map(Some).ok_or(RunNetworkError::Empty { path })
+            }
+        }
+    });
+    let connected = connecting.await;
+    Ok(connected.map_err(|e| RunError::Host("look at the network", e.into()))??)
+}
+
+/// Gives the container a `/etc/resolv.conf` that fits its network, unless it has a volume there.
+pub fn resolv_conf(args: &NetworkArgs, spec: &mut Spec) -> Vec<HostFile> {
+    let host = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    let content = match args.network {
+        NetworkChoice::None => return Vec::new(),
+        NetworkChoice::User => with_our_server(&host),
+        NetworkChoice::Namespace(_) => host,
+    };
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    if mounts.iter().any(|mount| mount.destination().as_os_str() == RESOLV_CONF) {
+        return Vec::new();
+    }
+    let mount = MountBuilder::default()
+        .destination(RESOLV_CONF)
+        .source(SOURCE)
+        .typ("bind")
+        .options(vec!["bind".into(), "rprivate".into()])
+        .build();
+    mounts.extend(mount);
+    spec.set_mounts(Some(mounts));
+    vec![HostFile { source: SOURCE.into(), content: content.into(), mode: 0o644 }]
+}
+
+/// The host's search list and options, with the server that stands for the host's.
+fn with_our_server(host: &str) -> String {
+    let kept = host.lines().filter(|line| line.starts_with(['s', 'o']));
+    let server = format!("nameserver {}", network::DNS);
+    kept.chain([&*server]).map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_looked_up_at_the_gateways_server() {
+        let host = "# x\nnameserver 127.0.0.53\nsearch lan\noptions edns0\nsortlist x\n";
+        let guests = "search lan\noptions edns0\nsortlist x\nnameserver 10.0.2.3\n";
+        assert_eq!(with_our_server(host), guests);
+    }
+}

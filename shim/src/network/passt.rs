@@ -1,0 +1,291 @@
+//! passt(1), which speaks for a guest with sockets of the host: its process, and the frames between it and a tap. They are
+//! passed on unread, as a length of 4 bytes and a frame each.
+//!
+//! It drops its privileges and puts itself into a sandbox. It ends when its stream does: also when we are killed.
+
+use std::{
+    env,
+    io::{self, BufReader, Read, Write},
+    net::Shutdown,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{Builder, JoinHandle},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    io::{Errno, fcntl_dupfd_cloexec, retry_on_intr},
+    net::{
+        RecvFlags, recv,
+        sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force},
+    },
+    pipe::{PipeFlags, pipe_with},
+};
+
+use super::{
+    NetworkError, Result,
+    user::{ADDRESS, DNS, GATEWAY, GATEWAY_MAC, MAC, MTU, PREFIX_LENGTH},
+};
+use crate::{cli::Publish, text::one_line};
+
+const PROGRAM: &str = "passt";
+/// Its end of the stream.
+const STREAM: RawFd = 3;
+/// What of frames may be on its way: of what does not fit passt drops some, which costs their senders seconds.
+const BUFFER: usize = 4 << 20;
+/// How long it may take to be ready.
+const READY: Duration = Duration::from_secs(10);
+/// An Ethernet header, a VLAN's tag, and an IP packet.
+const MAX_FRAME: usize = 18 + MTU as usize;
+/// Most of what it says of its end, in bytes.
+const MAX_WORDS: usize = 4 << 10;
+/// What it says where there is no syslog.
+const NOISE: [&str; 2] = ["Failed to send", "Don't run as root"];
+
+/// Dropping it ends the process, and waits for that.
+#[derive(Debug)]
+pub struct Passt {
+    stream: UnixStream,
+    ending: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Passt {
+    /// Starts it behind a tap that hands over whole frames, and waits until it is ready.
+    pub fn start(tap: OwnedFd, ports: &[Publish]) -> Result<Self> {
+        let failed = |what| move |source| NetworkError::Host(what, source);
+        let setup = failed("prepare passt's stream");
+        let (stream, theirs) = UnixStream::pair().map_err(setup)?;
+        for end in [&stream, &theirs] {
+            // An ordinary user's is as large as the host permits it (net.core.wmem_max).
+            set_socket_send_buffer_size_force(end, BUFFER)
+                .or_else(|_| set_socket_send_buffer_size(end, BUFFER))
+                .map_err(|e| setup(e.into()))?;
+        }
+        let mut process = Process::spawn(theirs.into(), ports)?;
+        process.ready(&stream)?;
+        let blocking = || -> io::Result<_> {
+            fcntl_setfl(&tap, fcntl_getfl(&tap)? | OFlags::NONBLOCK)?;
+            Ok((tap.try_clone()?, stream.try_clone()?, stream.try_clone()?))
+        };
+        let (out, to_passt, from_passt) = blocking().map_err(setup)?;
+        let ending = Arc::new(AtomicBool::new(false));
+        let mut passt = Self { stream, ending: ending.clone(), threads: Vec::new() };
+        let thread = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            Builder::new().name(name.into()).spawn(work).map_err(failed("start a thread"))
+        };
+        let from = thread(
+            "from passt",
+            Box::new(move || {
+                // It ends with the stream.
+                let _: io::Result<()> = from_passt_to(&tap, from_passt);
+                process.end(ending.load(Ordering::Relaxed));
+            }),
+        )?;
+        passt.threads.push(from);
+        let to = thread(
+            "to passt",
+            Box::new(move || {
+                let _: io::Result<()> = to_passt_from(&out, to_passt);
+            }),
+        )?;
+        passt.threads.push(to);
+        Ok(passt)
+    }
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Relaxed);
+        let _ = self.stream.shutdown(Shutdown::Both);
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// Dropping it kills it.
+struct Process {
+    child: Child,
+    /// What it says, as far as there is room in a pipe: it never waits for that.
+    words: OwnedFd,
+}
+
+impl Process {
+    fn spawn(stream: OwnedFd, ports: &[Publish]) -> Result<Self> {
+        let failed = |what| move |source| NetworkError::Host(what, source);
+        let pipe = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
+        let (words, words_end) = pipe.map_err(|e| failed("make a pipe for passt")(e.into()))?;
+        // Out of the way of the number it is going to have.
+        let stream = fcntl_dupfd_cloexec(&stream, STREAM + 1);
+        let stream = stream.map_err(|e| failed("prepare passt's stream")(e.into()))?;
+        let number = stream.as_raw_fd();
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(arguments(ports))
+            .env_clear()
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(words_end)
+            // The terminal's signals are for the container.
+            .process_group(0);
+        // SAFETY: one system call on numbers, of which the first is open until the child has been started.
+        unsafe {
+            command.pre_exec(move || match libc::dup2(number, STREAM) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
+        let child = command.spawn().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => NetworkError::NoPasst,
+            _ => NetworkError::Host("start passt", source),
+        })?;
+        Ok(Self { child, words })
+    }
+
+    /// Asks for the gateway's address and waits for anything to come.
+    fn ready(&mut self, stream: &UnixStream) -> Result<()> {
+        let question = arp();
+        let mut asking = stream;
+        let asked = asking
+            .write_all(&(question.len() as u32).to_be_bytes())
+            .and_then(|()| asking.write_all(&question))
+            .and_then(|()| stream.set_read_timeout(Some(READY)));
+        let peek = || retry_on_intr(|| recv(stream, &mut [0_u8; 1], RecvFlags::PEEK));
+        let came = asked.and_then(|()| Ok(peek()?));
+        match came {
+            Ok((1.., _)) => {
+                let all = stream.set_read_timeout(None);
+                return all.map_err(|e| NetworkError::Host("prepare passt's stream", e));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(NetworkError::Passt("it was not ready in time".into()));
+            }
+            _ => {}
+        }
+        // It is ending: its words are there when it has.
+        self.kill();
+        Err(NetworkError::Passt(self.words()))
+    }
+
+    /// When its stream has ended.
+    fn end(&mut self, wanted: bool) {
+        let status = self.kill();
+        if !wanted {
+            let (status, words) = (status.unwrap_or_default(), self.words());
+            tracing::warn!(status, words, "passt has ended: the sandbox has no network any more");
+        }
+    }
+
+    fn kill(&mut self) -> Option<String> {
+        // One that has ended has its own status.
+        let _ = self.child.kill();
+        self.child.wait().ok().map(|status| status.to_string())
+    }
+
+    /// The last of what it said.
+    fn words(&self) -> String {
+        let mut bytes = vec![0; MAX_WORDS];
+        let len = rustix::io::read(&self.words, &mut bytes).unwrap_or(0);
+        let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
+        let mut lines =
+            text.lines().filter(|line| !NOISE.iter().any(|noise| line.starts_with(noise)));
+        one_line(lines.next_back().unwrap_or("it ended without a word"), 300)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The guest's configuration is ours to say, and passt's to know.
+fn arguments(ports: &[Publish]) -> Vec<String> {
+    let mut arguments = ["--foreground", "--quiet", "--ipv4-only", "--no-dhcp", "--no-map-gw"]
+        .map(String::from)
+        .to_vec();
+    for (option, value) in [
+        ("--fd", STREAM.to_string()),
+        ("--address", ADDRESS.to_string()),
+        ("--netmask", PREFIX_LENGTH.to_string()),
+        ("--gateway", GATEWAY.to_string()),
+        ("--mac-addr", GATEWAY_MAC.into()),
+        ("--mtu", MTU.to_string()),
+        ("--dns-forward", DNS.to_string()),
+    ] {
+        arguments.extend([option.into(), value]);
+    }
+    for (option, udp) in [("--tcp-ports", false), ("--udp-ports", true)] {
+        let chosen: Vec<_> = ports.iter().filter(|port| port.udp == udp).map(spec).collect();
+        // Without a word UDP's would be those of TCP.
+        let chosen = if chosen.is_empty() { vec!["none".into()] } else { chosen };
+        chosen.into_iter().for_each(|spec| arguments.extend([option.into(), spec]));
+    }
+    arguments
+}
+
+fn spec(port: &Publish) -> String {
+    let Publish { host, container, .. } = port;
+    match port.address {
+        Some(address) => format!("{address}/{host}:{container}"),
+        None => format!("{host}:{container}"),
+    }
+}
+
+/// Who has the gateway's address? (RFC 826)
+pub(super) fn arp() -> Vec<u8> {
+    const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
+    let (own, gateway) = (ADDRESS.octets(), GATEWAY.octets());
+    [&[0xff; 6][..], &MAC, &[8, 6], &REQUEST, &MAC, &own, &[0; 6], &gateway].concat()
+}
+
+/// Until the stream ends.
+fn from_passt_to(tap: &OwnedFd, stream: UnixStream) -> io::Result<()> {
+    let mut stream = BufReader::with_capacity(4 * MAX_FRAME, stream);
+    let mut frame = vec![0; MAX_FRAME];
+    loop {
+        let mut len = [0; 4];
+        stream.read_exact(&mut len)?;
+        let len = u32::from_be_bytes(len) as usize;
+        let frame = frame.get_mut(..len).ok_or(io::ErrorKind::InvalidData)?;
+        stream.read_exact(frame)?;
+        // One that the kernel will not have is lost, as on any wire.
+        let _ = rustix::io::write(tap, frame);
+    }
+}
+
+/// Until the stream ends.
+fn to_passt_from(tap: &OwnedFd, mut stream: UnixStream) -> io::Result<()> {
+    let mut message = vec![0; 4 + MAX_FRAME];
+    loop {
+        let ended = {
+            let mut ready = [
+                PollFd::new(tap, PollFlags::IN),
+                PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty()),
+            ];
+            retry_on_intr(|| poll(&mut ready, None))?;
+            !ready[1].revents().is_empty()
+        };
+        if ended {
+            return Ok(());
+        }
+        match rustix::io::read(tap, &mut message[4..]) {
+            Ok(len) => {
+                message[..4].copy_from_slice(&(len as u32).to_be_bytes());
+                stream.write_all(&message[..4 + len])?;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}

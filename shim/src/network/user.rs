@@ -1,0 +1,139 @@
+//! `--network user`: what the user of this host reaches, with no more power than that user has.
+//!
+//! ```text
+//!          a network namespace of the sandbox's own                       the VM
+//!            ┌──────────────────────────────────────────────┐
+//!   passt ═══╪═ eth0, a tap ── all that comes in (tc) ──▶ tap ├─── VMM ─── eth0, 10.0.2.15
+//!   a stream │              ◀─ all that comes in (tc) ──      │
+//!   of frames└──────────────────────────────────────────────┘
+//! ```
+//!
+//! passt(1) opens a socket of the host for each of the guest's connections. pasta(1) would put its tap there by itself, but
+//! hands what comes from the host's loopback to sockets of the namespace, where no VM is.
+
+use std::net::Ipv4Addr;
+
+use ampoule_agent_api::agent::{Address, ConfigureNetworkRequest, Interface, NextHop, Route};
+use rustix::net::netdevice::name_to_index;
+
+use super::{
+    Joined, Net, Network, NetworkError, Result, config,
+    found::Link,
+    passt::Passt,
+    private::Private,
+    tap::{self, Tap},
+};
+use crate::cli::Publish;
+
+const NAME: &str = "eth0";
+pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const GATEWAY_MAC: &str = "02:00:00:00:00:02";
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 0);
+const BROADCAST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 255);
+pub(super) const PREFIX_LENGTH: u8 = 24;
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Where the host's DNS servers are for the guest.
+pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// What passt takes at most: it cuts nothing, as the host's sockets do that.
+pub(super) const MTU: u16 = 65520;
+
+impl Network {
+    /// One behind passt, whose ports of the host lead to the guest. Blocks until passt is ready, for milliseconds.
+    pub fn user(ports: &[Publish]) -> Result<Self> {
+        let Private { netlink, tuns: [guests, passts] } = Private::new()?;
+        let failed =
+            |source| NetworkError::Interface { name: NAME.into(), what: "set it up", source };
+        let Tap { name, fd } = tap::plain(passts, NAME)?;
+        let index = name_to_index(&netlink, &name).map_err(|e| failed(e.into()))?;
+        let mut joined = Joined::new(netlink);
+        joined.set_up(index, MTU).map_err(failed)?;
+        let link = Link::ipv4(index, name, MAC, MTU);
+        let tap = tap::of(guests, NAME)?;
+        joined.join(&link, &tap.name)?;
+        let passt = Passt::start(fd, ports)?;
+        Ok(Self {
+            request: request(),
+            nets: vec![Net { config: config(MAC, MTU), tap: tap.fd }],
+            joined: joined.behind(passt),
+            resolver: None,
+        })
+    }
+}
+
+/// What the guest is told.
+fn request() -> ConfigureNetworkRequest {
+    let octets = |address: Ipv4Addr| address.octets().to_vec();
+    let route = |destination, prefix_length, scope: u8, source, gateway| Route {
+        destination: octets(destination),
+        prefix_length,
+        scope: scope.into(),
+        kind: libc::RTN_UNICAST.into(),
+        protocol: libc::RTPROT_BOOT.into(),
+        source,
+        next_hops: vec![NextHop { interface: NAME.into(), gateway, ..Default::default() }],
+        ..Default::default()
+    };
+    let (near, everywhere) = (libc::RT_SCOPE_LINK, libc::RT_SCOPE_UNIVERSE);
+    ConfigureNetworkRequest {
+        interfaces: vec![Interface {
+            mac: MAC.into(),
+            name: NAME.into(),
+            mtu: MTU.into(),
+            addresses: vec![Address {
+                ip: octets(ADDRESS),
+                prefix_length: PREFIX_LENGTH.into(),
+                broadcast: octets(BROADCAST),
+                scope: everywhere.into(),
+                ..Default::default()
+            }],
+            disable_ipv6: true,
+            ..Default::default()
+        }],
+        routes: vec![
+            route(NETWORK, PREFIX_LENGTH.into(), near, octets(ADDRESS), Vec::new()),
+            route(Ipv4Addr::UNSPECIFIED, 0, everywhere, Vec::new(), octets(GATEWAY)),
+        ],
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use rustix::{
+        fs::{OFlags, fcntl_getfl, fcntl_setfl},
+        io::{read, write},
+    };
+
+    use super::{super::passt, *};
+
+    /// Of a tap as it is made, before a VMM sets it up.
+    const HEADER: usize = 10;
+
+    #[test]
+    fn a_guests_frames_get_to_passt_and_its_frames_to_the_guest() {
+        let network = match Network::user(&[]) {
+            Ok(network) => network,
+            Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
+        };
+        let Network { nets, joined, .. } = network;
+        let tap = &nets[0].tap;
+        fcntl_setfl(tap, fcntl_getfl(tap).unwrap() | OFlags::NONBLOCK).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut answer = vec![0; 2000];
+        let answers = |len: usize, answer: &[u8]| {
+            let frame = &answer[HEADER..len];
+            frame[..6] == MAC && frame[12..14] == [8, 6] && frame[28..32] == GATEWAY.octets()
+        };
+        write(tap, &[&[0; HEADER][..], &passt::arp()].concat()).unwrap();
+        while !read(tap, &mut answer).is_ok_and(|len| answers(len, &answer)) {
+            assert!(Instant::now() < deadline, "no answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let begun = Instant::now();
+        drop(joined);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+}

@@ -1,0 +1,227 @@
+//! `ampoule run --network`: what a sandbox without an engine reaches, and who reaches it.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ampoule_tests::{ampoule, detached, host_address, no_passt, program, run, skip};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long an answer may take, even in the bed.
+const LIMIT: Duration = Duration::from_secs(30);
+const LARGE: usize = 1 << 20;
+
+/// Answers each request of wget's with the same bytes, at any address of the host.
+fn server(answer: Vec<u8>) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 2000]);
+            let _ = stream.write_all(&[b"HTTP/1.0 200 OK\r\n\r\n", &*answer].concat());
+        }
+    });
+    port
+}
+
+/// One that nobody has.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// What comes back.
+fn tcp(to: SocketAddr, text: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&to, LIMIT).ok()?;
+    stream.set_read_timeout(Some(LIMIT)).ok()?;
+    stream.write_all(text.as_bytes()).ok()?;
+    let mut answer = vec![0; text.len()];
+    stream.read_exact(&mut answer).ok()?;
+    String::from_utf8(answer).ok()
+}
+
+/// Repeats it until it gives what is expected.
+#[track_caller]
+fn eventually(expected: &str, mut what: impl FnMut() -> Option<String>) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let got = what();
+        if got.as_deref() == Some(expected) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{got:?} and not {expected:?}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// The PID of the passt that a process has started.
+fn passt_of(parent: u64) -> Option<i32> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let mut words = stat.split(['(', ')', ' ']).filter(|word| !word.is_empty());
+        let passt = words.nth(1).is_some_and(|name| name.starts_with("passt"));
+        passt && words.next() != Some("Z") && words.next() == Some(&parent.to_string())
+    })
+}
+
+#[test]
+fn a_guest_reaches_the_host_and_the_host_its_ports_until_passt_is_killed() {
+    if let Some(why) = no_passt() {
+        return skip("a_guest_reaches_the_host_and_the_host_its_ports", why);
+    }
+    let host = host_address().unwrap();
+    let bytes: Vec<u8> = (0..LARGE).map(|n| (n * 7 / 3) as u8).collect();
+    let (large, hello) = (server(bytes.clone()), server(b"hello\n".to_vec()));
+    let (local, open, datagrams) = (free_port(), free_port(), free_port());
+    let ports =
+        [format!("127.0.0.1:{local}:80"), format!("{open}:80"), format!("{datagrams}:81/udp")];
+    let ports_given = ports.iter().flat_map(|port| ["-p", port]);
+    let server = "nc -lk -p 80 -e cat & nc -u -l -p 81 > /datagrams & exec sleep 600";
+    let words = ["--network", "user"].into_iter().chain(ports_given);
+    let sandbox = detached(words.chain(["alpine", "sh", "-c", server]));
+    let record = sandbox.record();
+    assert_eq!(
+        (&record["network"], &record["ports"][0]),
+        (&"user".into(), &format!("{}/tcp", ports[0]).into())
+    );
+    let passt = passt_of(record["pid"].as_u64().unwrap()).expect("a passt");
+    let status = fs::read_to_string(format!("/proc/{passt}/status")).unwrap();
+    for confined in ["CapPrm:\t0000000000000000", "Uid:\t65534", "Seccomp:\t2"] {
+        assert!(status.contains(confined), "{confined}: {status}");
+    }
+    let environment = fs::read_to_string(format!("/proc/{passt}/environ")).unwrap();
+    assert!(!environment.contains("TMPDIR"), "{environment}");
+
+    // Out of the guest; and not to what is for the host alone.
+    let script = format!(
+        "wget -qO- {host}:{hello}; wget -qO- {host}:{large} | md5sum; cat /etc/resolv.conf; ip -o link show eth0"
+    );
+    let out = sandbox.sh(&script).ended_with(0).text();
+    let mut md5 = Command::new("sh");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), &bytes).unwrap();
+    md5.args(["-c", "md5sum < $0"]).arg(file.path());
+    let sum = program(md5).output().ended_with(0).text();
+    for words in ["hello\n", &sum, "nameserver 10.0.2.3", "mtu 65520"] {
+        assert!(out.contains(words), "{words:?}: {out}");
+    }
+    let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let script = format!(
+        "for to in 10.0.2.2 {host}; do nc -w 2 $to {} && exit 9; done; true",
+        loopback.port()
+    );
+    sandbox.sh(&script).ended_with(0);
+
+    // Into it, from the host's loopback and from elsewhere.
+    let at = |address: Ipv4Addr, port| SocketAddr::new(IpAddr::V4(address), port);
+    eventually("ping", || tcp(at(Ipv4Addr::LOCALHOST, local), "ping"));
+    eventually("pong", || tcp(at(Ipv4Addr::LOCALHOST, open), "pong"));
+    eventually("here", || tcp(at(host, open), "here"));
+    assert_eq!(
+        TcpStream::connect(at(host, local)).map(drop).unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionRefused
+    );
+    let socket = UdpSocket::bind((host, 0)).unwrap();
+    eventually("gram", || {
+        socket.send_to(b"gram\n", (host, datagrams)).unwrap();
+        Some(sandbox.sh("head -n 1 /datagrams").text())
+    });
+
+    // Without passt there is no network, and all else goes on.
+    kill_process(Pid::from_raw(passt).unwrap(), Signal::KILL).unwrap();
+    eventually("gone", || (!fs::exists(format!("/proc/{passt}")).unwrap()).then(|| "gone".into()));
+    let out =
+        sandbox.sh(&format!("nc -w 2 {host} {hello} || echo alive; ip -o link show eth0 | wc -l"));
+    assert_eq!(out.ended_with(0).text(), "alive\n1");
+    sandbox.verb("stop").ended_with(0);
+}
+
+#[test]
+fn passt_ends_with_its_sandbox_however_that_ends() {
+    if let Some(why) = no_passt() {
+        return skip("passt_ends_with_its_sandbox_however_that_ends", why);
+    }
+    for (signal, code) in [(Signal::TERM, 137), (Signal::KILL, 137)] {
+        let script = "echo ready; exec sleep 600";
+        let mut running = run(["--network", "user", "alpine", "sh", "-c", script]).spawn();
+        running.wait_for("ready");
+        let passt = passt_of(running.child.id().into()).expect("a passt");
+        while running.child.try_wait().unwrap().is_none() {
+            running.signal(signal);
+            thread::sleep(Duration::from_millis(100));
+        }
+        eventually("gone", || passt_is_gone(passt));
+        // What a killed one leaves, whoever lists sandboxes clears away.
+        ampoule(["ps"]).output().ended_with(0);
+        running.finish().ended_with(code);
+    }
+}
+
+fn passt_is_gone(pid: i32) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    (!name.starts_with("passt")).then(|| "gone".into())
+}
+
+#[test]
+fn a_network_namespace_is_the_guests() {
+    let name = format!("ampoule-{}", std::process::id());
+    let ip = |words: &str| {
+        let mut ip = Command::new("ip");
+        ip.args(words.replace("NAME", &name).split(' '));
+        program(ip).output()
+    };
+    if ip("netns add NAME").code != 0 {
+        return skip("a_network_namespace_is_the_guests", "no network namespace can be made here");
+    }
+    let path = format!("netns:/run/netns/{name}");
+    let words = [
+        "--network",
+        &path,
+        "alpine",
+        "sh",
+        "-c",
+        "ip -o -4 address show net7; ping -c 1 -w 20 10.77.0.1",
+    ];
+    run(words).output().ended_with(125).says(&[&name, "no interface but loopback"]);
+    ip("link add v77 type veth peer name net7 netns NAME").ended_with(0);
+    ip("address add 10.77.0.1/24 dev v77").ended_with(0);
+    ip("link set v77 up").ended_with(0);
+    ip("-n NAME address add 10.77.0.2/24 dev net7").ended_with(0);
+    ip("-n NAME link set net7 up").ended_with(0);
+    let out = run(words).output();
+    ip("netns delete NAME");
+    assert!(out.ended_with(0).text().contains("10.77.0.2/24"));
+}
+
+#[test]
+fn networks_that_cannot_be_are_refused_with_the_way_out() {
+    for (words, said) in [
+        (&["-p", "8080:80"][..], &["--publish", "add --network user"][..]),
+        (&["--network", "host"], &["none, user, or netns:PATH"]),
+        (&["--network", "user", "-p", "80"], &["127.0.0.1:8080:80"]),
+        (&["--network", "netns:/run/netns/missing"], &["/run/netns/missing", "No such file"]),
+        (&["--network", "netns:/dev/null"], &["/dev/null", "network namespace"]),
+        (&["--network", "netns:/proc/self/ns/net"], &["host's network"]),
+        (&["--hermetic", "--network", "user"], &["--hermetic: --network user"]),
+    ] {
+        ampoule([&["run"], words, &["alpine", "true"]].concat())
+            .output()
+            .ended_with(125)
+            .says(said);
+    }
+    let out = run(["--network", "user", "alpine", "true"]).env("PATH", "/nowhere").output();
+    out.ended_with(125).says(&["passt is missing", "Debian's package `passt`"]);
+    if let Some(why) = no_passt() {
+        return skip("networks_that_cannot_be_are_refused: a port in use", why);
+    }
+    let taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let port = format!("{}:80", taken.local_addr().unwrap().port());
+    let out = run(["--network", "user", "-p", &port, "alpine", "true"]).output();
+    out.ended_with(125).says(&["passt", "port"]);
+}
