@@ -248,33 +248,40 @@ fn credentials_are_dockers() {
     assert!(text.contains("auth.json") && text.contains("helper"), "{text}");
 }
 
-/// As Azure's registry: what `docker login` has left is exchanged for the right to pull.
-#[test]
-fn an_identity_token_is_exchanged() {
-    let image = Layout::new(&[5000]);
-    let Some(registry) = registry_with(&image) else { return };
-    let proxy = Proxy::start(&registry, |head, _, answer| {
-        let lower = head.to_ascii_lowercase();
+/// A registry that wants a token, which `token` gives for a request: its status and its body.
+fn with_token(
+    registry: &Registry,
+    token: impl Fn(&str) -> (&'static str, &'static str) + Send + Sync + 'static,
+) -> Proxy {
+    Proxy::start(registry, move |request, _, answer| {
+        let lower = request.to_ascii_lowercase();
         let host = lower.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
-        let (status, headers, body) = if head.starts_with("POST /oauth2/token") {
-            let all = [
-                "grant_type=refresh_token",
-                "refresh_token=1d",
-                "service=s",
-                "test%2Fimage%3Apull",
-            ];
-            match all.iter().all(|part| head.contains(part)) {
-                true => ("200 OK", String::new(), r#"{"access_token":"t0k"}"#),
-                false => ("401 Unauthorized", String::new(), "expired"),
-            }
+        let asks = request.lines().next().unwrap().contains(" /token");
+        let (headers, (status, body)) = if asks {
+            (String::new(), token(request))
         } else if !lower.contains("authorization: bearer t0k") {
-            let realm = format!("Bearer realm=\"http://{host}/oauth2/token\",service=\"s\"");
-            ("401 Unauthorized", format!("www-authenticate: {realm}\r\n"), "")
+            let realm = format!("Bearer realm=\"http://{host}/token\",service=\"s\"");
+            (format!("www-authenticate: {realm}\r\n"), ("401 Unauthorized", ""))
         } else {
             return answer;
         };
         let length = body.len();
         format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n{body}").into()
+    })
+}
+
+/// As Azure's registry: what `docker login` has left is exchanged for the right to pull.
+#[test]
+fn an_identity_token_is_exchanged() {
+    let image = Layout::new(&[5000]);
+    let Some(registry) = registry_with(&image) else { return };
+    let proxy = with_token(&registry, |request| {
+        let form =
+            ["grant_type=refresh_token", "refresh_token=1d", "service=s", "test%2Fimage%3Apull"];
+        match request.starts_with("POST ") && form.iter().all(|part| request.contains(part)) {
+            true => ("200 OK", r#"{"access_token":"t0k"}"#),
+            false => ("401 Unauthorized", "expired"),
+        }
     });
     let (user, host) = (User::new(), proxy.host());
     let name = format!("{host}/test/image:1");
@@ -294,23 +301,12 @@ fn an_identity_token_is_exchanged() {
 fn a_token_is_asked_for_and_shown() {
     let image = Layout::new(&[5000]);
     let Some(registry) = registry_with(&image) else { return };
-    let proxy = Proxy::start(&registry, |head, _, answer| {
-        let lower = head.to_ascii_lowercase();
-        let host = lower.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
-        let (status, headers, body) = if head.starts_with("GET /token?") {
-            let scoped = head.contains("scope=repository%3Atest%2Fimage%3Apull");
-            match head.contains("Basic dXNlcjpzZWNyZXQ=") && scoped {
-                true => ("200 OK", String::new(), r#"{"token":"t0k"}"#),
-                false => ("401 Unauthorized", String::new(), "who are you?"),
-            }
-        } else if !lower.contains("authorization: bearer t0k") {
-            let realm = format!("Bearer realm=\"http://{host}/token\",service=\"s\"");
-            ("401 Unauthorized", format!("www-authenticate: {realm}\r\n"), "")
-        } else {
-            return answer;
-        };
-        let length = body.len();
-        format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n{body}").into()
+    let proxy = with_token(&registry, |request| {
+        let scoped = request.contains("scope=repository%3Atest%2Fimage%3Apull");
+        match request.contains("Basic dXNlcjpzZWNyZXQ=") && scoped {
+            true => ("200 OK", r#"{"token":"t0k"}"#),
+            false => ("401 Unauthorized", "who are you?"),
+        }
     });
     let (user, host) = (User::new(), proxy.host());
     let name = format!("{host}/test/image:1");
