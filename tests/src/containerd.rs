@@ -165,7 +165,12 @@ impl Containerd {
     pub fn remove(&self, container: &str) {
         self.task(&["kill", "--all", "-s", "KILL"], container, &[]).output();
         self.exited(container, container);
-        self.task(&["delete"], container, &[]).output();
+        // That may have been the end of an earlier task.
+        let began = Instant::now();
+        while self.listed(container).is_some() {
+            assert!(began.elapsed() < LIMIT, "{container} stays");
+            self.task(&["delete"], container, &[]).output();
+        }
         self.ctr(["containers", "rm", &self.id(container)]).output().ended_with(0);
     }
 

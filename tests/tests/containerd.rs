@@ -123,9 +123,9 @@ fn the_life_of_a_task(containerd: &Containerd) {
 
     containerd.exec(&["--detach"], "a", "beside", &["sleep", "600"]).output().ended_with(0);
     let ps = containerd.task(&["ps"], "a", &[]).output().ended_with(0).text();
-    containerd.expects("the task's PID among its processes", || {
-        let pids = |line: &str| line.split_whitespace().next().map(str::to_owned);
-        assert!(ps.lines().any(|line| pids(line) == Some(pid.to_string())), "{ps}");
+    containerd.expects("the task's PID first among its processes", || {
+        let first = ps.lines().nth(1).and_then(|line| line.split_whitespace().next());
+        assert_eq!(first, Some(&*pid.to_string()), "{ps}");
     });
     assert!(ps.contains("beside"), "{ps}");
 

@@ -8,7 +8,7 @@ use crate::skip;
 /// What is different, and why that is right.
 const DIFFERENT: &[(&str, &str)] = &[
     (
-        "the task's PID among its processes",
+        "the task's PID first among its processes",
         "processes are listed as the guest has them; the task's PID is that of a process on the host",
     ),
     ("ctr run --privileged", "it names every device of the host, and those are refused"),
