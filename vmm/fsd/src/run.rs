@@ -146,7 +146,7 @@ impl Fsd {
         let links = Arc::new(apart.enter()?);
         let threads = worker::COUNT + usize::from(self.hints.is_some());
         let started = Arc::new(Barrier::new(threads + 1));
-        let filter = Arc::new(Filter::worker()?);
+        let filter = Arc::new(Filter::worker(self.hints.is_some())?);
         for number in 0..worker::COUNT {
             let (server, requests) = (self.server.clone(), requests.clone());
             let answer = move || worker::serve(&server, &requests);

@@ -122,7 +122,11 @@ const WORKER: &[Rule] = &[
     (SYS_lseek, Any),
     (SYS_copy_file_range, Any),
     (SYS_getdents64, Any),
-    // Watching the directories that the guest knows; their handles are only compared.
+];
+
+/// The workers, further, of a server that watches.
+const WATCHING: &[Rule] = &[
+    // The directories that the guest knows; their handles are only compared.
     (SYS_fanotify_mark, Any),
     (SYS_name_to_handle_at, Any),
 ];
@@ -146,8 +150,8 @@ impl Filter {
     }
 
     /// The filter of the threads that answer the guest.
-    pub fn worker() -> Result<Self, SeccompError> {
-        Self::compile(&[COMMON, WORKER])
+    pub fn worker(watching: bool) -> Result<Self, SeccompError> {
+        Self::compile(&[COMMON, WORKER, if watching { WATCHING } else { &[] }])
     }
 
     /// The filter of the thread that tells what the host changes.
@@ -227,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_filters_compile_and_leave_the_dangerous_calls_out() {
-        for lists in [[COMMON, WORKER], [COMMON, WATCH], [COMMON, MAIN]] {
+        for lists in [[COMMON, WORKER, WATCHING], [COMMON, WATCH, &[]], [COMMON, MAIN, &[]]] {
             assert!(!Filter::compile(&lists).unwrap().0.is_empty());
             let mut allowed: Vec<_> =
                 lists.concat().into_iter().map(|(syscall, _)| syscall).collect();

@@ -312,8 +312,19 @@ fn a_removed_share_takes_along_what_was_open() {
 }
 
 #[test]
+fn where_nobody_watches_nothing_is_only_repeated() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    let ids = [geteuid().as_raw(), replay::DELETE];
+    let answer = guest.answer(&message(opcode::UNLINK, root, ids, b"f\0")).unwrap();
+    assert_eq!(answer[4..8], [0; 4]);
+    assert!(!guest.share().join("f").exists());
+}
+
+#[test]
 fn what_is_only_repeated_does_nothing() {
     let mut guest = Guest::new();
+    guest.server.watch(Watch::new().unwrap()).unwrap();
     let root = guest.root();
     let file = guest.lookup(root, b"f").unwrap();
     let mut repeat = |gid, opcode, node, body: &[u8]| {
@@ -395,6 +406,7 @@ proptest! {
     #[test]
     fn no_requests_do_harm(requests in proptest::collection::vec(request(), 1..60)) {
         let mut guest = Guest::with_limits(20, 10);
+        guest.server.watch(Watch::new().unwrap()).unwrap();
         let root = guest.root();
         guest.lookup(root, b"f").unwrap();
         for request in requests {
