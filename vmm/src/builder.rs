@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use ampoule_vmm_api::{Channel, DiskConfig, Stamps, VmConfig, console::ConsoleWriter};
+use ampoule_vmm_api::{
+    Channel, DiskConfig, Stamps, VmConfig, console::ConsoleWriter, seccomp::SeccompError,
+};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryError};
@@ -26,7 +28,7 @@ use crate::{
     mptable,
     regs::{self, RegistersError},
     request::BootRequest,
-    seccomp::{Filter, SeccompError},
+    seccomp,
     serial::{self, SerialPort},
     stop::StopLatch,
     vcpu::{self, Surroundings, VcpuHandle},
@@ -138,7 +140,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
         counters: reports.counters.clone(),
         events: reports.events.clone(),
         latch: reports.latch.clone(),
-        filter: Arc::new(Filter::vcpu()?),
+        filter: Arc::new(seccomp::vcpu()?),
     };
     let vcpus = start_vcpus(&kvm, &vm, &config, entry, &surroundings)?;
     add_control(&mut event_loop, reports, disks, vsock, nets);

@@ -18,7 +18,7 @@ use crate::{
     error::describe,
     events::Events,
     request::{self, RequestError},
-    seccomp::Filter,
+    seccomp,
     stop::{Stop, StopLatch},
 };
 
@@ -71,7 +71,7 @@ fn serve(vm: &mut Vm, latch: &StopLatch) -> Stop {
         vcpu.run(stamps.take());
     }
     // The guest runs meanwhile; nothing of it reaches this thread before the event loop does.
-    if let Err(e) = Filter::main().and_then(|filter| filter.install()) {
+    if let Err(e) = seccomp::main().and_then(|filter| filter.install()) {
         latch.raise(StopCause::Internal, describe(&e));
     }
     let stop = loop {

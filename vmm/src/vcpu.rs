@@ -17,7 +17,7 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use ampoule_vmm_api::{Event, Stamps, StopCause};
+use ampoule_vmm_api::{Event, Stamps, StopCause, seccomp::Filter};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::{
     errno,
@@ -28,7 +28,6 @@ use crate::{
     bus::Bus,
     counters::{ExitCounters, count},
     events::{Events, now_ns},
-    seccomp::Filter,
     stop::StopLatch,
 };
 

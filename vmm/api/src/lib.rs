@@ -9,6 +9,7 @@
 //! - [`channel`]: the control socket: one packet, one message, its descriptors
 //! - [`console`]: the console ring, memory shared by both so that it outlives the VMM
 //! - [`guest`]: the I/O ports by which the guest marks its stages and switches itself off, and the share's name
+//! - [`seccomp`]: system call filters
 //! - [`spawn`]: starting and reaping the VMM's process
 
 pub mod channel;
@@ -16,6 +17,7 @@ pub mod config;
 pub mod console;
 pub mod guest;
 pub mod message;
+pub mod seccomp;
 pub mod spawn;
 
 pub use channel::{Channel, ChannelError};
