@@ -30,7 +30,7 @@ use crate::{
     reaper::Reaper,
     registry::{Registry, is_valid_id},
     rootfs::Rootfs,
-    share,
+    share::Shares,
     spawn::Namespaces,
     stats,
     stdio::Streams,
@@ -54,6 +54,8 @@ pub struct Container {
     cgroup: Arc<Cgroup>,
     /// Taken by delete, as far as it came.
     rootfs: Mutex<Option<Rootfs>>,
+    /// Let go with the container.
+    _shares: Shares,
     init: Arc<Process>,
     execs: Registry<Process>,
     /// For further processes.
@@ -90,11 +92,9 @@ impl Container {
         // Until the container's mounts have them.
         let _files = Files::write(&id, &files)?;
         let name = id.clone();
-        let (rootfs, spec) = blocking(move || {
-            share::mount_for(&spec)?;
-            Ok((Rootfs::mount(&name, &rootfs)?, spec))
-        })
-        .await?;
+        let (shares, rootfs, spec) =
+            blocking(move || Ok((Shares::mount_for(&spec)?, Rootfs::mount(&name, &rootfs)?, spec)))
+                .await?;
         let cgroup = match Cgroup::create(&id, &spec.linux.resources) {
             Ok(cgroup) => Arc::new(cgroup),
             Err(error) => {
@@ -138,6 +138,7 @@ impl Container {
             id,
             cgroup,
             rootfs: Mutex::new(Some(rootfs)),
+            _shares: shares,
             init: Arc::new(init),
             execs: Registry::default(),
             user_namespace: linux.has_own(NamespaceKind::User),

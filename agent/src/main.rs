@@ -8,7 +8,7 @@
 //! - [`container`][]: the life of a container, [`process`]: of a process
 //! - [`console`][]: a shell in the guest itself
 //! - [`rootfs`], [`files`], [`cgroup`], [`stats`]: what a container is made of and what it uses
-//! - [`share`][]: directories and files of the host
+//! - [`share`][]: directories and files of the host, [`follow`]: what the host changes in them
 //! - [`random`][]: random numbers of a container that was given a seed
 //! - [`stdio`][]: pumps between processes and the host
 //! - [`reaper`][]: exits
@@ -24,6 +24,7 @@ mod console;
 mod container;
 mod error;
 mod files;
+mod follow;
 mod host;
 mod init;
 mod mount;

@@ -2,7 +2,9 @@
 //!
 //! - [`messages`]: what the host said, as the kernel wants it
 //! - [`resolver`]: Docker's DNS, which is on the host
+//! - [`connect`]: connections that the host passes on
 
+mod connect;
 mod messages;
 mod resolver;
 
@@ -28,6 +30,7 @@ use rustix::{
 };
 
 use crate::plan::{StepError, at, refuse};
+pub use connect::connect;
 use messages::Device;
 pub use resolver::Sockets;
 

@@ -7,10 +7,11 @@ use std::{future::Future, sync::Arc};
 
 use ampoule_agent_api::{
     agent::{
-        ConfigureNetworkRequest, ContainerRequest, CreateConsoleRequest, CreateContainerRequest,
-        CreateExecRequest, CreateResponse, Empty, HelloRequest, HelloResponse, PidsResponse,
-        ProcessRequest, ResizePtyRequest, SignalRequest, StartResponse, StatsResponse,
-        UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
+        ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateConsoleRequest,
+        CreateContainerRequest, CreateExecRequest, CreateResponse, Empty, FollowRequest,
+        FollowResponse, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
+        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
+        WaitOomRequest, WaitOomResponse, WaitResponse,
     },
     agent_ttrpc::Agent,
 };
@@ -23,7 +24,7 @@ use crate::{
     clock,
     container::Container,
     error::Error,
-    network,
+    follow, network,
     plan::{at, refuse},
     process::Process,
     reaper::Reaper,
@@ -81,6 +82,15 @@ impl Agent for Service {
             let served = stream.map_or(Ok(()), |stream| sockets.serve(stream));
             served.map_err(at("network", "127.0.0.11 port 53")).map_err(Error::from)?;
         }
+        Ok(Empty::new())
+    }
+
+    async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> ttrpc::Result<Empty> {
+        // Before the server is looked for: the host awaits it.
+        let stream = stdio::dial(req.stream_port).await.map_err(Error::from)?;
+        let stream =
+            stream.ok_or_else(|| refuse("connect", "stream", "no port")).map_err(Error::from)?;
+        network::connect(&req, stream).await.map_err(Error::from)?;
         Ok(Empty::new())
     }
 
@@ -203,6 +213,13 @@ impl Agent for Service {
     async fn resume(&self, _: &TtrpcContext, req: ContainerRequest) -> ttrpc::Result<Empty> {
         let container = self.container(&req.container_id)?;
         detached(async move { container.resume().await.map(|()| Empty::new()) }).await
+    }
+
+    async fn follow(&self, _: &TtrpcContext, req: FollowRequest) -> ttrpc::Result<FollowResponse> {
+        let told = tokio::task::spawn_blocking(move || follow::tell(&req)).await;
+        let told = told.map_err(at("follow", "task")).map_err(Error::from)?;
+        let watched = told.map_err(Error::from)?;
+        Ok(FollowResponse { watched, ..Default::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, req: ProcessRequest) -> ttrpc::Result<Empty> {

@@ -8,10 +8,10 @@ use std::{future::Future, time::Duration};
 
 use ampoule_agent_api::{
     agent::{
-        ConfigureNetworkRequest, ContainerRequest, CreateConsoleRequest, CreateContainerRequest,
-        CreateExecRequest, Empty, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
-        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
-        WaitOomRequest, WaitResponse,
+        ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateConsoleRequest,
+        CreateContainerRequest, CreateExecRequest, Empty, FollowRequest, HelloRequest,
+        HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
+        StartResponse, StatsResponse, UpdateRequest, WaitOomRequest, WaitResponse,
     },
     agent_ttrpc::AgentClient,
 };
@@ -66,6 +66,12 @@ impl Agent {
     /// Gives the guest its interfaces, before it has a container, or a created container its own ones.
     pub async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<()> {
         bounded("configure network", QUICK, |ctx| self.0.configure_network(ctx, request)).await?;
+        Ok(())
+    }
+
+    /// Connects a stream to a server in the guest's network namespace.
+    pub async fn connect(&self, request: &ConnectRequest) -> Result<()> {
+        bounded("connect", QUICK, |ctx| self.0.connect(ctx, request)).await?;
         Ok(())
     }
 
@@ -175,6 +181,11 @@ impl Agent {
         let request = container_request(container);
         bounded(format!("resume {container}"), QUICK, |ctx| self.0.resume(ctx, &request)).await?;
         Ok(())
+    }
+
+    /// Has whoever watches told of what the host has changed; says whether anybody does.
+    pub async fn follow(&self, changes: &FollowRequest) -> Result<bool> {
+        Ok(bounded("follow", QUICK, |ctx| self.0.follow(ctx, changes)).await?.watched)
     }
 
     pub async fn delete(&self, process: &ProcessRequest) -> Result<()> {

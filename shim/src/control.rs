@@ -1,7 +1,7 @@
 //! The socket of a running sandbox, `control.sock` in its folder, on which any later command reaches it.
 //!
 //! One packet is one message. A connection speaks of one process: the container's first, or, after
-//! [`Request::Exec`] or [`Request::Console`], that one. Streams travel as descriptors ([`Response::Streams`]): the ends of a process's
+//! [`Request::Exec`], [`Request::Console`] or [`Request::Join`], that one. Streams travel as descriptors ([`Response::Streams`]): the ends of a process's
 //! own vsock streams, so that no byte of an exec takes the way over the process that runs the sandbox.
 //! Only the user whose sandbox it is, and root, are answered.
 
@@ -11,7 +11,7 @@ mod server;
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use ampoule_vmm_api::{Channel, ChannelError};
@@ -24,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::{error::Failure, registry::Ended, vm::watch};
 pub use client::{Connection, ControlError};
-pub use server::{Container, Phase, Server};
+pub use server::{Container, End, Joined, Members, Phase, Server};
 
 /// What a command asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub enum Request {
     /// Prepares a further process, as OCI describes it in the file that comes along, likewise; it ends with the
     /// connection.
     ExecProcess,
+    /// Prepares a further container in the sandbox, of which the connection speaks from then on, and with which it ends;
+    /// it has a socket of its own too: `Streams`.
+    Join(Member),
     /// Lets that process run: `Done`.
     Start,
     /// Waits for the process's end: `Ended`; for a first process, when its sandbox is gone.
@@ -74,6 +77,18 @@ pub struct ExecRequest {
     pub terminal: Option<(u16, u16)>,
     pub stdin: bool,
     pub output: bool,
+}
+
+/// A container that is to share another one's sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Member {
+    pub id: String,
+    /// Where its `config.json` is.
+    pub bundle: PathBuf,
+    /// Of its socket.
+    pub folder: PathBuf,
+    /// Of this container of the sandbox are the namespaces that it names by path.
+    pub joins: String,
 }
 
 /// The answers.

@@ -105,8 +105,9 @@ async fn serve(
     };
     let tasks = Tasks::new(config, publisher.clone());
     let (door, connections) = door::open(listener);
+    let calls = tasks.streaming.clone().sort(connections);
     let mut server = Server::new()
-        .add_listener(Listener::new(connections))
+        .add_listener(Listener::new(calls))
         .register_service(task::services(tasks.clone()));
     let mut signals = Signals::listen().map_err(host("listen for signals"))?;
     server.start().await.map_err(DaemonError::Serve)?;

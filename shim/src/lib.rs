@@ -36,6 +36,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod control;
+mod cpus;
 pub mod daemon;
 pub mod error;
 pub mod event_loop;

@@ -15,11 +15,13 @@
 //! - [`found`]: what there is, and what the guest is told of it
 //! - [`tap`], [`redirect`]: how frames get to it
 //! - [`resolver`]: Docker's DNS, which frames do not reach
+//! - [`loopback`]: connections from within the namespace, which are no frames
 //! - [`user`], [`private`], [`passt`]: a network that nobody has made, for `ampoule run`
 //!
 //! [`Network::join`] does all of it; what it has changed is undone when [`Joined`] is dropped.
 
 mod found;
+mod loopback;
 mod passt;
 mod private;
 mod redirect;
@@ -43,6 +45,7 @@ use ampoule_vmm_api::{NetConfig, RateLimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use found::Found;
+pub use loopback::Loopback;
 pub use redirect::Joined;
 pub use resolver::Resolver;
 use tap::Tap;

@@ -4,6 +4,7 @@
 //! - [`containers`]: what is on disk of each container
 //! - [`create`]: from a bundle to a container in a VM, parked before its workload
 //! - [`keeper`]: the process that stands for a container, [`exec`]: and for a further process in it
+//! - [`place`], [`pod`]: the VM of its own that a container has, or shares with those whose namespaces it joins
 //! - [`cgroup`], [`console`], [`pid_file`]: what it has of its caller
 //! - [`namespaces`], [`network`], [`view`]: what is found by who looks at that process instead of the container
 //! - [`verbs`], [`events`]: the short-lived others, clients of the keeper's socket
@@ -27,10 +28,12 @@ mod log;
 mod namespaces;
 mod network;
 mod pid_file;
+mod place;
+mod pod;
 mod verbs;
 mod view;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use clap::Parser;
 
@@ -96,7 +99,7 @@ pub fn main(words: &[OsString]) -> u8 {
     let paths = Paths::new(&Environment::current());
     let root = cli.global.root.unwrap_or_else(|| root(&paths));
     let log = Log::new(cli.global.log, cli.global.log_format);
-    let host = Host { containers: Containers::new(&root), paths, log };
+    let host = Arc::new(Host { containers: Containers::new(&root), paths, log });
     let (verb, failure) = (cli.command.name(), cli.command.failure());
     let done = match cli.command {
         Command::Create(args) => keeper::create(&args, &host),

@@ -135,6 +135,16 @@ impl Prepared {
     }
 }
 
+/// Takes the disks that [`Prepared::attach`] has attached from a sandbox that runs.
+pub async fn detach(rootfs: &RootFs, sandbox: &Sandbox) {
+    for slot in rootfs.slots() {
+        // The slot is lost to the sandbox; what was under it is not.
+        if let Err(error) = sandbox.detach_disk(slot).await {
+            tracing::warn!(slot, %error, "a disk was not detached");
+        }
+    }
+}
+
 /// Makes the disks of a root file system: of `mounts`, or without any of the directory `root`, which then is what
 /// `root.path` of the OCI spec names, absolute. What the container writes goes to a scratch disk of `scratch` bytes,
 /// or without one to guest memory, unless the mounts have a place for it. Blocks.

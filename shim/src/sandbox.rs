@@ -16,16 +16,25 @@
 
 mod boot;
 mod disks;
+mod follow;
 mod owner;
 mod shares;
 mod table;
 mod wire;
 
-use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    fmt,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+    time::SystemTime,
+};
 
-use ampoule_agent_api::agent::{PidsResponse, ProcessRequest, StatsResponse};
+use ampoule_agent_api::agent::{ConnectRequest, PidsResponse, ProcessRequest, StatsResponse};
 use ampoule_vmm_api::Stamps;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
@@ -33,12 +42,14 @@ use tokio::{
 
 use crate::{
     agent::{Agent, AgentError},
+    cpus::{self, Cpus, CpusError},
     id::Id,
     network::{Late, Net, Network},
     share::Share,
     spec::{SpecError, guest_resources},
     vm::{Death, Disk, VmError},
 };
+pub use disks::{FIRST_DISK, GUEST_IMAGE, spare_disks};
 use owner::Input;
 pub use shares::SharesError;
 pub use table::Refused;
@@ -50,11 +61,6 @@ pub fn vm_memory_mib(limit: u64) -> u32 {
     let mib = limit.div_ceil(1 << 20);
     u32::try_from(mib + mib / 16 + 64).unwrap_or(u32::MAX)
 }
-
-/// The slot of the guest image.
-pub const GUEST_IMAGE: u8 = 0;
-/// The slot of [`SandboxConfig::disks`]' first one.
-pub const FIRST_DISK: u8 = 1;
 
 /// What a sandbox is made from.
 #[derive(Debug)]
@@ -343,6 +349,8 @@ pub enum SandboxError {
     Vm(#[source] VmError),
     #[error("disk slot {0}: the VMM did not attach or detach it in time")]
     Disk(u8),
+    #[error(transparent)]
+    Cpus(#[from] CpusError),
     #[error("share files")]
     Shares(#[from] SharesError),
     #[error(transparent)]
@@ -367,6 +375,7 @@ pub struct Sandbox {
     end: watch::Receiver<Option<Arc<Death>>>,
     vmm: u32,
     file_server: watch::Receiver<Option<u32>>,
+    cpus: Arc<Cpus>,
 }
 
 impl Sandbox {
@@ -386,12 +395,16 @@ impl Sandbox {
         let (events, listener) = mpsc::unbounded_channel();
         let (died, end) = watch::channel(None);
         tokio::spawn(owner::Owner::new(booted, queue, events, died).run());
-        (Self { inputs, agent, end, vmm, file_server }, listener)
+        (Self { inputs, agent, end, vmm, file_server, cpus: Arc::default() }, listener)
     }
 
     /// Prepares a container up to just before its workload.
     pub async fn create_container(&self, config: ContainerConfig) -> Result<Created> {
-        self.ask(|reply| Input::CreateContainer(Box::new(config), reply)).await
+        let (id, cpus) = (config.id.clone(), cpus::of_spec(&config.spec)?);
+        let created = self.ask(|reply| Input::CreateContainer(Box::new(config), reply)).await?;
+        self.cpus.set(&id, cpus);
+        self.bind()?;
+        Ok(created)
     }
 
     /// Prepares a further process of a running container likewise.
@@ -438,8 +451,19 @@ impl Sandbox {
 
     /// Gives a container other limits: OCI's resources, JSON.
     pub async fn update(&self, container: &Id, resources: &[u8]) -> Result<()> {
+        let given: LinuxResources = serde_json::from_slice(resources)?;
+        if let Some(cpu) = given.cpu()
+            && let Some(cpus) = cpus::of(cpu)?
+        {
+            self.cpus.set(container, Some(cpus));
+            self.bind()?;
+        }
         let resources = guest_resources(resources)?;
         self.alive(self.agent.update(container.as_str(), resources)).await
+    }
+
+    fn bind(&self) -> Result<()> {
+        Ok(self.cpus.bind(self.vmm().into_iter().chain(self.file_server()))?)
     }
 
     pub async fn pause(&self, container: &Id) -> Result<()> {
@@ -452,7 +476,15 @@ impl Sandbox {
 
     /// Forgets an ended process, or a container that ended or never started with all it had.
     pub async fn delete(&self, process: &ProcessId) -> Result<()> {
-        self.ask(|reply| Input::Delete(process.clone(), reply)).await
+        self.ask(|reply| Input::Delete(process.clone(), reply)).await?;
+        if process.exec.is_none() {
+            self.cpus.forget(&process.container);
+            // The container is gone all the same.
+            if let Err(error) = self.bind() {
+                tracing::warn!(%error, "a VM stays bound to an ended container's processors");
+            }
+        }
+        Ok(())
     }
 
     /// Puts a disk under a free spare slot and returns the slot.
@@ -471,6 +503,19 @@ impl Sandbox {
         request.resolver_port = self.ask(attach).await?;
         request.container_id = container.to_string();
         self.alive(self.agent.configure_network(&request)).await
+    }
+
+    /// Connects to a TCP server in the guest's own network namespace.
+    pub async fn connect(&self, address: SocketAddr) -> Result<UnixStream> {
+        let (stream_port, stream) = self.ask(Input::Listen).await?;
+        let ip = match address.ip() {
+            IpAddr::V4(ip) => ip.octets().into(),
+            IpAddr::V6(ip) => ip.octets().into(),
+        };
+        let port = address.port().into();
+        let request = ConnectRequest { ip, port, stream_port, ..Default::default() };
+        self.alive(self.agent.connect(&request)).await?;
+        Ok(stream)
     }
 
     /// The instants of the boot, as far as they are known.

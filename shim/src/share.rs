@@ -104,9 +104,10 @@ impl Share {
 fn refusal(found: &Stat, kernels: Option<&str>) -> Option<(String, &'static str)> {
     let refuse = |what: &str, instead| Some((what.to_string(), instead));
     match FileType::from_raw_mode(found.st_mode) {
-        FileType::CharacterDevice | FileType::BlockDevice => {
-            refuse("a device", "leave it out: its number means one of the guest's own")
-        }
+        FileType::CharacterDevice | FileType::BlockDevice => refuse(
+            "a device",
+            "leave it out: its number means one of the guest's own; of a disk, share a directory",
+        ),
         FileType::Socket => {
             refuse("a socket", "leave it out: nobody of the host can be reached by it")
         }

@@ -127,10 +127,12 @@ pub fn guest_resources(resources: &[u8]) -> Result<Vec<u8>> {
     let resources: Value = serde_json::from_slice(resources)?;
     let mut json = serde_json::json!({ "linux": { "resources": resources } });
     keep_guests(&mut json, "")?;
-    let mut resources = json["linux"]["resources"].take();
-    if let Value::Object(fields) = &mut resources {
-        fields.remove("devices");
-    }
+    let mut resources = match json["linux"]["resources"].take() {
+        Value::Object(fields) => fields,
+        // Nothing that the guest sees to.
+        _ => serde_json::Map::new(),
+    };
+    resources.remove("devices");
     Ok(serde_json::to_vec(&resources)?)
 }
 
@@ -237,7 +239,7 @@ fn check_devices(devices: &[Value]) -> Result<()> {
             let field = format!("linux.devices[{i}] ({})", path.escape_default());
             return Err(unsupported(
                 field,
-                "devices of the host cannot be passed in; leave it out",
+                "devices of the host cannot be passed in: a VM has its own; of a disk, share a directory of its file system",
             ));
         }
     }

@@ -2,18 +2,20 @@
 //!
 //! - [`service`]: the calls, in both of the API's versions
 //! - [`container`], [`process`]: what there is, and how far it is
-//! - [`create`], [`bundle`], [`size`], [`files`]: from a bundle to a container in a VM
+//! - [`create`], [`bundle`], [`size`], [`binds`]: from a bundle to a container in a VM
 //! - [`pod`], [`anchor`]: the VM they share, and its process on the host
 //! - [`sandbox`]: the VM on its own, as containerd 2 asks for it
 //! - [`exec`], [`delete`]: further processes, and the end of all
 //! - [`events`]: what the sandbox tells, on its way to containerd
-//! - [`stdio`], [`stats`], [`error`], [`fields`]: streams, numbers, codes, messages
+//! - [`stdio`], [`streaming`]: a process's streams, and those of them that containerd opens at our socket
+//! - [`stats`], [`error`], [`fields`]: numbers, codes, messages
 //!
 //! The first container boots the VM, others join it. When the last one has ended and its output has been passed
 //! on, the VM goes, without being asked; what is left then is known here. The daemon goes when containerd says
 //! so and nothing is left. Where containerd has made the sandbox by itself ([`sandbox`]), it decides all that.
 
 mod anchor;
+mod binds;
 mod bundle;
 mod container;
 mod create;
@@ -22,7 +24,6 @@ mod error;
 mod events;
 mod exec;
 mod fields;
-mod files;
 mod pod;
 mod process;
 mod sandbox;
@@ -31,6 +32,7 @@ mod settings;
 mod size;
 mod stats;
 mod stdio;
+mod streaming;
 #[cfg(test)]
 mod testing;
 
@@ -45,19 +47,23 @@ use crate::{
     sandbox::{Event, ProcessId},
 };
 pub use anchor::HostNetwork;
+pub use binds::{Binds, binds};
 pub use bundle::{Bundle, BundleError};
 use container::{Container, Table};
 pub use error::TaskError;
-pub use files::{Binds, binds};
 use pod::Pod;
 use process::{Process, Status};
 use sandbox::Made;
 pub use service::services;
 pub use settings::{OPTIONS, settings};
 pub use size::Size;
+use stdio::within;
+use streaming::Streaming;
 
 /// How long the end of a VM is waited for.
 const GONE: Duration = Duration::from_secs(2);
+/// How long an end is kept back, so that its process's output is read before.
+const READ: Duration = Duration::from_secs(5);
 
 type Result<T> = std::result::Result<T, TaskError>;
 
@@ -82,6 +88,8 @@ pub struct Tasks {
     /// The one that new containers join. Locked while it boots.
     pod: Mutex<Option<Arc<Pod>>>,
     sandbox: Made,
+    /// What containerd opens at our socket that is no call.
+    pub streaming: Arc<Streaming>,
     over: watch::Sender<bool>,
 }
 
@@ -94,6 +102,7 @@ impl Tasks {
             table: Table::default(),
             pod: Mutex::default(),
             sandbox: Made::default(),
+            streaming: Arc::default(),
             over,
         })
     }
@@ -127,10 +136,23 @@ impl Tasks {
             let exec = exec.as_ref().map_or("", Id::as_str);
             // Nobody is told of what was given up.
             let Ok((container, process)) = self.process(container.as_str(), exec) else { continue };
-            events::pass_on(&event, &container, &process, &self.publisher);
-            if matches!(process.status(), Status::Stopped(_)) && process.id.exec.is_none() {
-                tokio::spawn(self.clone().retire());
+            let reading = process.reading().filter(|_| matches!(event, Event::Exited { .. }));
+            let tasks = self.clone();
+            match reading {
+                // No other process waits for that.
+                Some(reading) => drop(tokio::spawn(async move {
+                    within(READ, reading).await;
+                    tasks.pass_on(&event, &container, &process);
+                })),
+                None => tasks.pass_on(&event, &container, &process),
             }
+        }
+    }
+
+    fn pass_on(self: Arc<Self>, event: &Event, container: &Container, process: &Process) {
+        events::pass_on(event, container, process, &self.publisher);
+        if matches!(process.status(), Status::Stopped(_)) && process.id.exec.is_none() {
+            tokio::spawn(self.retire());
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a shim and the guest agent say to each other: `proto/agent.proto`, generated into [`agent`] (the
-//! messages) and [`agent_ttrpc`] (client and service). And what both say to their kernels: [`netlink`].
+//! messages) and [`agent_ttrpc`] (client and service). And what both say to their kernels: [`netlink`], [`bpf`].
 
+pub mod bpf;
 pub mod netlink;
 
 #[allow(clippy::all, clippy::unwrap_used, clippy::expect_used)]

@@ -5,9 +5,11 @@
 //! in the order of the spec, an "allow" adds what it names, a "deny" takes it away. At the end
 //! everything asked for must be in the set.
 
-use std::{
-    io, mem,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+use std::os::fd::BorrowedFd;
+
+use ampoule_agent_api::bpf::{
+    AND, AND_REGISTER, EXIT, Instruction, JUMP_NOT_EQUAL, JUMP_NOT_EQUAL_REGISTER, Kind, LOAD_WORD,
+    MOVE, MOVE_REGISTER, OR, Program, SHIFT_RIGHT, op,
 };
 
 use crate::{
@@ -40,8 +42,8 @@ const ALWAYS: [(u32, Option<u32>, Option<u32>, u32); 11] = [
 /// Puts the program for these rules on a cgroup. It goes when the cgroup goes.
 pub fn attach(cgroup: BorrowedFd<'_>, rules: &[DeviceRule]) -> Result<(), StepError> {
     let rules = rules.iter().map(Rule::try_from).collect::<Result<Vec<_>, _>>()?;
-    let program = load(&compile(&rules)).map_err(at("cgroup", "device program"))?;
-    attach_program(cgroup, &program).map_err(at("cgroup", "device program"))
+    let program = Program::load(Kind::Device, &compile(&rules));
+    program.and_then(|program| program.attach(cgroup)).map_err(at("cgroup", "device program"))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,29 +87,6 @@ impl TryFrom<&DeviceRule> for Rule {
     }
 }
 
-/// struct bpf_insn
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-struct Instruction {
-    code: u8,
-    /// Destination in the low half, source in the high.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-// Opcodes: class | operation | source (include/uapi/linux/bpf_common.h).
-const LOAD_WORD: u8 = 0x61;
-const MOVE: u8 = 0xb7;
-const MOVE_REGISTER: u8 = 0xbf;
-const AND: u8 = 0x57;
-const AND_REGISTER: u8 = 0x5f;
-const OR: u8 = 0x47;
-const SHIFT_RIGHT: u8 = 0x77;
-const JUMP_NOT_EQUAL: u8 = 0x55;
-const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
-const EXIT: u8 = 0x95;
-
 // What the registers hold.
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
@@ -116,15 +95,6 @@ const ASKED: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const GRANTED: u8 = 6;
-
-fn op(code: u8, destination: u8, source: u8, offset: usize, immediate: u32) -> Instruction {
-    Instruction {
-        code,
-        registers: destination | source << 4,
-        offset: offset as i16,
-        immediate: immediate as i32,
-    }
-}
 
 fn compile(rules: &[Rule]) -> Vec<Instruction> {
     let mut program = vec![
@@ -166,77 +136,12 @@ fn compile_rule(rule: &Rule, program: &mut Vec<Instruction>) {
         .collect();
     for (i, (register, value)) in tests.iter().enumerate() {
         // Past the remaining tests and the verdict.
-        program.push(op(JUMP_NOT_EQUAL, *register, 0, tests.len() - i, *value));
+        program.push(op(JUMP_NOT_EQUAL, *register, 0, (tests.len() - i) as i16, *value));
     }
     program.push(match rule.allow {
         true => op(OR, GRANTED, 0, 0, rule.permissions),
         false => op(AND, GRANTED, 0, 0, !rule.permissions),
     });
-}
-
-const PROG_LOAD: libc::c_long = 5;
-const PROG_ATTACH: libc::c_long = 8;
-const TYPE_CGROUP_DEVICE: u32 = 15;
-const ATTACH_CGROUP_DEVICE: u32 = 6;
-/// Programs of nested cgroups all have a say.
-const ALLOW_MULTI: u32 = 2;
-
-/// union bpf_attr for BPF_PROG_LOAD, as far as it is used.
-#[repr(C)]
-struct LoadAttributes {
-    program_type: u32,
-    length: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
-/// union bpf_attr for BPF_PROG_ATTACH.
-#[repr(C)]
-struct AttachAttributes {
-    target: RawFd,
-    program: RawFd,
-    kind: u32,
-    flags: u32,
-}
-
-fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    let attributes = LoadAttributes {
-        program_type: TYPE_CGROUP_DEVICE,
-        length: program.len() as u32,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-    };
-    let fd = bpf(PROG_LOAD, &attributes)?;
-    // SAFETY: bpf(2) has just made this descriptor for us; it is close-on-exec.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-fn attach_program(cgroup: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
-    let attributes = AttachAttributes {
-        target: cgroup.as_raw_fd(),
-        program: program.as_raw_fd(),
-        kind: ATTACH_CGROUP_DEVICE,
-        flags: ALLOW_MULTI,
-    };
-    bpf(PROG_ATTACH, &attributes).map(drop)
-}
-
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the attributes outlive the call, and so does what they point to; the kernel only reads.
-    match unsafe { libc::syscall(libc::SYS_bpf, command, attributes, mem::size_of::<T>()) } {
-        result if result < 0 => Err(io::Error::last_os_error()),
-        result => Ok(result),
-    }
 }
 
 #[cfg(test)]

@@ -197,7 +197,7 @@ pub fn prefix(bytes: &[u8], length: u32) -> String {
     }
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+pub fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }

@@ -33,7 +33,7 @@ use super::{
     args::Args,
     group::group,
     socket,
-    start::{ADDRESS, INIT_PID, PID},
+    start::{ADDRESS, BOOTSTRAP, INIT_PID, PID},
 };
 use crate::text::complain;
 
@@ -62,7 +62,7 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
         Some(bundle) => bundle.clone(),
         None => env::current_dir().map_err(DeleteError::Bundle)?,
     };
-    let path = fs::read_to_string(bundle.join(ADDRESS)).ok();
+    let path = address(&bundle);
     let path = path.as_deref().and_then(|address| address.strip_prefix("unix://")).map(Path::new);
     // Without a specification there is nothing it could be the first of.
     let first = group(&bundle, &args.id).is_ok_and(|group| group == args.id);
@@ -90,6 +90,15 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
         ..Default::default()
     });
     Ok(ended.write_to_bytes()?)
+}
+
+/// The daemon's, as we or containerd wrote it down.
+fn address(bundle: &Path) -> Option<String> {
+    fs::read_to_string(bundle.join(ADDRESS)).ok().or_else(|| {
+        let json = fs::read(bundle.join(BOOTSTRAP)).ok()?;
+        let json: serde_json::Value = serde_json::from_slice(&json).ok()?;
+        Some(json["address"].as_str()?.to_owned())
+    })
 }
 
 /// The pid that containerd was told. 0: there was no task.

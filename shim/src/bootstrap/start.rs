@@ -27,6 +27,8 @@ use super::{
 
 /// What containerd reads when it is started again: versions before 2 the address, people the PID.
 pub const ADDRESS: &str = "address";
+/// Where containerd itself has it for those whose `start` it does not run: the containers of a sandbox that it made before.
+pub const BOOTSTRAP: &str = "bootstrap.json";
 pub const PID: &str = "shim.pid";
 /// Where a task's pid is, for `delete` when no daemon can be asked.
 pub const INIT_PID: &str = "init.pid";

@@ -187,6 +187,8 @@ async fn run_async(
         journal,
         hermetic: args.hermetic,
         config: paths.config.clone(),
+        members: None,
+        is_member: false,
         phase: Phase::running(),
     };
     let server = Server::start(claim.folder(), Arc::new(container))

@@ -6,7 +6,7 @@ use ampoule_vmm_api::ChannelError;
 use rustix::io::Errno;
 use tokio::{net::UnixStream, time::timeout};
 
-use super::{ExecRequest, Peer, Request, Response, socket};
+use super::{ExecRequest, Member, Peer, Request, Response, socket};
 use crate::{error::Failure, registry::Ended, sandbox::Streams};
 
 /// How long an answer may take that waits for nothing but the guest: more than the agent is given.
@@ -115,6 +115,12 @@ impl Connection {
     pub async fn exec_process(&self, process: &OwnedFd) -> Result<Streams> {
         self.0.send(&Request::ExecProcess, &[process])?;
         received(self.answer().await?)
+    }
+
+    /// Prepares a further container in the sandbox, which may take its time. It ends with the connection.
+    pub async fn join(&self, member: Member) -> Result<Streams> {
+        self.send(&Request::Join(member))?;
+        received(self.receive().await?)
     }
 
     async fn streams(&self, request: &Request) -> Result<Streams> {

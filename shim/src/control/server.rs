@@ -10,6 +10,7 @@ use std::{
 };
 
 use ampoule_agent_api::agent::StatsResponse;
+use async_trait::async_trait;
 use oci_spec::runtime::Process;
 use rustix::net::{SocketFlags, accept_with, bind, listen, sockopt::socket_peercred};
 use tokio::{
@@ -20,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ExecRequest, Peer, Request, Response, Stats, Status, socket};
+use super::{ExecRequest, Member, Peer, Request, Response, Stats, Status, socket};
 use crate::{
     config::{Config, ConfigError},
     error::Failure,
@@ -54,8 +55,30 @@ pub struct Container {
     pub hermetic: bool,
     /// Files that say whether there may be consoles.
     pub config: Vec<PathBuf>,
+    /// Who makes further containers in the sandbox, if there may be any.
+    pub members: Option<Arc<dyn Members>>,
+    /// The sandbox is another container's.
+    pub is_member: bool,
     /// How far it is.
     pub phase: Phase,
+}
+
+/// Makes further containers in a sandbox.
+#[async_trait]
+pub trait Members: Send + Sync {
+    /// # Errors
+    /// Why there is none, and nothing of it.
+    async fn join(
+        &self,
+        member: Member,
+    ) -> Result<Joined, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// A further container, served by a [`Server`] of its own.
+pub struct Joined {
+    pub container: Arc<Container>,
+    pub streams: Streams,
+    pub end: End,
 }
 
 /// How far a container is, kept by whoever changes it.
@@ -84,6 +107,8 @@ impl Phase {
 enum ExecError {
     #[error("it is hermetic: nothing is run beside its command")]
     Hermetic,
+    #[error("its VM was made for it alone: containers share one in a pod (`podman pod create`)")]
+    NoMembers,
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("consoles are off: `console = true` at the top of {} turns them on", path.display())]
@@ -100,7 +125,8 @@ enum ExecError {
     Sandbox(#[from] SandboxError),
 }
 
-type End = watch::Receiver<Option<Ended>>;
+/// How a container has ended, once it has.
+pub type End = watch::Receiver<Option<Ended>>;
 
 /// The listening socket and its connections.
 pub struct Server {
@@ -118,6 +144,10 @@ impl Server {
         let (end, ended) = watch::channel(None);
         let accepting = tokio::spawn(accept(listener, container, ended));
         Ok(Self { accepting, end })
+    }
+
+    pub fn end(&self) -> End {
+        self.end.subscribe()
     }
 
     /// Tells everyone who waits how the container ended, and closes.
@@ -174,7 +204,7 @@ async fn next(listener: &AsyncFd<OwnedFd>) -> io::Result<Peer> {
 }
 
 /// Serves a connection until the client goes, or the sandbox has ended and everything is answered.
-async fn converse(peer: Peer, container: Arc<Container>, end: End) {
+async fn converse(peer: Peer, mut container: Arc<Container>, mut end: End) {
     let mut ended = end.clone();
     let mut process = ProcessId::init(container.id.clone());
     let (mut started, mut held) = (false, false);
@@ -204,6 +234,18 @@ async fn converse(peer: Peer, container: Arc<Container>, end: End) {
                     };
                     send_streams(&peer, response, streams)
                 }
+                Ok((Request::Join(member), _)) if !held && process.exec.is_none() => {
+                    let (response, streams) = match container.join(member).await {
+                        Ok(joined) => {
+                            process = ProcessId::init(joined.container.id.clone());
+                            (container, held) = (joined.container, true);
+                            (end, ended) = (joined.end.clone(), joined.end);
+                            (said(&joined.streams), joined.streams)
+                        }
+                        Err(error) => (failed(&*error), Streams::default()),
+                    };
+                    send_streams(&peer, response, streams)
+                }
                 Ok((Request::Attach, _)) => {
                     let (response, streams) = container.attach();
                     send_streams(&peer, response, streams)
@@ -224,6 +266,8 @@ async fn converse(peer: Peer, container: Arc<Container>, end: End) {
     }
     if process.exec.is_some() {
         tokio::spawn(async move { container.forget(&process, started && !held).await });
+    } else if held {
+        let _ = container.sandbox.signal(&process, SIGKILL, true).await;
     }
 }
 
@@ -298,13 +342,18 @@ impl Container {
             Request::Pause => done(self.freeze(true).await),
             Request::Resume => done(self.freeze(false).await),
             Request::Update(resources) => done(self.sandbox.update(&self.id, &resources).await),
+            Request::Shutdown if self.is_member => {
+                done(self.sandbox.signal(&process, SIGKILL, true).await)
+            }
             Request::Shutdown => {
                 self.sandbox.shutdown().await;
                 Response::Done
             }
-            Request::Exec(_) | Request::ExecProcess | Request::Console(_) | Request::Attach => {
-                refused("a connection is for one process")
-            }
+            Request::Exec(_)
+            | Request::ExecProcess
+            | Request::Console(_)
+            | Request::Join(_)
+            | Request::Attach => refused("a connection is for one process"),
         }
     }
 
@@ -375,6 +424,16 @@ impl Container {
         let config = ConsoleConfig { container: self.id.clone(), id: id.clone(), size };
         let created = self.sandbox.create_console(config).await?;
         Ok((ProcessId::exec(self.id.clone(), id), created.streams))
+    }
+
+    async fn join(
+        &self,
+        member: Member,
+    ) -> Result<Joined, Box<dyn std::error::Error + Send + Sync>> {
+        match &self.members {
+            Some(members) => members.join(member).await,
+            None => Err(ExecError::NoMembers.into()),
+        }
     }
 
     /// The id of a further process.

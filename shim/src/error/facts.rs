@@ -240,7 +240,9 @@ fn sandbox(error: &SandboxError) -> Facts {
         SandboxError::Died { kernel, source, .. } => died(Phase::Boot, source).of(kernel.display()),
         SandboxError::Gone(death) => died(Phase::Run, death),
         SandboxError::Refused(_) | SandboxError::Disk(_) => Facts::at(Phase::Run),
-        SandboxError::Spec(_) | SandboxError::Json(_) => Facts::at(Phase::Spec),
+        SandboxError::Spec(_) | SandboxError::Json(_) | SandboxError::Cpus(_) => {
+            Facts::at(Phase::Spec)
+        }
         SandboxError::Agent(_) => Facts::at(Phase::Create),
         SandboxError::Shares(error) => shares(error),
         SandboxError::Start { process, source } => {

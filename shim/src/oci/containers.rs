@@ -51,6 +51,9 @@ pub struct Record {
     pub annotations: HashMap<String, String>,
     /// Of the host, that the keeper is in.
     pub cgroup: Option<PathBuf>,
+    /// The container whose VM it is in, if it is not its own.
+    #[serde(default)]
+    pub sandbox: Option<String>,
     /// `create` has come to its end.
     pub complete: bool,
 }
@@ -252,6 +255,7 @@ mod tests {
             owner: 0,
             annotations: HashMap::new(),
             cgroup: None,
+            sandbox: None,
             complete: false,
         }
     }

@@ -1,21 +1,26 @@
-//! From a bundle to a container in a VM of its own, parked before its command: the same parts of which containerd's
-//! tasks are made.
+//! From a bundle to a container in a VM of its own or in another container's, parked before its command: the same parts
+//! of which containerd's tasks are made.
 
 use std::{mem, path::Path, time::Duration};
 
 use oci_spec::runtime::{Process, Spec};
 
-use super::{Host, OciError, Result, containers::Found, network};
+use super::{
+    Host, OciError, Result,
+    containers::Found,
+    network,
+    pod::{self, Joins},
+};
 use crate::{
     config::Config,
     hooks::Hooks,
     id::Id,
     image::Store,
-    rootfs::{self, RootFsError},
+    rootfs::{self, Prepared, RootFsError},
     run_spec::hostname,
     sandbox::{
-        ContainerConfig, Created, FIRST_DISK, Fixed, Sandbox, SandboxConfig, SandboxError, Stdio,
-        vm_memory_mib,
+        ContainerConfig, Created, FIRST_DISK, Fixed, RootFs, Sandbox, SandboxConfig, SandboxError,
+        Stdio, spare_disks, vm_memory_mib,
     },
     spec::{Counterparts, guest_spec},
     task::{Binds, Bundle, HostNetwork, Size, binds, settings},
@@ -46,6 +51,8 @@ pub struct Plan {
     /// The namespace on the host; the guest's own one is another.
     pub network: HostNetwork,
     pub hooks: Hooks,
+    /// Whose VM it is in.
+    pub joins: Option<Joins>,
     config: Config,
     binds: Binds,
 }
@@ -57,19 +64,23 @@ pub fn plan(id: &str, mut bundle: Bundle, host: &Host) -> Result<Plan> {
     let ignored = bundle.decide(config.strict).map_err(SandboxError::from)?;
     host.log.ignored(&ignored);
     let hooks = Hooks::take(&mut bundle.spec, &id, &bundle.path).map_err(SandboxError::from)?;
+    let joins = Joins::find(&bundle.spec, &host.containers)?;
     let network = bundle.network();
-    bundle.forget_network_path();
+    if joins.is_none() {
+        bundle.forget_network_path();
+    }
     let binds = binds(&bundle.spec)?;
-    check(&bundle.spec, &binds)?;
-    Ok(Plan { id, bundle, network, hooks, config, binds })
+    check(&bundle.spec, &binds, joins.is_some())?;
+    Ok(Plan { id, bundle, network, hooks, joins, config, binds })
 }
 
 /// Refuses what the guest's specification cannot have now, instead of after the VM's boot.
-fn check(spec: &Spec, binds: &Binds) -> Result<()> {
-    let copies = binds.files.iter().map(|file| (file.source.clone(), String::new()));
-    let own = copies.chain(binds.own.clone()).collect();
+fn check(spec: &Spec, binds: &Binds, joins: bool) -> Result<()> {
+    let own = binds.own.iter().cloned().collect();
     let shares = binds.shares.iter().map(|share| (share.mount, 0)).collect();
-    let checked = guest_spec(spec, &Counterparts { binds: own, shares, ..Default::default() });
+    let namespaces_of = joins.then_some(1);
+    let counterparts = Counterparts { binds: own, shares, namespaces_of, ..Default::default() };
+    let checked = guest_spec(spec, &counterparts);
     checked.map(drop).map_err(|e| SandboxError::from(e).into())
 }
 
@@ -82,20 +93,19 @@ pub fn hooks(found: &Found) -> Result<Hooks> {
 /// Runs the hooks that prepare the namespaces of this process, boots the VM and prepares the container in it. Dropping
 /// the future leaves nothing.
 pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
-    let Plan { id, bundle, hooks, config, binds, .. } = plan;
-    hooks.create(std::process::id()).await?;
-    binds.read_again()?;
+    plan.hooks.create(std::process::id()).await?;
     let network = network::join().await?;
     let paths = &host.paths;
+    let prepared = plan.prepare(host)?;
+    let Plan { id, bundle, config, binds, .. } = &*plan;
     let sandbox = &config.sandbox;
-    let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
-    let store = store.with_snapshots(config.store.snapshots.0);
-    let scratch = (!bundle.is_read_only()).then_some(sandbox.scratch_size.0);
-    let prepared = rootfs::prepare(&store, &[], &bundle.root(), scratch)?;
     let size = Size::of(&bundle.spec, sandbox);
     let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
-    let shares = mem::take(&mut binds.shares);
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
+    let grows = pod::is_first(&bundle.spec);
+    let fsd = (grows || !binds.shares.is_empty()).then(|| paths.fsd.clone());
+    let nets = network.as_ref().map_or(0, |network| network.nets.len());
+    let spare_disks = if grows { spare_disks(disks.len(), nets, fsd.is_some()) } else { 0 };
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: id.clone(),
         hostname: hostname(name.unwrap_or(id.as_str())).into(),
@@ -105,30 +115,43 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
         kernel: sandbox.kernel.as_ref().unwrap_or(&paths.kernel).clone(),
         guest_image: sandbox.guest_image.as_ref().unwrap_or(&paths.guest).clone(),
         disks,
-        spare_disks: 0,
+        spare_disks,
         network,
         spare_nets: Vec::new(),
         cmdline: String::new(),
         boot_timeout: Duration::from_secs(sandbox.boot_timeout.into()),
         seeded: false,
         oom_score_adj: bundle.oom_score_adj(),
-        fsd: (!shares.is_empty()).then(|| paths.fsd.clone()),
+        fsd,
     })
     .await?;
-    let stdio = Stdio { stdin: true, stdout: true, stderr: !bundle.terminal() };
-    let created = sandbox
-        .create_container(ContainerConfig {
-            id: id.clone(),
-            spec: bundle.spec.clone(),
+    let created = sandbox.create_container(plan.container(rootfs, None)).await?;
+    Ok(Parked { sandbox, created })
+}
+
+impl Plan {
+    /// Its root file system. Blocks.
+    pub fn prepare(&self, host: &Host) -> Result<Prepared> {
+        let store = Store::open(&host.paths.store).map_err(RootFsError::Convert)?;
+        let store = store.with_snapshots(self.config.store.snapshots.0);
+        let scratch = (!self.bundle.is_read_only()).then_some(self.config.sandbox.scratch_size.0);
+        Ok(rootfs::prepare(&store, &[], &self.bundle.root(), scratch)?)
+    }
+
+    /// With what was opened for it, once; it joins the namespaces of another container if it names some by path.
+    pub fn container(&mut self, rootfs: RootFs, joins: Option<Id>) -> ContainerConfig {
+        let binds = mem::take(&mut self.binds);
+        ContainerConfig {
+            id: self.id.clone(),
+            spec: self.bundle.spec.clone(),
             rootfs,
-            stdio,
-            files: mem::take(&mut binds.files),
-            binds: mem::take(&mut binds.own),
-            shares,
-            joins: None,
+            stdio: Stdio { stdin: true, stdout: true, stderr: !self.bundle.terminal() },
+            files: Vec::new(),
+            binds: binds.own,
+            shares: binds.shares,
+            joins,
             init: false,
             fixed: Fixed::default(),
-        })
-        .await?;
-    Ok(Parked { sandbox, created })
+        }
+    }
 }

@@ -1,9 +1,22 @@
-//! The slots of disks that come and go at run time. Belongs to the owner task.
+//! The slots of disks, and those that come and go at run time, which belong to the owner task.
 
 use std::collections::HashMap;
 
+use ampoule_vmm_api::config::{MAX_DISKS, MAX_SLOTS};
+
 use super::{Refused, Reply, SandboxError, answer};
 use crate::vm::{Disk, Vm};
+
+/// How many disks may be attached to a sandbox after its boot that has so many disks and networks, and shares or not.
+pub fn spare_disks(disks: usize, nets: usize, shares: bool) -> u8 {
+    let most = MAX_DISKS.min((MAX_SLOTS - usize::from(shares)).saturating_sub(nets));
+    u8::try_from(most.saturating_sub(usize::from(FIRST_DISK) + disks)).unwrap_or_default()
+}
+
+/// The slot of the guest image.
+pub const GUEST_IMAGE: u8 = 0;
+/// The slot of [`SandboxConfig::disks`]' first one.
+pub const FIRST_DISK: u8 = 1;
 
 /// A disk on its way in or out, and who waits for it.
 enum Moving {

@@ -17,6 +17,7 @@ use ampoule_agent_api::{
 };
 use ampoule_vmm_api::NetConfig;
 use tokio::{
+    net::UnixStream,
     sync::{mpsc, watch},
     task::JoinSet,
 };
@@ -28,7 +29,7 @@ use super::{
     disks::{Disks, Turn},
     shares::{Batch, Shares},
     table::Table,
-    wire::{UNKNOWN, answers, exit, exit_of, failure, file, realtime_ns, rootfs, streams},
+    wire::{UNKNOWN, answers, exit, exit_of, failure, file, listen, realtime_ns, rootfs, streams},
 };
 use crate::{
     agent::{Agent, AgentError, Code},
@@ -58,6 +59,7 @@ pub(super) enum Input {
     AttachDisk(Disk, Reply<u8>),
     DetachDisk(u8, Reply<()>),
     AttachNetwork(Vec<NetConfig>, Joined, Option<Resolver>, Reply<u32>),
+    Listen(Reply<(u32, UnixStream)>),
     BootRecord(Reply<BootRecord>),
     Shutdown,
 }
@@ -151,6 +153,10 @@ impl Owner {
             Input::AttachNetwork(nets, joined, resolver, reply) => {
                 answer(reply, self.attach_network(&nets, joined, resolver));
             }
+            Input::Listen(reply) => {
+                let listening = self.alive().and_then(|vm| listen(vm).map_err(SandboxError::Vm));
+                answer(reply, listening);
+            }
             Input::BootRecord(reply) => answer(reply, Ok(self.record.clone())),
             Input::Shutdown => {
                 if let Some(vm) = &mut self.vm {
@@ -219,7 +225,7 @@ impl Owner {
         };
         let agent = self.agent.clone();
         self.calls.spawn(async move {
-            let created = match shares.add().await {
+            let created = match shares.add(&agent).await {
                 Ok(()) => agent.create_container(&request).await.map_err(SandboxError::from),
                 Err(error) => Err(error.into()),
             };

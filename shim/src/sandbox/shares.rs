@@ -20,15 +20,18 @@ use std::{
 };
 
 use ampoule_fsd_api::{Fsd, FsdError};
+use ampoule_vmm_api::Channel;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
         AddressFamily, SocketFlags, SocketType, socketpair, sockopt::set_socket_send_buffer_size,
     },
 };
-use tokio::sync::watch;
+use tokio::sync::watch::{Receiver, Sender};
 
+use super::follow::follow;
 use crate::{
+    agent::Agent,
     id::Id,
     oom,
     share::Share,
@@ -95,7 +98,7 @@ enum Server {
 pub(super) struct Shares {
     server: Arc<Mutex<Server>>,
     has_device: bool,
-    pid: watch::Sender<Option<u32>>,
+    pid: Sender<Option<u32>>,
     next: u32,
     numbers: HashMap<Id, Vec<u32>>,
 }
@@ -104,7 +107,7 @@ pub(super) struct Shares {
 pub(super) struct Batch {
     shares: Vec<(u32, Share)>,
     server: Arc<Mutex<Server>>,
-    pid: watch::Sender<Option<u32>>,
+    pid: Sender<Option<u32>>,
 }
 
 impl Shares {
@@ -114,14 +117,14 @@ impl Shares {
         Self {
             server: Arc::new(Mutex::new(server)),
             has_device,
-            pid: watch::Sender::new(None),
+            pid: Sender::new(None),
             next: 0,
             numbers: HashMap::new(),
         }
     }
 
     /// The server's PID on this host, while it is there.
-    pub fn pid(&self) -> watch::Receiver<Option<u32>> {
+    pub fn pid(&self) -> Receiver<Option<u32>> {
         self.pid.subscribe()
     }
 
@@ -179,8 +182,8 @@ impl Batch {
         self.shares.iter().map(|(number, share)| (share.mount, *number)).collect()
     }
 
-    /// Returns when the server has them all.
-    pub async fn add(self) -> Result<(), SharesError> {
+    /// Returns when the server has them all. What the host changes in them is told to the agent.
+    pub async fn add(self, agent: &Agent) -> Result<(), SharesError> {
         if self.shares.is_empty() {
             return Ok(());
         }
@@ -188,17 +191,28 @@ impl Batch {
         let added = tokio::task::spawn_blocking(move || lock(&self.server).add(&self.shares)).await;
         // It neither panics nor is it cancelled.
         let started = added.map_err(|_| SharesError::Ended)??;
-        if let Some((number, pidfd)) = started {
+        if let Some(Started { pid: number, pidfd, hints }) = started {
             pid.send_replace(Some(number));
             tokio::spawn(attend(server, pid, pidfd));
+            if let Some(hints) = hints.and_then(|hints| registered(hints).ok()) {
+                tokio::spawn(follow(hints, agent.clone()));
+            }
         }
         Ok(())
     }
 }
 
+/// A server that has just been started.
+struct Started {
+    pid: u32,
+    pidfd: OwnedFd,
+    /// Of what the host changes, if it can be had.
+    hints: Option<Channel>,
+}
+
 impl Server {
-    /// Starts it if it is to be started: then returns its PID.
-    fn add(&mut self, shares: &[(u32, Share)]) -> Result<Option<(u32, OwnedFd)>, SharesError> {
+    /// Starts it if it is to be started: then says so.
+    fn add(&mut self, shares: &[(u32, Share)]) -> Result<Option<Started>, SharesError> {
         match mem::replace(self, Self::Ended) {
             Self::Ended => Err(SharesError::Ended),
             Self::Serving(fsd) => {
@@ -207,9 +221,9 @@ impl Server {
                 added.map(|()| None)
             }
             Self::Waiting(start) => match begin(&start, shares) {
-                Ok((fsd, pid, pidfd)) => {
+                Ok((fsd, started)) => {
                     *self = Self::Serving(fsd);
-                    Ok(Some((pid, pidfd)))
+                    Ok(Some(started))
                 }
                 Err(error) => {
                     *self = Self::Waiting(start);
@@ -221,15 +235,30 @@ impl Server {
 }
 
 /// Users without privileges can share only what is there before it serves.
-fn begin(start: &Start, shares: &[(u32, Share)]) -> Result<(Fsd, u32, OwnedFd), SharesError> {
+fn begin(start: &Start, shares: &[(u32, Share)]) -> Result<(Fsd, Started), SharesError> {
     let mut fsd = Fsd::spawn(&start.exe, &start.name)?;
     let pid = fsd.process().pid().as_raw_pid().unsigned_abs();
     oom::set_score(pid, start.oom_score_adj);
     add_all(&fsd, shares)?;
+    let hints = watch(&fsd)?;
     let copy = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(FsdError::Socket);
     fsd.serve(copy(&start.socket)?)?;
     let pidfd = copy(fsd.process())?;
-    Ok((fsd, pid, pidfd))
+    Ok((fsd, Started { pid, pidfd, hints }))
+}
+
+/// The host has only so many watchers of files for each user: a sandbox does without rather than not at all.
+fn watch(fsd: &Fsd) -> Result<Option<Channel>, FsdError> {
+    let (hints, theirs) = Channel::pair().map_err(FsdError::Socket)?;
+    match fsd.watch(theirs) {
+        Ok(()) => Ok(Some(hints)),
+        Err(FsdError::Refused(why)) => {
+            let why = one_line(&why, 500);
+            tracing::warn!(why, "inotify will not tell of the host's changes (fs.fanotify)");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// All or none.
@@ -244,7 +273,7 @@ fn add_all(fsd: &Fsd, shares: &[(u32, Share)]) -> Result<(), SharesError> {
 }
 
 /// Says so when a server ends before its sandbox does.
-async fn attend(server: Arc<Mutex<Server>>, pid: watch::Sender<Option<u32>>, pidfd: OwnedFd) {
+async fn attend(server: Arc<Mutex<Server>>, pid: Sender<Option<u32>>, pidfd: OwnedFd) {
     let Ok(pidfd) = registered(pidfd) else { return };
     let _ = pidfd.readable().await;
     let _ = tokio::task::spawn_blocking(move || {
@@ -259,7 +288,7 @@ async fn attend(server: Arc<Mutex<Server>>, pid: watch::Sender<Option<u32>>, pid
     .await;
 }
 
-fn end(server: &mut Server, pid: &watch::Sender<Option<u32>>) {
+fn end(server: &mut Server, pid: &Sender<Option<u32>>) {
     pid.send_replace(None);
     let Server::Serving(mut fsd) = mem::replace(server, Server::Ended) else { return };
     fsd.process().kill();
@@ -286,6 +315,11 @@ mod tests {
 
     use super::*;
 
+    /// Who is not there.
+    fn agent() -> Agent {
+        Agent::new(tokio::net::UnixStream::pair().unwrap().0)
+    }
+
     fn share() -> Share {
         let root = open("/tmp", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         Share { source: "/tmp".into(), root, read_only: false, mount: 2 }
@@ -298,7 +332,7 @@ mod tests {
         let batch = shares.number(vec![share()]).unwrap();
         assert_eq!(batch.by_mount(), [(2, 0)].into());
         shares.belong(&"c".parse().unwrap(), &batch);
-        let error = batch.add().await.unwrap_err();
+        let error = batch.add(&agent()).await.unwrap_err();
         shares.forget(&"c".parse().unwrap());
         (shares, crate::error::chain_text(&error))
     }
@@ -310,7 +344,7 @@ mod tests {
         assert_eq!(*shares.pid().borrow(), None);
         let again = shares.number(vec![share()]).unwrap();
         assert_eq!(again.by_mount(), [(2, 1)].into(), "a number has been nothing else before");
-        assert!(matches!(again.add().await, Err(SharesError::Fsd(_))));
+        assert!(matches!(again.add(&agent()).await, Err(SharesError::Fsd(_))));
     }
 
     #[tokio::test]
@@ -327,6 +361,6 @@ mod tests {
     async fn without_a_device_there_are_no_shares() {
         let mut shares = Shares::new(None);
         assert!(matches!(shares.number(vec![share()]), Err(SharesError::None)));
-        shares.number(Vec::new()).unwrap().add().await.unwrap();
+        shares.number(Vec::new()).unwrap().add(&agent()).await.unwrap();
     }
 }

@@ -85,7 +85,7 @@ pub(super) fn streams(vm: &Vm, wanted: Stdio) -> Result<(agent::Stdio, Streams),
 }
 
 /// Awaits the guest on a port that nobody can guess, once.
-fn listen(vm: &Vm) -> Result<(u32, UnixStream), VmError> {
+pub(super) fn listen(vm: &Vm) -> Result<(u32, UnixStream), VmError> {
     let port = random_port().map_err(|e| VmError::Prepare("draw a random port", e))?;
     Ok((port, vm.listen(port)?))
 }

@@ -54,7 +54,7 @@ pub const FIELDS: &[Field] = &[
     row(
         "mounts[].type",
         Guest,
-        "proc, sysfs, tmpfs, devpts, mqueue, cgroup (v2), cgroup2; bind: directories, large files and those that may be written are shared, small read-only files copied; devices, sockets, FIFOs, `/` and file systems of the host's kernel are refused",
+        "proc, sysfs, tmpfs, devpts, mqueue, cgroup (v2), cgroup2; bind: directories and files are shared, live; devices, sockets, FIFOs, `/` and file systems of the host's kernel are refused",
     ),
     row("mounts[].source", Guest, BY_KERNEL),
     row(
@@ -229,13 +229,13 @@ pub const FIELDS: &[Field] = &[
     row("linux.resources.cpu.realtimePeriod", Strict, NOT_IN_V2),
     row(
         "linux.resources.cpu.cpus",
-        Strict,
-        "CPUs of the host cannot be chosen yet; pin the sandbox's processes, or use cpu.quota",
+        Host,
+        "the VM and its file server run on them; those of all containers of a sandbox together",
     ),
     row(
         "linux.resources.cpu.mems",
-        Strict,
-        "memory nodes of the host cannot be chosen yet; leave it out",
+        Host,
+        "all memory nodes of the host; a choice of them is refused",
     ),
     row("linux.resources.pids.limit", Guest, "pids.max"),
     row("linux.resources.blockIO.weight", Strict, NO_DISKS_OF_HOST),

@@ -6,12 +6,13 @@ use containerd_shim_protos::{api::CreateTaskRequest, protobuf::well_known_types:
 
 use super::{
     Result, Tasks,
+    binds::{self, Binds},
     bundle::Bundle,
     container::{Container, Place},
     error::TaskError,
-    files::{self, Binds},
     pod::PodPlan,
     process::{Process, Status},
+    sandbox::PodFiles,
     settings::settings,
     size::Size,
     stdio::{Opened, Owner, Wanted},
@@ -80,22 +81,22 @@ impl Tasks {
         options: Any,
     ) -> Result<()> {
         let owner = Owner { id: container.id.as_str(), namespace: &self.config.namespace };
-        let opened = Opened::open(&container.init.wanted, owner).await?;
+        let opened = Opened::open(&container.init.wanted, owner, &self.streaming).await?;
         let mounts = container.mounts.iter().map(mount).collect();
         let paths = self.config.paths.clone();
-        let id = container.id.clone();
-        let parts =
-            tokio::task::spawn_blocking(move || parts(&id, bundle, &options, mounts, &paths)).await;
+        let (id, files) = (container.id.clone(), self.sandbox.files());
+        let parts = tokio::task::spawn_blocking(move || {
+            parts(&id, bundle, &options, mounts, &paths, &files)
+        })
+        .await;
         let parts =
             parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
         container.log_ignored(&parts.ignored);
-        let (spec, mut binds, joins) = self.place(container, parts).await?;
+        let (spec, binds, joins) = self.place(container, parts).await?;
         let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
         if let Some(hooks) = container.hooks.get().filter(|_| place.attached) {
             hooks.create(container.pid()).await?;
         }
-        let binds = tokio::task::spawn_blocking(move || binds.read_again().map(|()| binds)).await;
-        let binds = binds.map_err(|e| TaskError::Host("read files", e.into()))??;
         let created = place
             .pod
             .sandbox
@@ -104,7 +105,7 @@ impl Tasks {
                 spec,
                 rootfs: place.rootfs.clone(),
                 stdio: opened.streams(),
-                files: binds.files,
+                files: Vec::new(),
                 binds: binds.own,
                 shares: binds.shares,
                 joins,
@@ -188,6 +189,7 @@ fn parts(
     options: &Any,
     mounts: Vec<Mount>,
     paths: &Paths,
+    of_pod: &PodFiles,
 ) -> Result<Parts> {
     let config = settings(paths, options, &bundle.spec)?;
     let ignored = bundle.decide(config.strict).map_err(SandboxError::from)?;
@@ -196,7 +198,8 @@ fn parts(
     let store = store.with_snapshots(config.store.snapshots.0);
     let scratch = (!bundle.is_read_only()).then_some(config.sandbox.scratch_size.0);
     let prepared = rootfs::prepare(&store, &mounts, &bundle.root(), scratch)?;
-    let binds = files::binds(&bundle.spec)?;
+    of_pod.bind_into(&mut bundle.spec);
+    let binds = binds::binds(&bundle.spec)?;
     Ok(Parts { bundle, config, prepared, binds, hooks, ignored })
 }
 

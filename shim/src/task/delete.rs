@@ -9,7 +9,10 @@ use super::{
     process::{Process, Status},
     stdio::within,
 };
-use crate::sandbox::{Exit, Refused, SandboxError};
+use crate::{
+    rootfs,
+    sandbox::{Exit, Refused, SandboxError},
+};
 
 /// How long what has been written is passed on after the end, if somebody reads slowly, or nobody does.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -87,12 +90,7 @@ impl Tasks {
         let Some(place) = container.place.get() else { return Ok(()) };
         delete(container, &container.init).await?;
         if place.attached && !place.pod.sandbox.has_ended() {
-            for slot in place.rootfs.slots() {
-                // The slot is lost to the sandbox; what was under it is not.
-                if let Err(error) = place.pod.sandbox.detach_disk(slot).await {
-                    tracing::warn!(slot, %error, "a disk was not detached");
-                }
-            }
+            rootfs::detach(&place.rootfs, &place.pod.sandbox).await;
         }
         Ok(())
     }

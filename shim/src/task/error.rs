@@ -7,6 +7,7 @@ use ttrpc::Code;
 use super::{anchor::AnchorError, bundle::BundleError, stdio::StdioError};
 use crate::{
     agent::AgentError,
+    cpus::CpusError,
     error::chain_text,
     hooks::HookError,
     id::BadId,
@@ -23,15 +24,17 @@ const MAX_TEXT: usize = 4000;
 /// Last lines of a dead guest's console that go with it.
 const CONSOLE_LINES: usize = 5;
 
+/// Some texts end as containerd's own do, which tells its clients the kind of an error by its code and, from 2.0 on, nothing
+/// but the text as we say it.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    #[error("{0}: no such container or process")]
+    #[error("{0}: not found")]
     NotFound(String),
-    #[error("{0}: exists already")]
+    #[error("{0}: already exists")]
     Exists(String),
     #[error("{id}: {is}, not {wanted}")]
     State { id: String, is: &'static str, wanted: &'static str },
-    #[error("{0}: has ended already")]
+    #[error("{0}: has ended already: not found")]
     Ended(String),
     #[error("{0}")]
     Invalid(String),
@@ -118,6 +121,8 @@ fn sandbox_code(error: &SandboxError) -> Code {
             | Code::INVALID_ARGUMENT => *code,
             _ => Code::INTERNAL,
         },
+        SandboxError::Cpus(CpusError::Bind(_)) => Code::INTERNAL,
+        SandboxError::Cpus(_) => Code::INVALID_ARGUMENT,
         SandboxError::Boot(_)
         | SandboxError::Died { .. }
         | SandboxError::Vm(_)

@@ -2,7 +2,6 @@
 
 use std::{fmt, fs::File, sync::Arc, time::Duration};
 
-use ampoule_vmm_api::config::{MAX_DISKS, MAX_SLOTS};
 use tokio::sync::Mutex;
 
 use super::{
@@ -16,9 +15,9 @@ use crate::{
     error::chain_text,
     hooks::Hooks,
     id::Id,
-    network::{Late, Net, Network, NetworkError, Spares, spare},
+    network::{Late, Loopback, Net, Network, NetworkError, Spares, spare},
     run_spec::hostname,
-    sandbox::{FIRST_DISK, Sandbox, SandboxConfig, vm_memory_mib},
+    sandbox::{Sandbox, SandboxConfig, spare_disks, vm_memory_mib},
     vm::Disk,
 };
 
@@ -56,24 +55,25 @@ impl Tasks {
             hooks.create(anchor.pid()).await?;
         }
         let network = look(&anchor, Network::join).await?;
+        let loopback = match network.is_some() && plan.grows {
+            true => loopback(&anchor).await,
+            false => None,
+        };
         let paths = &self.config.paths;
         let fsd = (plan.grows || plan.shares).then(|| paths.fsd.clone());
-        let slots = MAX_SLOTS - usize::from(fsd.is_some());
-        let used = usize::from(FIRST_DISK) + disks.len();
+        let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
         let (spare_nets, late) = match (&network, plan.grows) {
             (Some(_), _) => (Vec::new(), None),
             // Who makes a pod makes its network first.
             (None, true) => (Vec::new(), Some(Spares::default())),
             (None, false) => {
-                let (nets, spares) = spares(&anchor, slots.saturating_sub(used)).await;
+                let (nets, spares) = spares(&anchor, room(0)).await;
                 (nets, Some(spares))
             }
         };
         let nets = network.as_ref().map_or(0, |network| network.nets.len());
-        let most = MAX_DISKS.min(slots.saturating_sub(nets));
         // A slot costs every boot a little.
-        let free = most.saturating_sub(used);
-        let spare_disks = if plan.grows { u8::try_from(free).unwrap_or_default() } else { 0 };
+        let spare_disks = if plan.grows { room(nets) } else { 0 };
         let (sandbox, events) = Sandbox::create(SandboxConfig {
             name: self.config.id.clone(),
             hostname: hostname(&plan.hostname).into(),
@@ -99,18 +99,41 @@ impl Tasks {
             let pod = pod.clone();
             async move { pod.guard().await }
         });
+        if let Some(loopback) = loopback {
+            let pod = pod.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = pod.sandbox.ended() => {}
+                    _ = loopback.serve(&pod.sandbox) => {}
+                }
+            });
+        }
         Ok(pod)
     }
 }
 
+/// For connections from within the pod's namespace, if this host's kernel can have them passed on.
+async fn loopback(anchor: &Anchor) -> Option<Loopback> {
+    let opened = look(anchor, Loopback::open).await;
+    let lost = |error: &TaskError| {
+        let error = chain_text(error);
+        tracing::warn!(
+            error,
+            "who connects to the pod from within its network namespace on the host reaches nobody"
+        );
+    };
+    opened.inspect_err(lost).ok()
+}
+
 /// Network devices for what comes after the boot, if there is room.
-async fn spares(anchor: &Anchor, room: usize) -> (Vec<Net>, Spares) {
-    let count = u8::try_from(room).unwrap_or(u8::MAX).min(SPARE_NETS);
-    look(anchor, move |namespace| spare(namespace, count)).await.unwrap_or_else(|error| {
-        let error = chain_text(&error);
-        tracing::warn!(error, "interfaces that come after the VM's boot will be refused");
-        Default::default()
-    })
+async fn spares(anchor: &Anchor, room: u8) -> (Vec<Net>, Spares) {
+    look(anchor, move |namespace| spare(namespace, room.min(SPARE_NETS))).await.unwrap_or_else(
+        |error| {
+            let error = chain_text(&error);
+            tracing::warn!(error, "interfaces that come after the VM's boot will be refused");
+            Default::default()
+        },
+    )
 }
 
 /// Does something with the network namespace that the process is in.

@@ -163,6 +163,14 @@ impl Process {
         }
     }
 
+    /// Tells when all of a container's output has been read, of which containerd would cancel the rest when it hears of
+    /// the end.
+    pub fn reading(&self) -> Option<impl Future<Output = ()> + use<>> {
+        let connection = lock(&self.connection);
+        let io = connection.io.as_ref().filter(|io| io.is_cancelled_by_the_end());
+        io.filter(|_| self.id.exec.is_none()).map(Io::drained)
+    }
+
     /// Ends the passing on, whatever is still under way.
     pub fn disconnect(&self) {
         lock(&self.connection).io = None;

@@ -10,11 +10,13 @@
 //!
 //! - [`service`]: the calls
 //! - [`plan`], [`pod_config`]: what a sandbox is made from, in containerd's words and in CRI's
+//! - [`files`]: what its containers know names by, and their shared memory
 //! - [`pause`]: what holds the pod's namespaces
 //!
 //! From CreateSandbox to ShutdownSandbox the VM and the daemon stay, whatever tasks there are; without these calls
 //! both follow the tasks.
 
+mod files;
 mod pause;
 mod plan;
 mod pod_config;
@@ -33,6 +35,7 @@ use crate::{
     id::Id,
     sandbox::{BootRecord, ProcessId},
 };
+pub use files::PodFiles;
 use plan::Plan;
 pub use service::services;
 
@@ -73,6 +76,7 @@ struct State {
     since: Option<SystemTime>,
     /// Its end is asked for.
     stopping: bool,
+    files: PodFiles,
 }
 
 impl State {
@@ -117,6 +121,11 @@ impl Made {
             Some(state) if !matches!(state.phase, Phase::Ready(_)) => Err(state.refuse("running")),
             _ => Ok(()),
         }
+    }
+
+    /// What its containers get besides what they ask for.
+    pub fn files(&self) -> PodFiles {
+        self.0.borrow().as_ref().map(|state| state.files.clone()).unwrap_or_default()
     }
 
     fn get(&self, id: &str) -> Result<State> {
@@ -165,8 +174,13 @@ impl Tasks {
             && self.sandbox.0.send_if_modified(|state| {
                 let new = state.is_none();
                 if new {
-                    let phase = Phase::Created(Arc::new(plan));
-                    *state = Some(State { id: id.clone(), phase, since: None, stopping: false });
+                    *state = Some(State {
+                        id: id.clone(),
+                        since: None,
+                        stopping: false,
+                        files: plan.files.clone(),
+                        phase: Phase::Created(Arc::new(plan)),
+                    });
                 }
                 new
             });

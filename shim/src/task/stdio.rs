@@ -1,7 +1,8 @@
 //! A process's streams between the guest and where containerd wants them.
 //!
 //! ```text
-//!  open(): the caller's FIFOs, files or logger       connect(): each with its stream of the guest
+//!  open(): the caller's FIFOs, files, streams or     connect(): each with its stream of the guest
+//!  logger
 //!  ┌──────────┐                                      ┌────┐ end of all outputs
 //!  │  Opened  │─────────────────────────────────────▶│ Io │───────────────────▶ drained
 //!  └──────────┘                                      └────┘
@@ -9,18 +10,21 @@
 //!
 //! - [`fifo`]: FIFOs, held open by us from both ends: a client may go and come back
 //! - [`logger`]: a program that takes the output (`binary://`)
+//! - [`stream`]: streams that the caller opens at our socket (`ttrpc+unix://`)
 //!
 //! An output ends with the last process that has it open in the guest; what was written before is passed on
 //! first, and only then the caller's FIFO is closed. Input ends by CloseIO, and by nothing else.
 
 mod fifo;
 mod logger;
+mod stream;
 mod uri;
 
 use std::{
     fs::{self, OpenOptions},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,13 +32,12 @@ use tokio::{
     fs::File,
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::UnixStream,
-    sync::watch,
+    sync::{oneshot, watch},
     task::JoinSet,
 };
 
+use super::streaming::{Clients, Streaming};
 use crate::sandbox::{Stdio, Streams};
-use fifo::Input;
-pub use fifo::Keeper;
 use logger::Logger;
 use uri::Target;
 
@@ -66,44 +69,51 @@ pub struct Owner<'a> {
     pub namespace: &'a str,
 }
 
-type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+enum Source {
+    Fifo(fifo::Input),
+    Stream(Clients),
+}
+
+enum Sink {
+    Written(Box<dyn AsyncWrite + Send + Unpin>),
+    Stream(Clients),
+}
+
+impl Sink {
+    fn written(to: impl AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self::Written(Box::new(to))
+    }
+}
 
 /// The caller's ends.
 #[derive(Default)]
 pub struct Opened {
-    stdin: Option<Input>,
+    stdin: Option<Source>,
     stdout: Option<Sink>,
     stderr: Option<Sink>,
     logger: Option<Logger>,
 }
 
 impl Opened {
-    pub async fn open(wanted: &Wanted, owner: Owner<'_>) -> Result<Self, StdioError> {
-        let mut opened = Self::default();
-        match uri::parse("stdin", &wanted.stdin)? {
-            Target::Nowhere => {}
-            Target::Path(path) => {
-                let failed =
-                    |source| StdioError::Open { stream: "stdin", path: path.clone(), source };
-                opened.stdin = Some(Input::open(&path).map_err(failed)?);
-            }
-            Target::File(_) | Target::Logger(_) => {
-                return Err(uri::refused("stdin", &wanted.stdin, "not a FIFO"));
-            }
-        }
+    pub async fn open(
+        wanted: &Wanted,
+        owner: Owner<'_>,
+        streaming: &Arc<Streaming>,
+    ) -> Result<Self, StdioError> {
+        let mut opened = Self { stdin: input(&wanted.stdin, streaming)?, ..Self::default() };
         let stderr = if wanted.terminal { "" } else { &wanted.stderr };
         if let Target::Logger(command) = uri::parse("stdout", &wanted.stdout)? {
             let mut logger = Logger::start(&command, owner).await?;
-            opened.stdout = logger.stdout.take().map(|sink| Box::new(sink) as Sink);
+            opened.stdout = logger.stdout.take().map(Sink::written);
             if wanted.stdout == stderr {
-                opened.stderr = logger.stderr.take().map(|sink| Box::new(sink) as Sink);
+                opened.stderr = logger.stderr.take().map(Sink::written);
             }
             opened.logger = Some(logger);
         } else {
-            opened.stdout = output("stdout", &wanted.stdout)?;
+            opened.stdout = output("stdout", &wanted.stdout, streaming)?;
         }
         if opened.stderr.is_none() {
-            opened.stderr = output("stderr", stderr)?;
+            opened.stderr = output("stderr", stderr, streaming)?;
         }
         Ok(opened)
     }
@@ -119,20 +129,37 @@ impl Opened {
 
     /// Begins to copy.
     pub fn connect(self, streams: Streams) -> Io {
-        let mut feed = JoinSet::new();
-        let keeper = match (self.stdin, streams.stdin) {
-            (Some(input), Some(stream)) => {
+        let (open, closing) = oneshot::channel();
+        let mut others = JoinSet::new();
+        match (self.stdin, streams.stdin) {
+            (Some(Source::Fifo(input)), Some(stream)) => {
                 let (reader, keeper) = input.split();
-                feed.spawn(pass_on_input(reader, stream));
-                Some(keeper)
+                others.spawn(pass_on_input(reader, stream));
+                others.spawn(async move {
+                    let _ = closing.await;
+                    drop(keeper);
+                });
             }
-            _ => None,
-        };
+            (Some(Source::Stream(clients)), Some(stream)) => {
+                others.spawn(stream::pass_on_input(clients, closing, stream));
+            }
+            _ => {}
+        }
         let mut outputs = JoinSet::new();
+        let mut cancelled = false;
         let pairs = [(streams.stdout, self.stdout), (streams.stderr, self.stderr)];
         for (stream, sink) in pairs {
-            if let (Some(stream), Some(sink)) = (stream, sink) {
-                outputs.spawn(pass_on_output(stream, sink));
+            match (stream, sink) {
+                (Some(stream), Some(Sink::Written(sink))) => {
+                    outputs.spawn(pass_on_output(stream, sink));
+                }
+                (Some(stream), Some(Sink::Stream(clients))) => {
+                    cancelled = true;
+                    let (told, drained) = oneshot::channel();
+                    others.spawn(stream::pass_on_output(stream, clients, told));
+                    outputs.spawn(async move { drop(drained.await) });
+                }
+                _ => {}
             }
         }
         let (ended, drained) = watch::channel(false);
@@ -144,23 +171,27 @@ impl Opened {
             }
             ended.send_replace(true);
         });
-        Io { keeper, drained, _feed: feed, outputs: outputs.abort_handle() }
+        let outputs = outputs.abort_handle();
+        Io { open: Some(open), drained, cancelled, _others: others, outputs }
     }
 }
 
 /// The copying of a process's streams. Dropping it ends that, whatever is still under way.
 #[derive(Debug)]
 pub struct Io {
-    keeper: Option<Keeper>,
+    /// While it is there, the input does not end.
+    open: Option<oneshot::Sender<()>>,
     drained: watch::Receiver<bool>,
-    _feed: JoinSet<()>,
+    cancelled: bool,
+    /// The input, and outputs whose clients may come again.
+    _others: JoinSet<()>,
     outputs: tokio::task::AbortHandle,
 }
 
 impl Io {
     /// From now on the process's input ends when the last client has closed it.
     pub fn close_stdin(&mut self) {
-        self.keeper = None;
+        self.open = None;
     }
 
     /// Tells when all output has been passed on.
@@ -168,6 +199,11 @@ impl Io {
         let mut drained = self.drained.clone();
         // The other end is dropped only when the copying was given up.
         async move { drop(drained.wait_for(|drained| *drained).await) }
+    }
+
+    /// Whether the caller stops reading when it hears that the process has ended: it cancels its streams then.
+    pub fn is_cancelled_by_the_end(&self) -> bool {
+        self.cancelled
     }
 }
 
@@ -182,7 +218,26 @@ pub async fn within(limit: Duration, drained: impl Future<Output = ()>) -> bool 
     tokio::time::timeout(limit, drained).await.is_ok()
 }
 
-fn output(stream: &'static str, text: &str) -> Result<Option<Sink>, StdioError> {
+fn input(text: &str, streaming: &Arc<Streaming>) -> Result<Option<Source>, StdioError> {
+    const STREAM: &str = "stdin";
+    Ok(match uri::parse(STREAM, text)? {
+        Target::Nowhere => None,
+        Target::Path(path) => {
+            let failed = |source| StdioError::Open { stream: STREAM, path: path.clone(), source };
+            Some(Source::Fifo(fifo::Input::open(&path).map_err(failed)?))
+        }
+        Target::Stream(id) => Some(Source::Stream(taken(STREAM, text, streaming.take(&id))?)),
+        Target::File(_) | Target::Logger(_) => {
+            return Err(uri::refused(STREAM, text, "not a FIFO"));
+        }
+    })
+}
+
+fn output(
+    stream: &'static str,
+    text: &str,
+    streaming: &Arc<Streaming>,
+) -> Result<Option<Sink>, StdioError> {
     let target = uri::parse(stream, text)?;
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -191,14 +246,23 @@ fn output(stream: &'static str, text: &str) -> Result<Option<Sink>, StdioError> 
     Ok(match &target {
         Target::Nowhere => None,
         Target::Path(path) if is_file(path) => {
-            Some(Box::new(append(path, false).map_err(failed(path))?))
+            Some(Sink::written(append(path, false).map_err(failed(path))?))
         }
-        Target::Path(path) => Some(Box::new(fifo::output(path).map_err(failed(path))?)),
-        Target::File(path) => Some(Box::new(append(path, true).map_err(failed(path))?)),
+        Target::Path(path) => Some(Sink::written(fifo::output(path).map_err(failed(path))?)),
+        Target::File(path) => Some(Sink::written(append(path, true).map_err(failed(path))?)),
+        Target::Stream(id) => Some(Sink::Stream(taken(stream, text, streaming.take(id))?)),
         Target::Logger(_) => {
             return Err(uri::refused(stream, text, "a logger takes both outputs, or stdout"));
         }
     })
+}
+
+fn taken(
+    stream: &'static str,
+    text: &str,
+    clients: Option<Clients>,
+) -> Result<Clients, StdioError> {
+    clients.ok_or_else(|| uri::refused(stream, text, "it is another process's already"))
 }
 
 fn is_file(path: &Path) -> bool {
@@ -219,7 +283,7 @@ async fn pass_on_input(from: impl AsyncRead + Unpin, mut to: UnixStream) {
 }
 
 /// A sink that fails closes the stream: the workload meets a broken pipe, as it would without us.
-async fn pass_on_output(from: UnixStream, mut to: Sink) {
+async fn pass_on_output(from: UnixStream, mut to: impl AsyncWrite + Unpin) {
     let _ = copy(from, &mut to).await;
 }
 

@@ -1,5 +1,5 @@
 //! What the guest knows of its machine: the I/O ports by which it marks its stages and switches itself off, one `out`
-//! instruction each, and the name of what the host shares with it.
+//! instruction each, the name of what the host shares with it, and how it repeats what the host has changed there.
 
 /// Byte writes here are stage marks.
 pub const STAGE_PORT: u16 = 0x0a00;
@@ -21,4 +21,21 @@ pub enum Mark {
     Mounted = 2,
     /// The agent dials the host.
     Hello = 3,
+}
+
+/// Group ids by which the guest's agent says that a request on a share only repeats, for its own kernel to tell whoever
+/// watches, what the host has done: the file server answers as if it did it, and does nothing.
+pub mod replay {
+    /// mknod(2), mkdir(2) and symlink(2).
+    pub const CREATE: u32 = 0xffff_fff0;
+    /// unlink(2) of what is no directory.
+    pub const DELETE: u32 = 0xffff_fff1;
+    /// rmdir(2).
+    pub const DELETE_DIR: u32 = 0xffff_fff2;
+    /// fallocate(2) for a write, chown(2) for attributes.
+    pub const CHANGE: u32 = 0xffff_fff3;
+    /// rename(2) of what is no directory.
+    pub const MOVE: u32 = 0xffff_fff4;
+    /// rename(2) of a directory.
+    pub const MOVE_DIR: u32 = 0xffff_fff5;
 }

@@ -87,11 +87,20 @@ impl Reply {
 
     /// struct fuse_entry_out.
     pub fn entry(&mut self, node: u64, stat: &Statx, flags: u32) {
+        self.entry_for(VALID_NS, node, stat, flags);
+    }
+
+    /// The same of a name that the guest is to look up again whenever it needs it.
+    pub fn momentary_entry(&mut self, node: u64, stat: &Statx) {
+        self.entry_for(0, node, stat, 0);
+    }
+
+    fn entry_for(&mut self, name_valid_ns: u32, node: u64, stat: &Statx, flags: u32) {
         self.u64(node);
         self.u64(0);
         self.valid();
         self.valid();
-        self.u32(VALID_NS);
+        self.u32(name_valid_ns);
         self.u32(VALID_NS);
         self.stat(stat, flags);
     }

@@ -10,7 +10,10 @@ use ampoule_fsd_api::{
     message::{Kind, Reply, Request},
     mount,
 };
-use ampoule_vmm_api::{Channel, ChannelError};
+use ampoule_vmm_api::{
+    Channel, ChannelError,
+    seccomp::{Filter, SeccompError},
+};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{AtFlags, Mode, OFlags, StatxFlags, fcntl_setfl, open, readlink, statx},
@@ -21,7 +24,7 @@ use rustix::{
 use crate::{
     caller::Privileges,
     confine::{self, Apart, ConfineError},
-    seccomp::{Filter, SeccompError},
+    seccomp,
     server::Server,
     watch::{self, Watch},
     worker,
@@ -146,7 +149,7 @@ impl Fsd {
         let links = Arc::new(apart.enter()?);
         let threads = worker::COUNT + usize::from(self.hints.is_some());
         let started = Arc::new(Barrier::new(threads + 1));
-        let filter = Arc::new(Filter::worker(self.hints.is_some())?);
+        let filter = Arc::new(seccomp::worker(self.hints.is_some())?);
         for number in 0..worker::COUNT {
             let (server, requests) = (self.server.clone(), requests.clone());
             let answer = move || worker::serve(&server, &requests);
@@ -154,12 +157,12 @@ impl Fsd {
         }
         if let Some(hints) = self.hints.take() {
             let server = self.server.clone();
-            let filter = Arc::new(Filter::watch()?);
+            let filter = Arc::new(seccomp::watch()?);
             let tell = move || watch::tell(&server, &hints);
             start("watch".to_owned(), &links, &filter, &started, tell)?;
         }
         started.wait();
-        Filter::main()?.install()?;
+        seccomp::main()?.install()?;
         Ok(())
     }
 }

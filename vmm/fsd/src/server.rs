@@ -161,17 +161,18 @@ impl Server {
         let (node, stat) = Node::new(parent.share(), fd)?;
         let border = node.is_dir() && !node.same_mount(parent);
         let flags = if border { self.submount() } else { 0 };
-        Ok((self.enter_node(node)?, stat, flags))
+        let watched = node.is_dir();
+        Ok((self.enter_node(node, watched)?, stat, flags))
     }
 
-    fn enter_node(&self, node: Node) -> Result<u64, Errno> {
+    fn enter_node(&self, node: Node, watched: bool) -> Result<u64, Errno> {
         let share = node.share();
         let (id, new) = self.nodes.enter(node)?;
         if !self.shares_still(share) {
             self.nodes.forget_share(share);
             return Err(Errno::STALE);
         }
-        if let (Some(watch), Some(node)) = (self.watch.get(), new) {
+        if let (Some(watch), Some(node)) = (self.watch.get().filter(|_| watched), new) {
             watch.add(id, &node);
         }
         Ok(id)
@@ -207,7 +208,7 @@ impl Server {
         };
         let (node, stat) = Node::new(number, root)?;
         let flags = if node.is_dir() { self.submount() } else { 0 };
-        Ok((self.enter_node(node)?, stat, flags))
+        Ok((self.enter_node(node, true)?, stat, flags))
     }
 
     fn submount(&self) -> u32 {

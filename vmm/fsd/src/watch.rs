@@ -1,7 +1,10 @@
-//! What the host changes in the directories that the guest knows, told as hints.
+//! What the host changes in the directories that the guest knows, and in files that are shared alone, told as hints.
 //!
 //! An fanotify group without privileges is told of all changes, and whether this process made them: those are the
-//! guest's, who knows. A mark goes with the directory's node.
+//! guest's, who knows. A mark goes with the node.
+//!
+//! Who in the guest watches is only known there. So a directory costs a mark when the guest first looks at it, which
+//! none is late for, and nothing further until the host changes something in it.
 
 use std::{
     collections::HashMap,
@@ -10,51 +13,85 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ampoule_fsd_api::message::{Change, Hint};
+use ampoule_fsd_api::message::{Change, Hint, Moved, Place};
 use ampoule_vmm_api::{Channel, ChannelError};
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fs::{CWD, fstatfs, readlinkat},
+    fs::fstatfs,
     io::Errno,
 };
 
 use crate::{nodes::Node, server::Server};
 
-/// Things worth telling. Nobody is told of a file that was only read.
+/// Things worth telling of a directory's entries. Nobody is told of a file that was only read.
 const EVENTS: u64 = libc::FAN_CREATE
     | libc::FAN_DELETE
-    | libc::FAN_MOVED_FROM
-    | libc::FAN_MOVED_TO
-    | libc::FAN_MODIFY
-    | libc::FAN_CLOSE_WRITE
-    | libc::FAN_ATTRIB
+    | FAN_RENAME
+    | CONTENT
     | libc::FAN_EVENT_ON_CHILD
     | libc::FAN_ONDIR;
+/// And of a file.
+const CONTENT: u64 = libc::FAN_MODIFY | libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB;
+/// With both names, where both are of marked directories.
+const FAN_RENAME: u64 = 0x1000_0000;
 
 /// Of marks: they keep no inode in the host's memory.
 const FAN_MARK_EVICTABLE: libc::c_uint = 0x200;
-/// struct fanotify_event_metadata, struct fanotify_event_info_header with the file system's id, and the two numbers
-/// before a handle.
+/// struct fanotify_event_metadata, struct fanotify_event_info_header, the file system's id, and the two numbers before a
+/// handle.
 const METADATA: usize = 24;
-const INFO: usize = 12;
+const HEADER: usize = 4;
+const SYSTEM: usize = 8;
 const HANDLE: usize = 8;
+/// FAN_EVENT_INFO_TYPE_*: what is told of. A file, an entry of a directory, that before and that after a rename.
+const FILE: u8 = 1;
+const ENTRY: u8 = 2;
+const OLD_ENTRY: u8 = 10;
+const NEW_ENTRY: u8 = 12;
 /// MAX_HANDLE_SZ of Linux.
 const MAX_HANDLE: usize = 128;
 
 /// A file, by its file system and its handle there: as events name it.
-type Key = Vec<u8>;
+type Key = Arc<[u8]>;
 
-/// An fanotify group, and which directories it is about.
+/// An fanotify group, and which directories and files it is about.
 #[derive(Debug)]
 pub struct Watch {
     group: OwnedFd,
-    known: Mutex<HashMap<Key, Vec<u64>>>,
+    known: Mutex<Known>,
+}
+
+/// Which of the guest's numbers mean which file: several, if it is in several shares.
+#[derive(Debug, Default)]
+struct Known {
+    by_key: HashMap<Key, Vec<u64>>,
+    by_id: HashMap<u64, Key>,
+}
+
+impl Known {
+    fn enter(&mut self, key: Key, id: u64) {
+        self.by_key.entry(key.clone()).or_default().push(id);
+        self.by_id.insert(id, key);
+    }
+
+    /// Whether nothing else means that file any more.
+    fn remove(&mut self, id: u64) -> bool {
+        let Some(key) = self.by_id.remove(&id) else { return false };
+        let Some(ids) = self.by_key.get_mut(&key) else { return false };
+        ids.retain(|known| *known != id);
+        let last = ids.is_empty();
+        if last {
+            self.by_key.remove(&key);
+        }
+        last
+    }
 }
 
 impl Watch {
     pub fn new() -> io::Result<Self> {
         let flags = libc::FAN_CLASS_NOTIF
             | libc::FAN_CLOEXEC
+            | libc::FAN_REPORT_FID
             | libc::FAN_REPORT_DIR_FID
             | libc::FAN_REPORT_NAME;
         // SAFETY: takes numbers; the descriptor is new, and nobody else's.
@@ -67,43 +104,37 @@ impl Watch {
         Ok(Self { group, known: Mutex::default() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Vec<u64>>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on; where the file system has no handles, not.
+    /// A directory's entries, or a file that is shared alone, from now on; where the file system has no handles, not.
     pub fn add(&self, id: u64, node: &Node) {
-        if !node.is_dir() {
-            return;
-        }
         let Ok(key) = key(node) else { return };
         if self.mark(libc::FAN_MARK_ADD | FAN_MARK_EVICTABLE, node).is_ok() {
-            self.lock().entry(key).or_default().push(id);
+            self.lock().enter(key, id);
         }
     }
 
     pub fn remove(&self, id: u64, node: &Node) {
-        let Some(key) = node.is_dir().then(|| key(node).ok()).flatten() else { return };
         let mut known = self.lock();
-        let Some(ids) = known.get_mut(&key) else { return };
-        ids.retain(|known| *known != id);
-        if ids.is_empty() {
-            known.remove(&key);
+        if known.remove(id) {
             let _ = self.mark(libc::FAN_MARK_REMOVE, node);
         }
     }
 
     /// Those still known; the marks of others are told nobody, and go with the host's memory of the directory.
     pub fn keep(&self, known: impl Fn(u64) -> bool) {
-        self.lock().retain(|_, ids| {
-            ids.retain(|id| known(*id));
-            !ids.is_empty()
-        });
+        let mut watched = self.lock();
+        let gone: Vec<_> = watched.by_id.keys().copied().filter(|id| !known(*id)).collect();
+        for id in gone {
+            watched.remove(id);
+        }
     }
 
     /// None of them any more.
     pub fn clear(&self) {
-        self.lock().clear();
+        *self.lock() = Known::default();
         // SAFETY: takes numbers; without a path.
         unsafe {
             libc::fanotify_mark(
@@ -118,12 +149,13 @@ impl Watch {
 
     fn mark(&self, how: libc::c_uint, node: &Node) -> io::Result<()> {
         let name = node.name();
+        let events = if node.is_dir() { EVENTS } else { CONTENT };
         // SAFETY: a NUL-terminated name, which outlives the call.
         let result = unsafe {
             libc::fanotify_mark(
                 self.group.as_raw_fd(),
-                how | libc::FAN_MARK_ONLYDIR,
-                EVENTS,
+                how,
+                events,
                 libc::AT_FDCWD,
                 name.as_c_str().as_ptr(),
             )
@@ -190,37 +222,95 @@ impl Event<'_> {
         if self.mask & libc::FAN_Q_OVERFLOW != 0 {
             return vec![Hint::Lost];
         }
-        match self.place() {
-            Some((key, name)) if !self.own => {
-                let ids = watch.lock().get(key).cloned().unwrap_or_default();
-                let nodes = ids.into_iter().filter_map(|id| server.nodes.find(id).ok());
-                nodes.filter_map(|node| self.hint(&node, name)).collect()
-            }
-            _ => Vec::new(),
+        if self.own {
+            return Vec::new();
+        }
+        let records: Vec<_> = Records(self.info).collect();
+        let places = |kind| {
+            let record = records.iter().find(|record: &&Record<'_>| record.kind == kind);
+            record.map(|record| record.places(server, watch)).unwrap_or_default()
+        };
+        if self.did(FAN_RENAME) {
+            return self.moved(places(OLD_ENTRY), places(NEW_ENTRY));
+        }
+        let changed = [places(ENTRY), places(FILE)].concat().into_iter();
+        changed.map(|place| Hint::Changed(self.change(place))).collect()
+    }
+
+    fn did(&self, events: u64) -> bool {
+        self.mask & events != 0
+    }
+
+    fn change(&self, place: Place) -> Change {
+        Change {
+            place,
+            is_dir: self.did(libc::FAN_ONDIR),
+            created: self.did(libc::FAN_CREATE),
+            deleted: self.did(libc::FAN_DELETE),
+            written: self.did(libc::FAN_MODIFY | libc::FAN_CLOSE_WRITE),
+            attributes: self.did(libc::FAN_ATTRIB),
         }
     }
 
-    /// Which directory, and which entry of it.
-    fn place(&self) -> Option<(&[u8], &[u8])> {
-        let handle = number(self.info, INFO)? as usize;
-        let (place, name) = self.info.split_at_checked(INFO + HANDLE + handle)?;
-        let name = name.split(|byte| *byte == 0).next()?;
-        // Of the directory itself its own entry tells.
-        (name != b".").then_some((&place[4..], name))
+    /// Within each share.
+    fn moved(&self, old: Vec<Place>, mut new: Vec<Place>) -> Vec<Hint> {
+        let is_dir = self.did(libc::FAN_ONDIR);
+        let mut hints = Vec::new();
+        for from in old {
+            hints.push(match new.iter().position(|to| to.share == from.share) {
+                Some(n) => Hint::Moved(Moved { from, to: new.swap_remove(n), is_dir }),
+                None => {
+                    let deleted =
+                        Change { place: from, is_dir, deleted: true, ..Change::default() };
+                    Hint::Changed(deleted)
+                }
+            });
+        }
+        let created = |place| Change { place, is_dir, created: true, ..Change::default() };
+        hints.extend(new.into_iter().map(created).map(Hint::Changed));
+        hints
     }
+}
 
-    fn hint(&self, node: &Arc<Node>, name: &[u8]) -> Option<Hint> {
-        let did = |events| self.mask & events != 0;
-        Some(Hint::Changed(Change {
+/// What an event is about.
+struct Records<'a>(&'a [u8]);
+
+struct Record<'a> {
+    kind: u8,
+    key: &'a [u8],
+    name: &'a [u8],
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Record<'a>;
+
+    fn next(&mut self) -> Option<Record<'a>> {
+        let length = u16::from_ne_bytes(self.0.get(2..HEADER)?.try_into().ok()?);
+        let (record, rest) = self.0.split_at_checked((length as usize).max(HEADER))?;
+        self.0 = rest;
+        let handle = number(record, HEADER + SYSTEM)? as usize;
+        let (key, name) = record[HEADER..].split_at_checked(SYSTEM + HANDLE + handle)?;
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        Some(Record { kind: record[0], key, name })
+    }
+}
+
+impl Record<'_> {
+    /// Where the guest knows it.
+    fn places(&self, server: &Server, watch: &Watch) -> Vec<Place> {
+        // Of a directory itself its own entry tells.
+        if self.name == b"." {
+            return Vec::new();
+        }
+        let ids = watch.lock().by_key.get(self.key).cloned().unwrap_or_default();
+        let nodes = ids.into_iter().filter_map(|id| Some((id, server.nodes.find(id).ok()?)));
+        let told = nodes.filter(|(_, node)| node.is_dir() == (self.kind != FILE));
+        let place = |(id, node): (u64, Arc<Node>)| Place {
             share: node.share(),
-            directory: readlinkat(CWD, node.name(), Vec::new()).ok()?.into_bytes(),
-            name: name.to_vec(),
-            is_dir: did(libc::FAN_ONDIR),
-            created: did(libc::FAN_CREATE | libc::FAN_MOVED_TO),
-            deleted: did(libc::FAN_DELETE | libc::FAN_MOVED_FROM),
-            written: did(libc::FAN_MODIFY | libc::FAN_CLOSE_WRITE),
-            attributes: did(libc::FAN_ATTRIB),
-        }))
+            node: id,
+            name: self.name.to_vec(),
+        };
+        told.map(place).collect()
     }
 }
 
@@ -252,5 +342,5 @@ fn key(node: &Node) -> io::Result<Key> {
     let id = fstatfs(node)?.f_fsid;
     // SAFETY: two numbers without padding, of which the bytes are read.
     let id: [u8; 8] = unsafe { std::mem::transmute(id) };
-    Ok([&id, &handle[..HANDLE + length.min(MAX_HANDLE)]].concat())
+    Ok([&id, &handle[..HANDLE + length.min(MAX_HANDLE)]].concat().into())
 }

@@ -10,21 +10,24 @@ use std::{
     fs,
     io::ErrorKind,
     os::{
-        fd::{AsFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::PermissionsExt},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        unix::{
+            ffi::OsStrExt,
+            fs::{PermissionsExt, symlink},
+        },
     },
     path::Path,
     time::{Duration, Instant},
 };
 
-use ampoule_fsd_api::message::{Change, Hint, replay};
-use ampoule_vmm_api::Channel;
+use ampoule_fsd_api::message::{Change, Hint, Moved};
+use ampoule_vmm_api::{Channel, guest::replay};
 use relay::{Mounted, impossible};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{
-        AtFlags, FallocateFlags, FileType, Mode, OFlags, chmodat, fallocate, inotify, mkdirat,
-        mknodat, openat, unlinkat,
+        AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fallocate, inotify,
+        mkdirat, mknodat, openat, renameat, statat, symlinkat, unlinkat,
     },
     io::Errno,
 };
@@ -127,34 +130,68 @@ fn shares_come_and_go_and_a_killed_server_is_an_error_at_once() {
     assert!(killed.elapsed() < Duration::from_secs(2));
 }
 
+/// The directory, or the file shared alone, that a hint is about: as the agent finds it, by its number.
+fn find(share: &Path, node: u64, flags: OFlags) -> OwnedFd {
+    let root = fs::File::open(share).unwrap();
+    // struct file_handle: FILEID_INO64_GEN.
+    let handle = [12, 0x81, (node >> 32) as u32, node as u32, 0];
+    let (root, flags) = (root.as_raw_fd(), flags.bits());
+    // SAFETY: the handle is a whole one; the descriptor is new.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_open_by_handle_at, root, &raw const handle, flags);
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd as i32)
+    }
+}
+
+fn punch(file: OwnedFd) -> Result<(), Errno> {
+    let nothing = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&file, nothing, 1 << 40, 4096)
+}
+
 /// What the agent does with a hint: says it again, so that whoever watches in its kernel is told.
 fn replay(share: &Path, change: &Change) {
-    let directory = OsStr::from_bytes(change.directory.strip_prefix(b"/").unwrap());
-    let directory = relay::path_of(&share.join(directory));
-    let name = OsStr::from_bytes(&change.name);
+    if change.place.name.is_empty() {
+        let open = || punch(find(share, change.place.node, OFlags::WRONLY));
+        return as_group(replay::CHANGE, open).unwrap();
+    }
+    let directory = find(share, change.place.node, OFlags::PATH);
+    let name = OsStr::from_bytes(&change.place.name);
     let (mode, none) = (Mode::from_raw_mode(0o600), AtFlags::empty());
-    if change.created && change.is_dir {
-        as_group(replay::CREATE, || mkdirat(&directory, name, mode)).unwrap();
-    } else if change.created {
-        let regular = FileType::RegularFile;
-        as_group(replay::CREATE, || mknodat(&directory, name, regular, mode, 0)).unwrap();
+    let stat = || statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    if change.created {
+        let kind = FileType::from_raw_mode(stat().st_mode);
+        as_group(replay::CREATE, || match kind {
+            FileType::Directory => mkdirat(&directory, name, mode),
+            FileType::Symlink => symlinkat("x", &directory, name),
+            kind => mknodat(&directory, name, kind, mode, 0),
+        })
+        .unwrap();
     }
     if change.written {
         as_group(replay::CHANGE, || {
-            let file = openat(&directory, name, OFlags::WRONLY, Mode::empty())?;
-            let nothing = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            fallocate(&file, nothing, 1 << 40, 4096)
+            punch(openat(&directory, name, OFlags::WRONLY, Mode::empty())?)
         })
         .unwrap();
     }
     if change.attributes {
-        as_group(replay::CHANGE, || chmodat(&directory, name, Mode::empty(), none)).unwrap();
+        let now = stat();
+        let (uid, gid) = (Uid::from_raw(now.st_uid), Gid::from_raw(now.st_gid));
+        let chown = || chownat(&directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+        as_group(replay::CHANGE, chown).unwrap();
     }
     if change.deleted && change.is_dir {
         as_group(replay::DELETE_DIR, || unlinkat(&directory, name, AtFlags::REMOVEDIR)).unwrap();
     } else if change.deleted {
         as_group(replay::DELETE, || unlinkat(&directory, name, none)).unwrap();
     }
+}
+
+fn repeat_move(share: &Path, Moved { from, to, is_dir }: &Moved) {
+    let [old, new] = [from, to].map(|place| find(share, place.node, OFlags::PATH));
+    let [from, to] = [from, to].map(|place| OsStr::from_bytes(&place.name));
+    let group = if *is_dir { replay::MOVE_DIR } else { replay::MOVE };
+    as_group(group, || renameat(&old, from, &new, to)).unwrap();
 }
 
 /// The calling thread's group for files, while `act` runs.
@@ -183,6 +220,7 @@ fn watch(directory: &Path) -> OwnedFd {
         | inotify::WatchFlags::DELETE
         | inotify::WatchFlags::MODIFY
         | inotify::WatchFlags::CLOSE_WRITE
+        | inotify::WatchFlags::MOVE
         | inotify::WatchFlags::ATTRIB;
     inotify::add_watch(&watch, directory, events).unwrap();
     watch
@@ -208,18 +246,23 @@ fn who_watches_a_share_learns_what_the_host_changes() {
     fs::create_dir(host.path().join("sub")).unwrap();
     let (hints, theirs) = Channel::pair().unwrap();
     // Read-only, where no event could come about by doing something.
-    let mounted = Mounted::prepared(&[(host.path(), true), (host.path(), false)], |fsd| {
-        fsd.watch(theirs).unwrap()
-    });
+    let alone = host.path().join("alone");
+    fs::write(&alone, "").unwrap();
+    let shares = [(host.path(), true), (host.path(), false), (&*alone, true)];
+    let mounted = Mounted::prepared(&shares, |fsd| fsd.watch(theirs).unwrap());
     let share = mounted.share(0);
     let container = watch(&share.join("sub"));
+    let container_alone = watch(&mounted.share(2));
     let on_host = |name: &str| host.path().join("sub").join(name);
 
     let expect = |act: &dyn Fn(), expected: &[(inotify::ReadFlags, &str)]| {
         act();
-        while let Some(Hint::Changed(change)) = hint(&hints, Duration::from_millis(300)) {
-            assert_eq!((change.share, &change.directory[..]), (0, &b"/sub"[..]));
-            replay(&share, &change);
+        while let Some(hint) = hint(&hints, Duration::from_millis(300)) {
+            match hint {
+                Hint::Changed(change) => replay(&mounted.share(change.place.share), &change),
+                Hint::Moved(moved) => repeat_move(&share, &moved),
+                Hint::Lost => panic!("nothing is lost"),
+            }
         }
         let noticed = noticed(&container);
         for (event, name) in expected {
@@ -240,11 +283,28 @@ fn who_watches_a_share_learns_what_the_host_changes() {
     );
     expect(
         &|| fs::rename(on_host("f"), on_host("g")).unwrap(),
-        &[(Is::DELETE, "f"), (Is::CREATE, "g")],
+        &[(Is::MOVED_FROM, "f"), (Is::MOVED_TO, "g")],
     );
     expect(&|| fs::create_dir(on_host("d")).unwrap(), &[(Is::CREATE | Is::ISDIR, "d")]);
     expect(&|| fs::remove_dir(on_host("d")).unwrap(), &[(Is::DELETE | Is::ISDIR, "d")]);
-    expect(&|| fs::remove_file(on_host("g")).unwrap(), &[(Is::DELETE, "g")]);
+    assert_eq!(fs::read_to_string(share.join("sub/g")).unwrap(), "more");
+    let up = host.path().join("up");
+    expect(&|| fs::rename(on_host("g"), &up).unwrap(), &[(Is::MOVED_FROM, "g")]);
+    expect(&|| fs::rename(&up, on_host("g")).unwrap(), &[(Is::MOVED_TO, "g")]);
+    let outside = host.path().with_extension("outside");
+    expect(&|| fs::rename(on_host("g"), &outside).unwrap(), &[(Is::DELETE, "g")]);
+    expect(&|| fs::rename(&outside, on_host("h")).unwrap(), &[(Is::CREATE, "h")]);
+    expect(&|| symlink("h", on_host("new")).unwrap(), &[(Is::CREATE, "new")]);
+    // As a kubelet does it.
+    expect(
+        &|| fs::rename(on_host("new"), on_host("h")).unwrap(),
+        &[(Is::MOVED_FROM, "new"), (Is::MOVED_TO, "h")],
+    );
+    assert_eq!(fs::read_link(share.join("sub/h")).unwrap(), Path::new("h"));
+    expect(&|| fs::remove_file(on_host("h")).unwrap(), &[(Is::DELETE, "h")]);
+    expect(&|| fs::write(&alone, "text").unwrap(), &[]);
+    assert!(noticed(&container_alone).iter().any(|(events, _)| events.contains(Is::MODIFY)));
+    assert_eq!(fs::read_to_string(mounted.share(2)).unwrap(), "text");
     // Nothing was done on the host for it.
     assert_eq!(fs::read_dir(on_host("")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(share.join("sub")).unwrap().count(), 0);
@@ -269,8 +329,8 @@ fn a_thousand_changes_in_a_second_are_all_told() {
     let mut told = HashSet::new();
     while let Some(hint) = hint(&hints, Duration::from_millis(300)) {
         match hint {
-            Hint::Changed(change) => drop(told.insert(change.name)),
-            Hint::Lost => panic!("the kernel keeps 16,384 events"),
+            Hint::Changed(change) => drop(told.insert(change.place.name)),
+            Hint::Moved(_) | Hint::Lost => panic!("the kernel keeps 16,384 events"),
         }
     }
     assert_eq!(told.len(), 1000);

@@ -130,7 +130,7 @@ proptest! {
 #[test]
 fn the_kernel_accepts_the_program() {
     let rules: Vec<_> = (0..200).map(|n| rule(n % 2 == 0, "c", n, -1, "rw")).collect();
-    match load(&compile(&rules)) {
+    match Program::load(Kind::Device, &compile(&rules)) {
         // Not every test machine lets us.
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
         result => drop(result.unwrap()),

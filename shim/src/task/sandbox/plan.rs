@@ -12,7 +12,7 @@ use containerd_shim_protos::{
     sandbox_api::CreateSandboxRequest,
 };
 
-use super::{Result, pod_config::PodConfig};
+use super::{Result, files::PodFiles, pod_config::PodConfig};
 use crate::{
     bootstrap::start::OPTIONS as SAVED_OPTIONS,
     id::Id,
@@ -32,6 +32,8 @@ pub struct Plan {
     pub pod: PodPlan,
     /// Of the pod's namespaces.
     pub sysctls: HashMap<String, String>,
+    /// None, if it is not CRI's.
+    pub files: PodFiles,
 }
 
 impl Plan {
@@ -51,9 +53,16 @@ impl Plan {
         let ours = options.type_url.ends_with(OPTIONS);
         let options = if ours { options } else { runtime_options(path)? };
         let settings = settings(paths, &options, &bundle.spec)?.sandbox;
+        let of_cri = config.is_some();
         let config = config.unwrap_or_default();
         let said = [Some(config.hostname), bundle.spec.hostname().clone()];
         let hostname = said.into_iter().flatten().find(|name| !name.is_empty());
+        let hostname = hostname.unwrap_or_else(|| id.to_string());
+        let files = match of_cri {
+            true => PodFiles::write(path, &hostname, config.dns.as_ref())
+                .map_err(|source| TaskError::File { path: path.into(), source })?,
+            false => PodFiles::default(),
+        };
         let network = match request.netns_path.as_str() {
             "" => bundle.network(),
             path => HostNetwork::Path(path.into()),
@@ -63,7 +72,7 @@ impl Plan {
         sysctls.extend(linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default());
         Ok(Self {
             pod: PodPlan {
-                hostname: hostname.unwrap_or_else(|| id.to_string()),
+                hostname,
                 first: id,
                 network,
                 size: Size::of(&bundle.spec, &settings),
@@ -73,6 +82,7 @@ impl Plan {
                 oom_score_adj: bundle.oom_score_adj(),
             },
             sysctls,
+            files,
         })
     }
 }

@@ -12,12 +12,47 @@ const NAME: &str = "runtime.v1.PodSandboxConfig";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodConfig {
     pub hostname: String,
+    /// `None` is as on this host.
+    pub dns: Option<Dns>,
     pub annotations: HashMap<String, String>,
     pub sysctls: HashMap<String, String>,
     /// The sum of its containers' limits; 0 is none.
     pub cpu_period: u64,
     pub cpu_quota: u64,
     pub memory: u64,
+}
+
+/// DNSConfig: what resolv.conf(5) is to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dns {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    fn parse(message: &[u8]) -> Result<Self> {
+        let mut dns = Self::default();
+        for (number, field) in fields(message)? {
+            match number {
+                1 => dns.servers.push(field.text()),
+                2 => dns.searches.push(field.text()),
+                3 => dns.options.push(field.text()),
+                _ => {}
+            }
+        }
+        Ok(dns)
+    }
+
+    pub fn resolv_conf(&self) -> String {
+        let line = |name: &str, words: &[String]| match words {
+            [] => String::new(),
+            words => format!("{name} {}\n", words.join(" ")),
+        };
+        let servers: String =
+            self.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        line("search", &self.searches) + &servers + &line("options", &self.options)
+    }
 }
 
 impl PodConfig {
@@ -30,6 +65,7 @@ impl PodConfig {
         for (number, field) in fields(&options.value)? {
             match number {
                 2 => config.hostname = field.text(),
+                4 => config.dns = Some(Dns::parse(&field.bytes())?),
                 7 => config.annotations.extend([entry(&field.bytes())?]),
                 8 => config.linux(&field.bytes())?,
                 _ => {}

@@ -6,6 +6,7 @@ use std::{
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::*;
+use crate::task::testing::Dialled;
 
 const OWNER: Owner<'_> = Owner { id: "c", namespace: "ns" };
 const SOON: Duration = Duration::from_secs(10);
@@ -40,8 +41,12 @@ fn pair() -> (UnixStream, UnixStream) {
     UnixStream::pair().unwrap()
 }
 
+async fn try_open(wanted: &Wanted) -> Result<Opened, StdioError> {
+    Opened::open(wanted, OWNER, &Arc::default()).await
+}
+
 async fn opened(wanted: Wanted) -> Opened {
-    Opened::open(&wanted, OWNER).await.unwrap()
+    try_open(&wanted).await.unwrap()
 }
 
 #[tokio::test]
@@ -170,7 +175,7 @@ async fn a_logger_of_the_second_kind_says_that_it_is_ready() {
     for (script, ready) in [("echo >&5; exec cat <&3", true), ("exit 0", false)] {
         let stdout = format!("binary-v2://{}", folder.program(script));
         let wanted = Wanted { stdout, ..Default::default() };
-        let opened = Opened::open(&wanted, OWNER).await;
+        let opened = try_open(&wanted).await;
         assert_eq!(opened.is_ok(), ready, "{script}");
     }
 }
@@ -187,10 +192,66 @@ async fn what_cannot_be_opened_is_named() {
         (Wanted { stdin: format!("file://{fifo}"), ..Default::default() }, "not a FIFO"),
         (Wanted { stdout: logger, ..Default::default() }, "logger "),
     ] {
-        let error = Opened::open(&wanted, OWNER).await.err().unwrap().to_string();
+        let error = try_open(&wanted).await.err().unwrap().to_string();
         assert!(error.contains(part), "{error}");
     }
     // A terminal has no stderr.
     let terminal = Wanted { stderr: missing, terminal: true, ..Default::default() };
     assert_eq!(opened(terminal).await.streams(), Stdio::default());
+}
+
+fn at_our_socket(id: &str) -> String {
+    format!("ttrpc+unix:///run/containerd/s/1?streaming_id={id}")
+}
+
+#[tokio::test]
+async fn a_streamed_output_is_read_as_there_is_room_and_by_one_client_after_the_other() {
+    let streaming = Arc::default();
+    let mut client = Dialled::open(&streaming, "c-stdout").await;
+    let wanted = Wanted { stdout: at_our_socket("c-stdout"), ..Default::default() };
+    let opened = Opened::open(&wanted, OWNER, &streaming).await.unwrap();
+    let (ours, mut guest) = pair();
+    let io = opened.connect(Streams { stdout: Some(ours), ..Default::default() });
+    guest.write_all(b"first, again").await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(100), client.read()).await;
+    assert!(early.is_err(), "there was no room");
+    client.room(5).await;
+    assert_eq!(client.read().await.unwrap(), b"first");
+    drop(client);
+    let mut client = Dialled::open(&streaming, "c-stdout").await;
+    client.room(1 << 20).await;
+    assert_eq!(client.read().await.unwrap(), b", again");
+    drop(guest);
+    assert_eq!(client.read().await, None);
+    assert!(!within(Duration::from_millis(100), io.drained()).await, "it may still be reading");
+    client.close().await;
+    assert!(within(SOON, io.drained()).await);
+    // Of a containerd that was killed before it knew.
+    assert_eq!(Dialled::open(&streaming, "c-stdout").await.read().await, None);
+}
+
+#[tokio::test]
+async fn a_streamed_input_ends_when_it_was_closed_and_its_client_has_left() {
+    let streaming = Arc::default();
+    let mut client = Dialled::open(&streaming, "c-stdin").await;
+    let wanted = Wanted { stdin: at_our_socket("c-stdin"), ..Default::default() };
+    let opened = Opened::open(&wanted, OWNER, &streaming).await.unwrap();
+    let (ours, mut guest) = pair();
+    let mut io = opened.connect(Streams { stdin: Some(ours), ..Default::default() });
+    let mut bytes = [0; 5];
+    for words in [b"first", b"again"] {
+        assert!(client.wanted().await.unwrap() > 0);
+        client.data(words).await;
+        guest.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, words);
+        client.close().await;
+        client = Dialled::open(&streaming, "c-stdin").await;
+    }
+    io.close_stdin();
+    client.data(b"later").await;
+    guest.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"later");
+    client.close().await;
+    let end = tokio::time::timeout(SOON, guest.read(&mut [0])).await.unwrap().unwrap();
+    assert_eq!(end, 0);
 }

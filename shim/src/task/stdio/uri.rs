@@ -1,4 +1,5 @@
-//! What containerd may say where a stream goes: a path, `fifo://`, `file://`, `binary://` or `binary-v2://`.
+//! What containerd may say where a stream goes: a path, `fifo://`, `file://`, `binary://`, `binary-v2://` or
+//! `ttrpc+unix://`.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
@@ -12,6 +13,8 @@ pub enum Target {
     /// A file that is made where there is none.
     File(PathBuf),
     Logger(Command),
+    /// By its id, of those that containerd opens at our socket.
+    Stream(String),
 }
 
 /// A logger and its arguments.
@@ -23,11 +26,6 @@ pub struct Command {
     pub speaks: bool,
 }
 
-/// `PROTOCOL+SOCKET?streaming_id=ID` of containerd 2's CRI plugin, for which the shim's socket would be a server of
-/// its Streaming service. Nobody sends it who was not configured to.
-const NO_STREAMING: &str = "streams over the sandbox's socket are not served; set the runtime's io_type to \"fifo\" in \
-    containerd's configuration, as it is by default";
-
 pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
     if text.is_empty() {
         return Ok(Target::Nowhere);
@@ -35,10 +33,14 @@ pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Ok(Target::Path(absolute(stream, text, text.into())?));
     };
-    if scheme.contains('+') {
-        return Err(refused(stream, text, NO_STREAMING));
-    }
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    // The address is our own: containerd has it of `start`.
+    if scheme == "ttrpc+unix" {
+        let id = query.split('&').find_map(|pair| pair.strip_prefix("streaming_id="));
+        let id = id.filter(|id| !id.is_empty());
+        let id = id.ok_or_else(|| refused(stream, text, "it has no streaming_id"))?;
+        return Ok(Target::Stream(decode(id, true).to_string_lossy().into_owned()));
+    }
     let path = absolute(stream, text, decode(path, false).into())?;
     match scheme {
         "fifo" => Ok(Target::Path(path)),
@@ -47,7 +49,11 @@ pub fn parse(stream: &'static str, text: &str) -> Result<Target, StdioError> {
             let speaks = scheme == "binary-v2";
             Ok(Target::Logger(Command { path, arguments: arguments(query), speaks }))
         }
-        _ => Err(refused(stream, text, "the scheme must be fifo, file, binary or binary-v2")),
+        _ => Err(refused(
+            stream,
+            text,
+            "the scheme must be fifo, file, binary, binary-v2 or ttrpc+unix",
+        )),
     }
 }
 
@@ -110,6 +116,7 @@ mod tests {
             ("file:///var/log/a%20b", Target::File("/var/log/a b".into())),
             ("binary:///bin/log", logger("/bin/log", &[])),
             ("binary-v2:///bin/log?a=1", program(true, "/bin/log", &["a", "1"])),
+            ("ttrpc+unix:///run/s/1?streaming_id=c-stdout", Target::Stream("c-stdout".into())),
             (
                 "binary:///bin/log?a=1&b&c=x%2Fy+z&=%zz",
                 logger("/bin/log", &["a", "1", "b", "c", "x/y z", "", "%zz"]),
@@ -117,13 +124,18 @@ mod tests {
         ] {
             assert_eq!(parse("stdout", text).unwrap(), target, "{text}");
         }
-        for text in ["a/b", "file://a/b", "npipe:///x", "://", "binary://log"] {
+        for text in [
+            "a/b",
+            "file://a/b",
+            "npipe:///x",
+            "://",
+            "binary://log",
+            "ttrpc+unix:///run/s/1",
+            "ttrpc+unix:///run/s/1?streaming_id=",
+            "grpc+unix:///run/s/1?streaming_id=c-stdin",
+        ] {
             let error = parse("stdout", text).unwrap_err().to_string();
             assert!(error.starts_with("stdout "), "{error}");
-        }
-        for socket in ["ttrpc+unix:///run/s/1", "grpc+vsock://3:1024"] {
-            let error = parse("stdin", &format!("{socket}?streaming_id=c-stdin")).unwrap_err();
-            assert!(error.to_string().contains("io_type"), "{error}");
         }
     }
 }

@@ -13,4 +13,4 @@ pub mod message;
 pub mod mount;
 
 pub use client::{Fsd, FsdError};
-pub use message::{Change, Hint, Kind, Reply, Request};
+pub use message::{Change, Hint, Kind, Moved, Place, Reply, Request};

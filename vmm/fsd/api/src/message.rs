@@ -34,18 +34,26 @@ pub type Reply = Result<(), String>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hint {
     Changed(Change),
+    Moved(Moved),
     /// There were more changes than could be told.
     Lost,
 }
 
-/// What happened to an entry of a directory, in so far as the guest did not do it. Several things may be told as
-/// one; a file that was moved is deleted here and created there.
+/// An entry of a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Place {
+    pub share: u32,
+    /// The number by which the guest knows the directory; of a file that is shared alone, its own.
+    pub node: u64,
+    /// Empty for a file that is shared alone.
+    pub name: Vec<u8>,
+}
+
+/// What happened to an entry, in so far as the guest did not do it. Several things may be told as one. What came from,
+/// or went to, where the guest knows nothing was created or deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    pub share: u32,
-    /// The directory's path in the share: "/" is the share itself.
-    pub directory: Vec<u8>,
-    pub name: Vec<u8>,
+    pub place: Place,
     pub is_dir: bool,
     pub created: bool,
     pub deleted: bool,
@@ -53,15 +61,10 @@ pub struct Change {
     pub attributes: bool,
 }
 
-/// Group ids by which the guest's agent says that a request only repeats, for its own kernel to tell whoever watches,
-/// what the host has done: the file server answers as if it did it, and does nothing.
-pub mod replay {
-    /// mknod(2) and mkdir(2).
-    pub const CREATE: u32 = 0xffff_fff0;
-    /// unlink(2) of what is no directory.
-    pub const DELETE: u32 = 0xffff_fff1;
-    /// rmdir(2).
-    pub const DELETE_DIR: u32 = 0xffff_fff2;
-    /// fallocate(2) for a write, chmod(2) for attributes.
-    pub const CHANGE: u32 = 0xffff_fff3;
+/// An entry has another name now, and maybe is in another directory of the share. What had that name before is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    pub from: Place,
+    pub to: Place,
+    pub is_dir: bool,
 }

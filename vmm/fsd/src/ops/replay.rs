@@ -1,7 +1,11 @@
 //! Operations that the guest's agent only repeats, so that its kernel tells whoever watches there what the host has
-//! done. They succeed and do nothing: whatever process of the guest makes them, the host stays as it is.
+//! done. They succeed and do nothing.
+//!
+//! Any process of the guest that may choose its group can make them, and has nothing of it: the host stays as it is,
+//! what it learns are names and attributes that it may look up anyway, and whom it deceives is its own kernel, about
+//! files that it could have changed in earnest. On a read-only share its kernel lets it do nothing of the kind.
 
-use ampoule_fsd_api::message::replay;
+use ampoule_vmm_api::guest::replay;
 use rustix::{
     fs::{FileType, OFlags},
     io::Errno,
@@ -12,7 +16,7 @@ use crate::{
     nodes::Node,
     reply::Reply,
     request::{Header, Request},
-    server::{Done, Server, reopen},
+    server::{Done, Server, open_path, reopen},
 };
 
 /// The numbers of a file and of a directory that are no more. The guest asks nothing of them, but to forget them.
@@ -25,6 +29,7 @@ pub(crate) enum Replay {
     Create,
     Delete(FileType),
     Change,
+    Move(FileType),
 }
 
 impl Replay {
@@ -34,6 +39,8 @@ impl Replay {
             replay::DELETE => Some(Self::Delete(FileType::RegularFile)),
             replay::DELETE_DIR => Some(Self::Delete(FileType::Directory)),
             replay::CHANGE => Some(Self::Change),
+            replay::MOVE => Some(Self::Move(FileType::RegularFile)),
+            replay::MOVE_DIR => Some(Self::Move(FileType::Directory)),
             _ => None,
         }
     }
@@ -58,7 +65,18 @@ impl Server {
                 request.name()?;
                 self.reply_gone(node, kind, reply)
             }
+            // What is there by now is the new name, what is not is the old one.
+            (Replay::Move(kind), opcode::LOOKUP) => match open_path(node, request.name()?) {
+                Err(Errno::NOENT) => self.reply_gone(node, kind, reply),
+                Ok(_) => {
+                    reply.no_entry();
+                    Ok(())
+                }
+                Err(e) => Err(e),
+            },
+            (Replay::Move(_), opcode::RENAME | opcode::RENAME2) => Ok(()),
             (Replay::Change, opcode::LOOKUP) => self.lookup(node, request, reply),
+            (Replay::Create, opcode::SYMLINK) => self.lookup(node, request, reply),
             (Replay::Create, opcode::MKNOD) => {
                 request.bytes(16)?;
                 self.lookup(node, request, reply)
@@ -88,7 +106,8 @@ impl Server {
         stat.stx_mode = kind.as_raw_mode() as u16;
         let id = if kind == FileType::Directory { GONE_DIR } else { GONE };
         (stat.stx_ino, stat.stx_nlink, stat.stx_size) = (id, 1, 0);
-        reply.entry(id, &stat, 0);
+        // Not even for as long as it takes to look at what has its name now.
+        reply.momentary_entry(id, &stat);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use ampoule_fsd_api::message::replay;
+use ampoule_vmm_api::guest::replay;
 use proptest::prelude::*;
 use rustix::{
     fs::open,
@@ -338,6 +338,12 @@ fn what_is_only_repeated_does_nothing() {
         (replay::CHANGE, opcode::SETATTR, file, &set_size, 0),
         (replay::CREATE, opcode::MKDIR, root, &[&[0; 8], &b"new\0"[..]].concat(), 0),
         (replay::CREATE, opcode::MKNOD, root, &[&[0; 16], &b"new\0"[..]].concat(), 0),
+        (replay::CREATE, opcode::SYMLINK, root, b"l\0f\0", 0),
+        (replay::MOVE, opcode::LOOKUP, root, b"f\0", 0),
+        (replay::MOVE, opcode::LOOKUP, root, b"new\0", 0),
+        (replay::MOVE, opcode::RENAME2, root, &[], 0),
+        (replay::MOVE_DIR, opcode::RENAME, root, &[], 0),
+        (replay::MOVE, opcode::UNLINK, root, b"f\0", libc::EPERM),
         (replay::CREATE, opcode::UNLINK, root, b"f\0", libc::EPERM),
         (replay::CHANGE, opcode::RENAME2, root, &[], libc::EPERM),
         (replay::DELETE, opcode::WRITE, file, &[0; 40], libc::EPERM),
@@ -393,7 +399,7 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn request() -> impl Strategy<Value = Vec<u8>> {
-    let replay = (replay::CREATE..=replay::CHANGE).prop_map(|gid| [0, gid]);
+    let replay = (replay::CREATE..=replay::MOVE_DIR).prop_map(|gid| [0, gid]);
     let ids = prop_oneof![Just([0, 0]), Just([1000, 1000]), replay, any::<[u32; 2]>()];
     let usual = (1u32..56, number(), ids, body())
         .prop_map(|(opcode, node, ids, body)| message(opcode, node, ids, &body));
