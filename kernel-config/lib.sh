@@ -43,7 +43,11 @@ need() {
 }
 
 install_packages() {
-    local release
+    local release fd
+    # apt-get waits for another one's installation, but not for its update.
+    mkdir -p "$cache/locks"
+    exec {fd}>"$cache/locks/packages"
+    flock "$fd"
     apt_get update
     apt_get install "$@" && return
     # A package from backports can stand in the way of its siblings in the release; bring them to one version.
@@ -89,6 +93,24 @@ unpack_from() {
         (cd "$apt/$package" && private_apt download "$package/$release")
         dpkg-deb -x "$apt/$package"/*.deb "$dir"
     done
+}
+
+# beside_ours RELEASE PACKAGE VERSION PROGRAM FOLDER: a package of another release of Debian, unpacked once in the cache
+# beside what this machine has. Prints where its FOLDER (all of it if empty) is kept, in which PROGRAM has this VERSION.
+beside_ours() {
+    local dir=$cache/${2%.io}/$3
+    lock "${2%.io}-$3"
+    if [ ! -d "$dir" ]; then
+        scratch
+        step "fetching ${2%.io} $3 of Debian $1" unpack_version "$@"
+        keep "$work/root/$5" "$dir"
+    fi
+    echo "$dir"
+}
+
+unpack_version() {
+    unpack_from "$1" "$work/root" "$2"
+    "$work/root/$5/$4" --version | grep -F " $3."
 }
 
 # hash_of FILE-OR-WORD...: a short hash of the contents of files and of plain words.

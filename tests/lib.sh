@@ -82,3 +82,9 @@ install_to() {
     import_alpine "$2/bin/ampoule"
     say "installed to $2; try: $2/bin/ampoule run alpine -- uname -a"
 }
+
+# linted COMMAND...: cargo that compiles with clippy, which is rustc with further lints: what it makes can be run, and
+# dependencies are compiled once for both.
+linted() {
+    RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__ "$@"
+}

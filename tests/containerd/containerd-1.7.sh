@@ -5,16 +5,4 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../kernel-config/lib.sh"
 
-fetch() {
-    unpack_from trixie "$work/root" containerd
-    "$work/root/usr/bin/containerd" --version | grep -F ' 1.7.'
-}
-
-dir=$cache/containerd/1.7
-lock containerd-1.7
-if [ ! -d "$dir" ]; then
-    scratch
-    step "fetching containerd 1.7 of Debian 13" fetch
-    keep "$work/root/usr/bin" "$dir"
-fi
-echo "$dir"
+beside_ours trixie containerd 1.7 containerd usr/bin

@@ -5,16 +5,4 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../kernel-config/lib.sh"
 
-fetch() {
-    unpack_from trixie "$work/root" docker.io
-    "$work/root/usr/sbin/dockerd" --version | grep -F ' 26.'
-}
-
-dir=$cache/docker/26
-lock docker-26
-if [ ! -d "$dir" ]; then
-    scratch
-    step "fetching Docker 26 of Debian 13" fetch
-    keep "$work/root/usr/sbin" "$dir"
-fi
-echo "$dir"
+beside_ours trixie docker.io 26 dockerd usr/sbin

@@ -13,12 +13,14 @@ use std::{
 };
 
 use crate::{
-    root, stage,
+    root, scaled, stage,
     traces::{assert_nothing_left, processes_of, temporary},
 };
 
-/// No command of these tests takes longer, even in the bed.
-const LIMIT: Duration = Duration::from_secs(120);
+/// No command of these tests takes longer, even in the bed; with dozens at once there, it does.
+fn limit() -> Duration {
+    Duration::from_secs(scaled(120, 1800) as u64)
+}
 
 /// What a command did.
 #[derive(Debug)]
@@ -134,7 +136,7 @@ impl Detached {
     /// Waits until its log contains `word`.
     #[track_caller]
     pub fn logged(&self, word: &str) {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + limit();
         while !self.verb("logs").text().contains(word) {
             assert!(Instant::now() < deadline, "no {word:?} in the log");
             thread::sleep(Duration::from_millis(100));
@@ -209,7 +211,7 @@ impl Running {
 
     /// The PID of the sandbox's VMM, once it is there.
     pub fn vmm(&self) -> i32 {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + limit();
         loop {
             if let [pid, ..] = processes_of(self.name())[..] {
                 return pid;
@@ -256,9 +258,9 @@ impl Running {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 break status;
             }
-            if asked.elapsed() > LIMIT {
+            if asked.elapsed() > limit() {
                 let _ = self.child.kill();
-                panic!("still running after {LIMIT:?}: {}", self.line);
+                panic!("still running after {:?}: {}", limit(), self.line);
             }
             thread::sleep(Duration::from_millis(5));
         };

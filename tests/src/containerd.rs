@@ -31,12 +31,14 @@ pub use hosts::on;
 pub use left::nothing_is_left;
 pub use namespaces::{Namespaces, Process};
 
-use crate::{Ampoule, program, stage};
+use crate::{Ampoule, program, scaled, stage};
 use events::Events;
+use left::things;
 
 /// No step of these tests takes longer, even in the bed.
 pub const LIMIT: Duration = Duration::from_secs(90);
 const SOCKET: &str = "/run/containerd/containerd.sock";
+const CONFIG: &str = "/run/test/config.toml";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -44,6 +46,8 @@ pub enum Version {
     V1_6,
     /// Debian 13's, beside it.
     V1_7,
+    /// Debian 14's, likewise.
+    V2_1,
 }
 
 /// A running containerd. Containers are named by their last word; their ids begin with the test's own name.
@@ -56,7 +60,8 @@ pub struct Containerd {
     pub grpc: Grpc,
     daemon: Mutex<Child>,
     events: Events,
-    mounts: Vec<String>,
+    /// What there is without a task.
+    things: Vec<String>,
 }
 
 impl Containerd {
@@ -64,15 +69,13 @@ impl Containerd {
     pub fn start(version: Version, runtime: Runtime) -> Result<Self, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let root = folder("AMPOULE_CONTAINERD_ROOT", "tests/containerd/root.sh")?;
-        if version == Version::V1_7 {
-            folder("AMPOULE_CONTAINERD_1_7", "tests/containerd/containerd-1.7.sh")?;
-        }
+        programs(version)?;
         if runtime == Runtime::Ampoule && !stage().join("bin/containerd-shim-ampoule-v2").exists() {
             return Err("containerd-shim-ampoule-v2 is not staged".into());
         }
         let name = format!("c{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let inside = Namespaces::new()?;
-        fs::write(inside.path("/run/test/config.toml"), config()).expect("the configuration");
+        fs::write(inside.path(CONFIG), config(version)).expect("the configuration");
         fs::write(inside.path("/run/test/fstab"), fstab(&root)).expect("the mounts");
         fs::create_dir(inside.path("/run/test/cni")).expect("a folder");
         fs::write(inside.path("/run/test/cni/10-pods.conf"), NETWORK).expect("the network");
@@ -81,7 +84,8 @@ impl Containerd {
         if env::var_os("AMPOULE_BED").is_some() {
             // VMs that boot at once share an emulated processor.
             fs::create_dir_all("/etc/ampoule").expect("a folder");
-            fs::write("/etc/ampoule/config.toml", "sandbox.boot_timeout = 80\n").expect("a file");
+            let settings = format!("sandbox.boot_timeout = {}\n", scaled(80, 900));
+            fs::write("/etc/ampoule/config.toml", settings).expect("a file");
         }
         adopt(&root, &inside);
         let daemon = daemon(&inside, version);
@@ -91,12 +95,12 @@ impl Containerd {
             name,
             grpc: Grpc::new(inside.path(SOCKET)),
             events: Events::default(),
-            mounts: Vec::new(),
+            things: Vec::new(),
             daemon: Mutex::new(daemon),
             inside,
         };
         containerd.is_up();
-        containerd.mounts = containerd.inside.mounts();
+        containerd.things = things(&containerd.inside);
         Ok(containerd)
     }
 
@@ -126,9 +130,21 @@ impl Containerd {
         self.is_up();
     }
 
+    /// Its configuration, as this side reaches it.
+    pub fn config(&self) -> PathBuf {
+        self.inside.path(CONFIG)
+    }
+
+    /// `ampoule install --containerd ARGS...`, for its configuration.
+    pub fn install(&self, args: &[&str]) {
+        let mut command = self.inside.command(stage().join("bin/ampoule"));
+        command.args(["install", "--containerd", "--config", CONFIG]).args(args);
+        program(command).output().ended_with(0);
+    }
+
     /// A program of this version of containerd, inside.
-    fn command(&self, name: &str) -> Command {
-        self.inside.command(programs(self.version).join(name))
+    pub fn command(&self, name: &str) -> Command {
+        self.inside.command(programs(self.version).expect("it was there").join(name))
     }
 
     /// `ctr ARGS...`
@@ -189,6 +205,12 @@ impl Containerd {
         self.events.all().into_iter().filter(|event| event.is_of_task(&id)).collect()
     }
 
+    /// The ids of tasks that were told to be out of memory so far, pods' among them.
+    pub fn out_of_memory(&self) -> Vec<String> {
+        let ooms = self.events.all().into_iter().filter(|event| event.topic == "oom");
+        ooms.map(|event| event.text("container_id").into()).collect()
+    }
+
     /// Waits for the first event of a container's task that `is`.
     #[track_caller]
     pub fn event(&self, container: &str, what: &str, is: impl Fn(&Event) -> bool) -> Event {
@@ -213,10 +235,15 @@ impl Containerd {
 
     /// The shim that serves a container.
     pub fn shim(&self, container: &str) -> i32 {
-        let id = self.id(container);
+        self.shim_of(&self.id(container))
+    }
+
+    /// The shim of a container or a pod with this id.
+    pub fn shim_of(&self, id: &str) -> i32 {
         let processes = self.inside.processes();
         let shim = processes.iter().find(|process| {
-            process.program().starts_with("containerd-shim") && process.args.contains(&id)
+            process.program().starts_with("containerd-shim")
+                && process.args.iter().any(|arg| arg == id)
         });
         shim.unwrap_or_else(|| panic!("no shim of {id} in {processes:?}")).pid
     }
@@ -235,20 +262,22 @@ fn folder(variable: &str, script: &str) -> Result<PathBuf, String> {
 }
 
 /// Where the programs of a version lie.
-fn programs(version: Version) -> PathBuf {
+fn programs(version: Version) -> Result<PathBuf, String> {
     match version {
-        Version::V1_6 => "/usr/bin".into(),
-        Version::V1_7 => env::var_os("AMPOULE_CONTAINERD_1_7").map(PathBuf::from).expect("set"),
+        Version::V1_6 => Ok("/usr/bin".into()),
+        Version::V1_7 => folder("AMPOULE_CONTAINERD_1_7", "tests/containerd/containerd-1.7.sh"),
+        Version::V2_1 => folder("AMPOULE_CONTAINERD_2_1", "tests/containerd/containerd-2.1.sh"),
     }
 }
 
 fn daemon(inside: &Namespaces, version: Version) -> Child {
     let log = fs::OpenOptions::new().append(true).create(true).open(inside.path("/run/test/log"));
-    let mut paths = vec![programs(version), stage().join("bin")];
+    let programs = programs(version).expect("it was there");
+    let mut paths = vec![programs.clone(), stage().join("bin")];
     paths.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
-    let mut command = inside.command(programs(version).join("containerd"));
+    let mut command = inside.command(programs.join("containerd"));
     command
-        .args(["--config", "/run/test/config.toml"])
+        .args(["--config", CONFIG])
         .env("PATH", env::join_paths(paths).expect("no colons"))
         .env("TMPDIR", "/run/test/tmp")
         .env("AMPOULE_ROOT", "/run/test/ampoule")
@@ -258,27 +287,47 @@ fn daemon(inside: &Namespaces, version: Version) -> Child {
     command.spawn().expect("nsenter")
 }
 
-fn config() -> String {
+/// The runtime handler for pods that containerd 2 makes by ampoule's Sandbox service, with streams over its socket.
+pub const BY_SHIM: &str = "ampoule-by-shim";
+
+fn config(version: Version) -> String {
+    const PAUSE: &str = "docker.io/local/pause:latest";
+    const PLUGINS: &str = "\"/usr/lib/cni\"";
+    let (format, plugin, image, cni) = match version {
+        Version::V1_6 | Version::V1_7 => {
+            (2, "io.containerd.grpc.v1.cri", "sandbox_image", format!("bin_dir = {PLUGINS}"))
+        }
+        Version::V2_1 => {
+            let images = "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox";
+            (3, "io.containerd.cri.v1.runtime", images, format!("bin_dirs = [{PLUGINS}]"))
+        }
+    };
     let mut text = format!(
-        r#"version = 2
+        r#"version = {format}
 root = "/run/test/root"
 state = "/run/containerd"
 [grpc]
 address = "{SOCKET}"
 [plugins."io.containerd.internal.v1.opt"]
 path = "/run/test/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "docker.io/local/pause:latest"
+[plugins."{plugin}"]
 restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
+{image} = "{PAUSE}"
+[plugins."{plugin}".cni]
+{cni}
 conf_dir = "/run/test/cni"
 "#
     );
+    let mut handler = |handler: &str, runtime: Runtime, more: &str| {
+        let table = format!(r#"[plugins."{plugin}".containerd.runtimes.{handler}]"#);
+        let kind = format!("runtime_type = \"io.containerd.{}.v2\"", runtime.name());
+        writeln!(text, "{table}\n{kind}\n{more}").expect("a string");
+    };
     for runtime in [Runtime::Runc, Runtime::Ampoule] {
-        let name = runtime.name();
-        let table = format!(r#"[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]"#);
-        writeln!(text, "{table}\nruntime_type = \"io.containerd.{name}.v2\"").expect("a string");
+        handler(runtime.name(), runtime, "");
+    }
+    if version == Version::V2_1 {
+        handler(BY_SHIM, Runtime::Ampoule, "sandboxer = \"shim\"\nio_type = \"streaming\"");
     }
     text
 }

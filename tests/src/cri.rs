@@ -1,6 +1,7 @@
 //! Pods as a kubelet runs them: CRI over containerd's socket.
 
 mod messages;
+mod streams;
 
 use std::{
     fs,
@@ -12,8 +13,9 @@ use std::{
 use prost::Message;
 use tonic::Status;
 
-use crate::containerd::{Containerd, LIMIT};
+use crate::containerd::{Containerd, LIMIT, Version};
 pub use messages::*;
+pub use streams::{Ended, Streams};
 
 /// Where pods' logs go, inside.
 const LOGS: &str = "/run/test/pods";
@@ -68,6 +70,16 @@ fn is_up(containerd: &Containerd) {
 impl<'a> Pod<'a> {
     /// Starts a pod with the runtime's handler.
     pub fn run(containerd: &'a Containerd, name: &str, namespaces: NamespaceOption) -> Self {
+        Self::run_by(containerd.runtime.name(), containerd, name, namespaces)
+    }
+
+    /// Starts a pod with this handler.
+    pub fn run_by(
+        handler: &str,
+        containerd: &'a Containerd,
+        name: &str,
+        namespaces: NamespaceOption,
+    ) -> Self {
         is_up(containerd);
         let context = LinuxSandboxSecurityContext { namespace_options: Some(namespaces) };
         let config = PodSandboxConfig {
@@ -84,10 +96,8 @@ impl<'a> Pod<'a> {
             }),
             ..Default::default()
         };
-        let request = RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: containerd.runtime.name().into(),
-        };
+        let request =
+            RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let answer = containerd.grpc.call::<_, Id>("k8s.io", method!("RunPodSandbox"), request);
         Self { containerd, id: answer.expect("a pod").id, config }
     }
@@ -115,7 +125,7 @@ impl<'a> Pod<'a> {
         self.containerd.inside.path(format!("{VOLUMES}/{}-{name}", self.id))
     }
 
-    /// The pod's volume twice, for writing and for reading, and the file a container says its last words in, as the
+    /// The pod's volume twice, for writing and for reading, from containerd 2 on an image, and the file a container says its last words in, as the
     /// kubelet has them.
     fn mounts(&self, name: &str) -> Vec<Mount> {
         fs::create_dir_all(self.volume()).expect("a folder");
@@ -124,19 +134,31 @@ impl<'a> Pod<'a> {
             container_path: container_path.into(),
             host_path,
             readonly,
+            image: None,
         };
         let volume = format!("{VOLUMES}/{}", self.id);
-        vec![
+        let mut mounts = vec![
             mount(volume.clone(), "/volume", false),
             mount(volume.clone(), "/config", true),
             mount(format!("{volume}-{name}"), "/dev/termination-log", false),
-        ]
+        ];
+        if self.containerd.version == Version::V2_1 {
+            let image = Some(ImageSpec { image: "docker.io/local/alpine:latest".into() });
+            mounts.push(Mount { image, ..mount(String::new(), "/image", true) });
+        }
+        mounts
     }
 
-    /// Creates and starts a container of Alpine: `sh -c SCRIPT`. Its log is `NAME/ATTEMPT.log`.
-    pub fn start(&self, name: &str, attempt: u32, memory: i64, script: &str) -> String {
+    /// A container of Alpine: `sh -c SCRIPT`. Its log is `NAME-ATTEMPT.log`.
+    pub fn container_of(
+        &self,
+        name: &str,
+        attempt: u32,
+        memory: i64,
+        script: &str,
+    ) -> ContainerConfig {
         let context = self.config.linux.clone().and_then(|linux| linux.security_context);
-        let config = ContainerConfig {
+        ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.into(), attempt }),
             image: Some(ImageSpec { image: "docker.io/local/alpine:latest".into() }),
             command: ["sh", "-c", script].map(String::from).into(),
@@ -148,7 +170,16 @@ impl<'a> Pod<'a> {
                     namespace_options: context.and_then(|context| context.namespace_options),
                 }),
             }),
-        };
+            ..Default::default()
+        }
+    }
+
+    /// Creates and starts one.
+    pub fn start(&self, name: &str, attempt: u32, memory: i64, script: &str) -> String {
+        self.start_this(self.container_of(name, attempt, memory, script))
+    }
+
+    pub fn start_this(&self, config: ContainerConfig) -> String {
         let request = CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
             config: Some(config),
@@ -186,6 +217,48 @@ impl<'a> Pod<'a> {
         self.call(method!("ExecSync"), ExecSyncRequest { container_id: id.into(), cmd, timeout })
     }
 
+    /// `kubectl exec -i`, or with a terminal `-it`, of `sh -c SCRIPT`.
+    pub fn exec_streams(&self, id: &str, tty: bool, script: &str) -> Streams {
+        self.exec_streams_by("v4.channel.k8s.io", id, tty, script)
+    }
+
+    /// The same by a version of the protocol.
+    pub fn exec_streams_by(
+        &self,
+        protocol: &'static str,
+        id: &str,
+        tty: bool,
+        script: &str,
+    ) -> Streams {
+        let request = ExecRequest {
+            container_id: id.into(),
+            cmd: ["sh", "-c", script].map(String::from).into(),
+            tty,
+            stdin: true,
+            stdout: true,
+            stderr: !tty,
+        };
+        let address = self.call::<_, Address>(method!("Exec"), request).expect("an address");
+        Streams::dial(self, &address.url, protocol)
+    }
+
+    /// `kubectl attach -i`, or `-it`.
+    pub fn attach(&self, id: &str, tty: bool) -> Streams {
+        let container_id = id.into();
+        let request = AttachRequest { container_id, stdin: true, tty, stdout: true, stderr: !tty };
+        let address = self.call::<_, Address>(method!("Attach"), request).expect("an address");
+        Streams::dial(self, &address.url, "v4.channel.k8s.io")
+    }
+
+    /// `kubectl port-forward`, one connection.
+    pub fn port_forward(&self, port: u16) -> Streams {
+        let request =
+            PortForwardRequest { pod_sandbox_id: self.id.clone(), port: vec![port.into()] };
+        let address = self.call::<_, Address>(method!("PortForward"), request);
+        let url = format!("{}?port={port}", address.expect("an address").url);
+        Streams::dial(self, &url, "v4.channel.k8s.io")
+    }
+
     /// What a script prints that does not fail.
     #[track_caller]
     pub fn sh(&self, id: &str, script: &str) -> String {
@@ -205,6 +278,17 @@ impl<'a> Pod<'a> {
         (total(stats.cpu), total(stats.memory))
     }
 
+    /// How many descriptors the pod's shim has open.
+    pub fn descriptors(&self) -> usize {
+        let inside = &self.containerd.inside;
+        let processes = inside.processes();
+        let shim = processes.iter().find(|process| {
+            process.program().starts_with("containerd-shim") && process.args.contains(&self.id)
+        });
+        let pid = shim.unwrap_or_else(|| panic!("no shim of {} in {processes:?}", self.id)).pid;
+        fs::read_dir(inside.path(format!("/proc/{pid}/fd"))).expect("descriptors").count()
+    }
+
     /// Lines of a container's log: stream and text.
     pub fn log(&self, name: &str, attempt: u32) -> Vec<(String, String)> {
         let path = format!("{}/{name}-{attempt}.log", self.config.log_directory);
@@ -215,6 +299,16 @@ impl<'a> Pod<'a> {
             (stream, words.nth(1).unwrap_or_default().to_owned())
         };
         text.lines().map(words).collect()
+    }
+
+    /// Waits until a container's log has a line.
+    #[track_caller]
+    pub fn logs(&self, name: &str, attempt: u32, text: &str) {
+        let deadline = Instant::now() + LIMIT;
+        while !self.log(name, attempt).iter().any(|(_, line)| line == text) {
+            assert!(Instant::now() < deadline, "no {text:?} in {:?}", self.log(name, attempt));
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub fn stop_container(&self, id: &str, timeout: i64) {

@@ -45,6 +45,7 @@ impl Engine {
         if kind != Kind::Podman {
             let root = variable("AMPOULE_DOCKER_20_10")?;
             path.splice(..0, ["usr/bin", "usr/sbin"].map(|folder| root.join(folder)));
+            path.insert(0, variable("AMPOULE_COMPOSE")?);
         }
         if kind == Kind::Docker26 {
             // With the client of the other one.
@@ -119,7 +120,10 @@ impl Engine {
                 let runtime = ["--runtime", self.runtime.name()];
                 self.command("podman", &[&runtime[..], args].concat())
             }
-            Kind::Docker | Kind::Docker26 => self.command("docker", args),
+            Kind::Docker | Kind::Docker26 => match args {
+                ["compose", rest @ ..] => self.command("docker-compose", rest),
+                _ => self.command("docker", args),
+            },
         }
     }
 

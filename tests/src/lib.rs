@@ -4,7 +4,7 @@
 //! - [`assert_nothing_left`]: what a sandbox leaves on its host
 //! - [`detached`]: a sandbox in the background, removed at the end of the test
 //! - [`Footprint`]: what the host holds, to be the same before and after
-//! - [`percentiles`]: of the measurements of `make bench`
+//! - [`percentiles`], [`Memory`]: of the measurements of `make bench`
 //! - [`sandbox`]: a sandbox with several containers, through the library
 //! - [`containerd`]: a containerd of a test's own, and what it leaves behind
 //! - [`cri`]: pods as a kubelet runs them
@@ -13,6 +13,7 @@
 //! - [`host_address`]: by which guests reach the host
 //! - [`screen`]: a terminal with its user
 //! - [`skip`]: a test that cannot run here says why, and is counted
+//! - [`scaled`]: how much of something there is, every day and on demand
 
 mod address;
 mod command;
@@ -20,10 +21,12 @@ pub mod containerd;
 pub mod cri;
 pub mod engine;
 mod footprint;
+mod memory;
 pub mod oci;
 pub mod percentiles;
 mod runtime;
 pub mod sandbox;
+mod scaled;
 pub mod screen;
 mod skip;
 mod traces;
@@ -33,7 +36,9 @@ pub use command::{
     Ampoule, Detached, Outcome, Running, ampoule, detached, detached_with, program, run,
 };
 pub use footprint::Footprint;
+pub use memory::Memory;
 pub use runtime::Runtime;
+pub use scaled::scaled;
 pub use skip::skip;
 pub use traces::{assert_nothing_left, file_server_of, processes_of};
 

@@ -25,11 +25,12 @@ macro_rules! engine {
     };
 }
 
-engine!(runc_podman = Podman Runc: life foreground network);
-engine!(runc_docker = Docker Runc: life foreground network names);
+engine!(runc_podman = Podman Runc: life foreground network pod);
+engine!(runc_docker = Docker Runc: life foreground network names compose);
 engine!(runc_docker_26 = Docker26 Runc: network names);
-engine!(ampoule_podman = Podman Ampoule: life foreground network refusals);
-engine!(ampoule_docker = Docker Ampoule: life foreground network names refusals);
+engine!(ampoule_podman = Podman Ampoule: life foreground network pod refusals);
+engine!(ampoule_docker = Docker Ampoule: life compose refusals);
+engine!(ampoule_docker_again = Docker Ampoule: foreground network names);
 engine!(ampoule_docker_26 = Docker26 Ampoule: network names);
 
 /// A workload that ends by TERM with 43.
@@ -182,6 +183,93 @@ fn names(e: &Engine) {
     e.does(&["network", "rm", "own"]).ended_with(0);
 }
 
+/// Podman's: its containers share a host name, a loopback, shared memory; with ampoule a VM.
+fn pod(e: &Engine) {
+    e.does(&["pod", "create", "--name", "pod", "--network", "none"]).ended_with(0);
+    let boot = "cat /proc/sys/kernel/random/boot_id";
+    let web = format!("echo shared > /dev/shm/x; {boot}; echo up; exec nc -lk -p 80 -e cat");
+    let run = ["run", "-d", "--pod", "pod", "--name", "web", "alpine", "sh", "-c", &web];
+    e.does(&run).ended_with(0);
+    e.until_logged("web", "up");
+    let first = e.does(&["logs", "web"]).ended_with(0).text();
+
+    let script =
+        format!("{boot}; hostname; cat /dev/shm/x; echo hello | nc -w 9 127.0.0.1 80; cat; exit 6");
+    let run = ["run", "--rm", "-i", "--pod", "pod", "alpine", "sh", "-c", &script];
+    let out = e.call(&run).stdin("piped").output().ended_with(6).text();
+    let said: Vec<_> = out.lines().collect();
+    assert_eq!(said[1..], ["pod", "shared", "hello", "piped"], "{out}");
+    assert_eq!(Some(said[0]), first.lines().next());
+    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!(said[0] == host.trim(), e.runtime == Runtime::Runc);
+
+    // The end of one is not that of the others.
+    let run = ["run", "-d", "--pod", "pod", "--name", "other", "alpine", "sh", "-c", POLITE];
+    e.does(&run).ended_with(0);
+    e.until_logged("other", "up");
+    e.does(&["exec", "web", "true"]).ended_with(0);
+    e.does(&["stop", "-t", "20", "other"]).ended_with(0);
+    assert_eq!(e.inspect("other", "{{.State.Status}} {{.State.ExitCode}}"), "exited 43");
+    e.does(&["kill", "web"]).ended_with(0);
+    assert_eq!(e.does(&["wait", "web"]).ended_with(0).text(), "137");
+    e.does(&["start", "other"]).ended_with(0);
+    e.does(&["rm", "-f", "-t", "0", "web"]).ended_with(0);
+    assert_eq!(e.inspect("other", "{{.State.Status}}"), "running");
+    e.does(&["pod", "rm", "-f", "-t", "0", "pod"]).ended_with(0);
+}
+
+/// An application of three services that call each other by name.
+fn compose(e: &Engine) {
+    let file = COMPOSE.replace("RUNTIME", e.runtime.name());
+    fs::write(e.inside.path("/run/test/compose.yaml"), file).unwrap();
+    let compose = |args: &[&str]| {
+        let file = ["compose", "--project-name", "app", "--file", "/run/test/compose.yaml"];
+        e.does(&[&file[..], args].concat()).ended_with(0)
+    };
+    compose(&["up", "--detach", "db"]);
+    compose(&["up", "--detach"]);
+    let mut ask = e.inside.command("bash");
+    ask.args(["-c", ASK]);
+    assert_eq!(program(ask).output().ended_with(0).text(), "stored");
+    let states = compose(&["ps", "--format", "{{.Service}} {{.State}}"]).text();
+    let mut states: Vec<_> = states.lines().collect();
+    states.sort();
+    assert_eq!(states, ["api running", "db running", "web running"]);
+    assert_eq!(compose(&["exec", "-T", "db", "cat", "/data/x"]).text(), "stored");
+    compose(&["restart", "--timeout", "0", "db"]);
+    let stored = compose(&["exec", "-T", "db", "cat", "/data/x"]).text();
+    assert_eq!(stored, "stored\nstored", "its volume stays");
+    compose(&["down", "--volumes", "--timeout", "0"]);
+    assert_eq!(e.does(&["volume", "ls", "--quiet"]).ended_with(0).text(), "");
+}
+
+const COMPOSE: &str = r#"
+x-service: &service
+  image: alpine
+  runtime: RUNTIME
+services:
+  db:
+    <<: *service
+    command: sh -c "echo stored >> /data/x; exec nc -lk -p 80 -e cat /data/x"
+    volumes: ["data:/data"]
+    healthcheck: { test: ["CMD", "test", "-s", "/data/x"], interval: 1s, timeout: 30s, retries: 60 }
+  api:
+    <<: *service
+    command: nc -lk -p 80 -e nc db 80
+    depends_on: { db: { condition: service_healthy } }
+  web:
+    <<: *service
+    command: nc -lk -p 80 -e nc api 80
+    depends_on: [api]
+    ports: ["8080:80"]
+volumes:
+  data: {}
+"#;
+
+const ASK: &str = "for try in {1..100}; do \
+    exec 3<>/dev/tcp/127.0.0.1/8080 && read -t 10 line <&3 && break; sleep 0.2; \
+    done 2>/dev/null; echo $line";
+
 /// What a VM does not have (yet).
 fn refusals(e: &Engine) {
     let refused = |network: &str, options: &[&str], words: &[&str]| {
@@ -195,4 +283,8 @@ fn refusals(e: &Engine) {
     };
     refused("host", &[], &["linux.namespaces (network)", "`none`"]);
     refused("none", &["--volume", "/dev/null:/x"], &["/dev/null: a device cannot be shared"]);
+    let alone = ["-d", "--name", "alone", "alpine", "sleep", "1000"];
+    e.run(&alone).output().ended_with(0);
+    refused("container:alone", &[], &["its VM was made for it alone", "pod"]);
+    e.does(&["rm", "-f", "alone"]).ended_with(0);
 }

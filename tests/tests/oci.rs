@@ -1,10 +1,15 @@
 //! runc's command line: the same tests with runc, which proves every expectation, and with ampoule.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::IoSliceMut,
     mem::MaybeUninit,
-    os::unix::net::UnixListener,
+    os::unix::{
+        fs::{PermissionsExt, symlink},
+        net::UnixListener,
+    },
+    path::Path,
+    time::{Duration, Instant},
 };
 
 use ampoule_tests::{Runtime, oci::Bundle, screen::Screen, skip};
@@ -165,6 +170,125 @@ fn received(listener: &UnixListener) -> File {
         _ => None,
     });
     rights.unwrap().into()
+}
+
+#[test]
+fn runc_follows_the_host() {
+    follows("runc_follows_the_host", Runtime::Runc);
+}
+
+#[test]
+fn ampoule_follows_the_host() {
+    follows("ampoule_follows_the_host", Runtime::Ampoule);
+}
+
+/// Tells of all that happens to what it watches, and looks at it when it is told to.
+const FOLLOWER: &str = "inotifyd - /data /data/sub /data/plain /config /config/key /etc/hosts & \
+    while ! grep -qs 'inotify wd:6' /proc/$!/fdinfo/*; do sleep 0.1; done; echo watching; \
+    while read script; do eval \"$script\"; done";
+
+/// What a kubelet, or an engine, changes on the host is seen in the container, at once by who watches.
+fn follows(name: &str, runtime: Runtime) {
+    let host = tempfile::tempdir().unwrap();
+    let at = |name: &str| host.path().join(name);
+    for folder in ["data/sub", "config/..1"] {
+        fs::create_dir_all(at(folder)).unwrap();
+    }
+    for (file, text) in
+        [("data/plain", "plain"), ("config/..1/key", "old"), ("hosts", "first"), ("log", "")]
+    {
+        fs::write(at(file), text).unwrap();
+    }
+    symlink("..1", at("config/..data")).unwrap();
+    symlink("..data/key", at("config/key")).unwrap();
+    let mounts = [
+        ("data", "/data", "rw"),
+        ("config", "/config", "ro"),
+        ("hosts", "/etc/hosts", "rw"),
+        ("log", "/dev/termination-log", "rw"),
+    ];
+    let change = |spec: &mut Value| {
+        let mounts = mounts.map(|(source, destination, access)| {
+            json!({
+                "type": "bind", "source": at(source), "destination": destination,
+                "options": ["rbind", "rprivate", access],
+            })
+        });
+        spec["mounts"].as_array_mut().unwrap().extend(mounts);
+    };
+    let bundle = match Bundle::new(runtime, &["sh", "-c", FOLLOWER], change) {
+        Ok(bundle) => bundle,
+        Err(why) => return skip(name, &why),
+    };
+    let c = &bundle;
+    c.sh("mkfifo in; $R create --bundle . --pid-file pid $I <>in >out 2>err").ended_with(0);
+    let process = c.pid("pid");
+    c.does("start");
+    c.shows("out", "watching\n");
+    let mut slowest = Duration::ZERO;
+    let mut notices = |act: &dyn Fn(), events: &[&str]| {
+        let begun = Instant::now();
+        act();
+        for event in events {
+            c.shows("out", event);
+        }
+        slowest = slowest.max(begun.elapsed());
+    };
+    let write = |name: &str, text: &str| fs::write(at(name), text).unwrap();
+    let rename = |from: &str, to: &str| fs::rename(at(from), at(to)).unwrap();
+
+    notices(&|| write("data/new", "new"), &["n\t/data\tnew\n", "w\t/data\tnew\n"]);
+    notices(&|| write("data/plain", "more"), &["c\t/data\tplain\n", "c\t/data/plain\n"]);
+    let readable = || fs::set_permissions(at("data/new"), Permissions::from_mode(0o604)).unwrap();
+    notices(&readable, &["e\t/data\tnew\n"]);
+    let moved = ["m\t/data\tnew\n", "y\t/data/sub\tmoved\n"];
+    notices(&|| rename("data/new", "data/sub/moved"), &moved);
+    notices(&|| fs::remove_file(at("data/sub/moved")).unwrap(), &["d\t/data/sub\tmoved\n"]);
+    notices(&|| fs::create_dir(at("data/sub/d")).unwrap(), &["n\t/data/sub\td\n"]);
+    notices(&|| rename("data/sub/d", "data/e"), &["m\t/data/sub\td\n", "y\t/data\te\n"]);
+    notices(&|| fs::remove_dir(at("data/e")).unwrap(), &["d\t/data\te\n"]);
+    notices(
+        &|| fs::remove_file(at("data/plain")).unwrap(),
+        &["d\t/data\tplain\n", "D\t/data/plain\n"],
+    );
+
+    // A kubelet's way to change all files of a volume at once.
+    c.sh("echo 'echo $(readlink /config/..data) $(cat /config/key)' >in").ended_with(0);
+    c.shows("out", "..1 old\n");
+    fs::create_dir(at("config/..2")).unwrap();
+    write("config/..2/key", "new");
+    symlink("..2", at("config/..data_tmp")).unwrap();
+    notices(&|| rename("config/..data_tmp", "config/..data"), &["y\t/config\t..data\n"]);
+    c.sh("echo 'echo $(readlink /config/..data) $(cat /config/key)' >in").ended_with(0);
+    c.shows("out", "..2 new\n");
+    let remove = || fs::remove_dir_all(at("config/..1")).unwrap();
+    notices(&remove, &["d\t/config\t..1\n", "D\t/config/key\n"]);
+
+    // A file that is bound alone is that file, whatever has its name by now.
+    notices(&|| write("hosts", "second"), &["c\t/etc/hosts\n"]);
+    write("other", "replaced");
+    rename("other", "hosts");
+    std::thread::sleep(Duration::from_secs(1));
+    c.sh("echo 'echo $(cat /etc/hosts)' >in").ended_with(0);
+    c.shows("out", "second\n");
+    eprintln!("{name}: the slowest change was noticed after {} ms", slowest.as_millis());
+
+    many(c, &at("data"));
+    c.sh("echo 'echo over > /dev/termination-log; exit 3' >in").ended_with(0);
+    assert_eq!(c.ended(process), 3);
+    assert_eq!(fs::read_to_string(at("log")).unwrap(), "over\n");
+}
+
+/// Many names at once: what cannot be told in time is told as changed instead.
+fn many(c: &Bundle, data: &Path) {
+    let begun = Instant::now();
+    for n in 0..100 {
+        symlink("x", data.join(format!("f{n}"))).unwrap();
+    }
+    for n in 0..100 {
+        c.shows("out", &format!("\t/data\tf{n}\n"));
+    }
+    eprintln!("a hundred new names were noticed after {} ms", begun.elapsed().as_millis());
 }
 
 #[test]

@@ -2,12 +2,11 @@
 //! 50 of them (`make test` then gives the bed more memory), without it as many as every `make test` can afford.
 
 use std::{
-    env,
     io::Write,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use ampoule_tests::{Footprint, ampoule, detached, run};
+use ampoule_tests::{Footprint, ampoule, detached, run, scaled};
 
 /// How many start at the same moment.
 const AT_ONCE: usize = 10;
@@ -23,11 +22,6 @@ fn alone() -> MutexGuard<'static, bool> {
         *warm = true;
     }
     warm
-}
-
-/// One number for every day, one for `AMPOULE_SCALE=full`.
-fn scaled(everyday: usize, full: usize) -> usize {
-    if env::var("AMPOULE_SCALE").is_ok_and(|scale| scale == "full") { full } else { everyday }
 }
 
 #[test]

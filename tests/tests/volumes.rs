@@ -4,11 +4,12 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{Detached, detached, file_server_of, run};
+use ampoule_tests::{Detached, Outcome, detached, file_server_of, program, run};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -18,7 +19,7 @@ const SEEN: Duration = Duration::from_secs(10);
 /// A folder `data` that is shared, beside one that is not.
 fn host() -> TempDir {
     let host = TempDir::new().unwrap();
-    for folder in ["data", "data/sub", "secrets"] {
+    for folder in ["data", "data/sub", "secrets", "mounted"] {
         fs::create_dir(host.path().join(folder)).unwrap();
     }
     let write = |name: &str, text: &str| fs::write(host.path().join(name), text).unwrap();
@@ -34,6 +35,12 @@ fn host() -> TempDir {
 
 fn volume(host: &TempDir, name: &str, destination: &str) -> String {
     format!("{}:{destination}", host.path().join(name).display())
+}
+
+fn command(words: &[&str]) -> Outcome {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    program(command).output()
 }
 
 /// Repeats a script until it succeeds.
@@ -53,7 +60,12 @@ fn both_sides_see_the_same_files_until_the_file_server_is_killed() {
         volume(&host, "data", "/data"),
         volume(&host, "data", "/read:ro"),
         volume(&host, "one", "/etc/one"),
+        volume(&host, "mounted", "/mounted"),
     ];
+    let mounted = at("mounted");
+    let mounted = mounted.to_str().unwrap();
+    command(&["mount", "-t", "tmpfs", "tmpfs", mounted]).ended_with(0);
+    fs::write(at("mounted/file"), "there\n").unwrap();
     let volumes = volumes.iter().flat_map(|volume| ["-v", volume]);
     let sandbox = detached(volumes.chain(["alpine", "sleep", "600"]));
 
@@ -85,6 +97,13 @@ fn both_sides_see_the_same_files_until_the_file_server_is_killed() {
     fs::remove_dir_all(at("data/sub")).unwrap();
     eventually(&sandbox, "grep -q '^later$' /data/later && [ ! -e /data/sub ]");
     eventually(&sandbox, "grep -q '^replaced by the host$' /data/file");
+
+    // What the host has unmounted stays, as it does for any mount namespace that has it.
+    command(&["umount", mounted]).ended_with(0);
+    assert!(!at("mounted/file").exists());
+    sandbox
+        .sh("cd /mounted; grep -q there file && echo more >> file && wc -l < file")
+        .ended_with(0);
 
     // What it may not write, by any name.
     let script = "for f in file x; do echo x > /read/$f; done; rm /read/file; chmod 777 /read/file; mkdir /read/d; \

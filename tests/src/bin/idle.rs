@@ -1,22 +1,13 @@
 //! `idle AMPOULE SECONDS`: the host's memory for an idle sandbox besides its guest's, by process, from smaps after so
 //! many seconds; first when it is the only one, then beside another one, with which it shares the programs' code.
 
-use std::{env, fs, process::Command, thread, time::Duration};
+use std::{env, fs, path::Path, process::Command, thread, time::Duration};
+
+use ampoule_tests::Memory;
 
 const NAMES: [&str; 2] = ["bench-idle-1", "bench-idle-2"];
-/// No mapping besides the guest's memory is as large.
-const GUEST: u64 = 32 << 10;
-
 /// Sandboxes in the background, removed at the end.
 struct Sandboxes<'a>(&'a str);
-
-/// Memory in KiB: of this process alone (USS), its share of all (PSS), changed by it.
-#[derive(Clone, Copy, Default)]
-struct Memory {
-    uss: u64,
-    pss: u64,
-    dirty: u64,
-}
 
 fn main() {
     let usage = "usage: idle AMPOULE SECONDS";
@@ -30,13 +21,11 @@ fn main() {
     for (name, others) in NAMES.iter().zip(["alone", "beside another"]) {
         sandboxes.start(name);
         thread::sleep(idle);
-        let [shim, vmm] = sandboxes.processes(NAMES[0]).map(memory_of);
-        let both = Memory {
-            uss: shim.uss + vmm.uss,
-            pss: shim.pss + vmm.pss,
-            dirty: shim.dirty + vmm.dirty,
-        };
-        for (what, Memory { uss, pss, dirty }) in
+        let [shim, vmm] = sandboxes
+            .processes(NAMES[0])
+            .map(|pid| Memory::of(&Path::new("/proc").join(pid.to_string())));
+        let both = shim + vmm;
+        for (what, Memory { uss, pss, dirty, .. }) in
             [("ampoule", shim), ("ampoule-vmm", vmm), ("**both**", both)]
         {
             println!("| {what}, {others} | {uss} | {pss} | {dirty} |");
@@ -70,24 +59,4 @@ impl Drop for Sandboxes<'_> {
     fn drop(&mut self) {
         let _ = Command::new(self.0).args(["rm", "-f"]).args(NAMES).output();
     }
-}
-
-fn memory_of(pid: u64) -> Memory {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps of a process");
-    let mut sum = Memory::default();
-    let mut counts = true;
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(key), Some(Ok(kib))) = (words.next(), words.next().map(str::parse::<u64>)) else {
-            continue;
-        };
-        match key {
-            "Size:" => counts = kib < GUEST,
-            "Pss:" if counts => sum.pss += kib,
-            "Private_Clean:" if counts => sum.uss += kib,
-            "Private_Dirty:" if counts => (sum.uss, sum.dirty) = (sum.uss + kib, sum.dirty + kib),
-            _ => {}
-        }
-    }
-    sum
 }

@@ -8,13 +8,13 @@ use crate::skip;
 /// What is different, and why that is right.
 const DIFFERENT: &[(&str, &str)] = &[
     (
-        "the task's PID first among its processes",
-        "processes are listed as the guest has them; the task's PID is that of a process on the host",
+        "processes listed by their PIDs on the host",
+        "they are listed by their PIDs in the guest; the host has no such processes",
     ),
     ("ctr run --privileged", "it names every device of the host, and those are refused"),
     (
         "the loss of an ended task",
-        "a task that ends while containerd 1.7 is away is still there, with its exit status",
+        "a task that ends while containerd 1.7 or later is away is still there, with its exit status",
     ),
 ];
 

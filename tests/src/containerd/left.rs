@@ -1,32 +1,39 @@
 //! What a containerd's tasks left behind.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Containerd, entries};
+use super::{Containerd, Namespaces, entries};
 
 /// Folders that are empty when there is no task: shims' sockets, bundles, network namespaces, temporary files, sandboxes.
-const EMPTY: [&str; 6] = [
+const EMPTY: [&str; 7] = [
     "/run/containerd/s",
     "/run/containerd/io.containerd.runtime.v2.task/default",
     "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+    "/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io",
     "/run/netns",
     "/run/test/tmp",
     "/run/test/ampoule/run/sandboxes",
 ];
 
 impl Containerd {
+    /// Waits until nothing is left of the tasks there were.
+    pub fn assert_nothing_left(&self) {
+        nothing_is_left(|| self.left(), || self.log());
+    }
+
     /// Processes, mounts, sockets, files and cgroups that are there without a task. FIFOs are their client's.
     pub fn left(&self) -> Vec<String> {
         let own = ["catatonit", "containerd", "ctr"];
         let processes = self.inside.processes().into_iter();
         let processes = processes.filter(|process| !own.contains(&process.program()));
         let mut left: Vec<String> = processes.map(|process| format!("{process:?}")).collect();
-        let mounts = self.inside.mounts().into_iter();
-        left.extend(mounts.filter(|m| !self.mounts.contains(m)).map(|m| format!("mount {m}")));
+        let things = things(&self.inside).into_iter();
+        left.extend(things.filter(|thing| !self.things.contains(thing)));
         let mut files: Vec<PathBuf> =
             EMPTY.iter().flat_map(|folder| entries(&self.inside.path(folder))).collect();
         files.extend(named(Path::new("/sys/fs/cgroup"), &self.name));
@@ -42,8 +49,18 @@ impl Drop for Containerd {
             eprintln!("containerd's last words: {}", self.log());
             return;
         }
-        nothing_is_left(|| self.left(), || self.log());
+        self.assert_nothing_left();
     }
+}
+
+/// Mounts and named sockets inside.
+pub fn things(inside: &Namespaces) -> Vec<String> {
+    let mut things: Vec<String> =
+        inside.mounts().iter().map(|mount| format!("mount {mount}")).collect();
+    let sockets = fs::read_to_string(inside.path("/proc/1/net/unix")).unwrap_or_default();
+    let names = sockets.lines().skip(1).filter_map(|line| line.split_whitespace().nth(7));
+    things.extend(names.map(|name| format!("socket {name}")));
+    things
 }
 
 /// Everything below `folder` whose name contains `name`.

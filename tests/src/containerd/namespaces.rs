@@ -2,12 +2,16 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
+    net::TcpStream,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::LIMIT;
 use crate::program;
@@ -73,6 +77,19 @@ impl Namespaces {
         command.args(["--target", &self.pid.to_string(), "--mount", "--net", "--pid", "--"]);
         command.arg(name);
         command
+    }
+
+    /// Connects to a server inside, by an address as it is there.
+    pub fn connect(&self, address: &str) -> TcpStream {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.pid)).expect("a namespace");
+        // A namespace is a thread's, and this one ends.
+        let connecting = || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).expect("root's rights");
+            TcpStream::connect(address)
+        };
+        let connected = thread::scope(|scope| scope.spawn(connecting).join().expect("a thread"));
+        connected.unwrap_or_else(|e| panic!("{address}: {e}"))
     }
 
     pub fn kill(&self, signal: &str, pid: i32) {

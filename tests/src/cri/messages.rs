@@ -141,6 +141,9 @@ pub struct Mount {
     pub host_path: String,
     #[prost(bool, tag = "3")]
     pub readonly: bool,
+    /// Instead of a path of the host.
+    #[prost(message, optional, tag = "9")]
+    pub image: Option<ImageSpec>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -155,6 +158,10 @@ pub struct ContainerConfig {
     pub mounts: Vec<Mount>,
     #[prost(string, tag = "11")]
     pub log_path: String,
+    #[prost(bool, tag = "12")]
+    pub stdin: bool,
+    #[prost(bool, tag = "14")]
+    pub tty: bool,
     #[prost(message, optional, tag = "15")]
     pub linux: Option<LinuxContainerConfig>,
 }
@@ -213,6 +220,51 @@ pub struct ExecSyncResponse {
     pub stderr: Vec<u8>,
     #[prost(int32, tag = "3")]
     pub exit_code: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ExecRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    pub cmd: Vec<String>,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    #[prost(bool, tag = "4")]
+    pub stdin: bool,
+    #[prost(bool, tag = "5")]
+    pub stdout: bool,
+    #[prost(bool, tag = "6")]
+    pub stderr: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AttachRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    #[prost(bool, tag = "4")]
+    pub stdout: bool,
+    #[prost(bool, tag = "5")]
+    pub stderr: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct PortForwardRequest {
+    #[prost(string, tag = "1")]
+    pub pod_sandbox_id: String,
+    #[prost(int32, repeated, tag = "2")]
+    pub port: Vec<i32>,
+}
+
+/// Where streams are to be had.
+#[derive(Clone, PartialEq, Message)]
+pub struct Address {
+    #[prost(string, tag = "1")]
+    pub url: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
