@@ -3,13 +3,14 @@ SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help kernel guest build demo test bed bench install clean
+.PHONY: help kernel guest programs build demo test bed bench install clean
 
 PREFIX ?= /usr/local
 # What `make build` makes, laid out as it is installed.
 STAGE := target/ampoule
 CARGO ?= cargo
-run := . tests/lib.sh;
+# Without make's own job server, which cargo would take for one that it may use.
+run := unset MAKEFLAGS; . tests/lib.sh;
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -23,8 +24,10 @@ kernel: ## build the guest kernel (cached by the hash of its inputs)
 guest: ## build the agent and the guest image
 	@$(run) stage_guest $(STAGE)
 
-build: kernel guest ## build everything into target/ampoule
+programs: ## build ampoule, its VMM and its file server
 	@$(run) stage_programs $(STAGE)
+
+build: kernel guest programs ## build everything into target/ampoule
 
 demo: build ## run a real Alpine container in its own VM
 	@$(run) demo $(STAGE)
