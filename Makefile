@@ -32,7 +32,7 @@ build: kernel guest programs ## build everything into target/ampoule
 demo: build ## run a real Alpine container in its own VM
 	@$(run) demo $(STAGE)
 
-test: build ## unit and end-to-end tests, ending in a count
+test: ## build everything; unit and end-to-end tests, ending in a count
 	@tests/run $(STAGE)
 
 bed: ## run CMD='...' on a throw-away host with real KVM

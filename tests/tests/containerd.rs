@@ -287,7 +287,7 @@ fn metric(value: &serde_json::Value, names: &[&str]) -> Option<u64> {
 }
 
 fn limits(containerd: &Containerd) {
-    let options = ["-d", "--memory-limit", "67108864", "--cpus", "0.5"];
+    let options = ["-d", "--memory-limit", "67108864", "--cpus", "0.1"];
     // What is killed is neither the container's first process nor an exec.
     let script = "while [ ! -e /throttled ]; do :; done; dd if=/dev/zero of=/dev/null bs=200M count=1; sleep 600";
     containerd.run(&options, "alpine", "a", &["sh", "-c", script]).output().ended_with(0);
