@@ -252,7 +252,7 @@ services:
     <<: *service
     command: sh -c "echo stored >> /data/x; exec nc -lk -p 80 -e cat /data/x"
     volumes: ["data:/data"]
-    healthcheck: { test: ["CMD", "test", "-s", "/data/x"], interval: 1s, timeout: 30s, retries: 60 }
+    healthcheck: { test: ["CMD", "test", "-s", "/data/x"], interval: 4s, timeout: 30s, retries: 20 }
   api:
     <<: *service
     command: nc -lk -p 80 -e nc db 80

@@ -1,5 +1,6 @@
-//! `idle AMPOULE SECONDS`: the host's memory for an idle sandbox besides its guest's, by process, from smaps after so
-//! many seconds; first when it is the only one, then beside another one, with which it shares the programs' code.
+//! `idle AMPOULE SECONDS`: the host's memory for an idle sandbox with a shared directory besides its guest's, by process,
+//! from smaps after so many seconds; first when it is the only one, then beside another one, with which it shares the
+//! programs' code.
 
 use std::{env, fs, path::Path, process::Command, thread, time::Duration};
 
@@ -21,31 +22,49 @@ fn main() {
     for (name, others) in NAMES.iter().zip(["alone", "beside another"]) {
         sandboxes.start(name);
         thread::sleep(idle);
-        let [shim, vmm] = sandboxes
-            .processes(NAMES[0])
-            .map(|pid| Memory::of(&Path::new("/proc").join(pid.to_string())));
-        let both = shim + vmm;
-        for (what, Memory { uss, pss, dirty, .. }) in
-            [("ampoule", shim), ("ampoule-vmm", vmm), ("**both**", both)]
-        {
-            println!("| {what}, {others} | {uss} | {pss} | {dirty} |");
+        let of_all = sandboxes.processes(NAMES[0]);
+        let mut all = Memory::default();
+        for (program, pid) in of_all {
+            let memory = Memory::of(&Path::new("/proc").join(pid.to_string()));
+            row(&program, others, memory);
+            all = all + memory;
         }
+        row("**all**", others, all);
     }
+}
+
+fn row(what: &str, others: &str, Memory { uss, pss, dirty, .. }: Memory) {
+    println!("| {what}, {others} | {uss} | {pss} | {dirty} |");
 }
 
 impl Sandboxes<'_> {
     fn start(&self, name: &str) {
-        self.ampoule(&["run", "-d", "--name", name, "alpine", "--", "sleep", "100000"]);
+        self.ampoule(&[
+            "run",
+            "-d",
+            "--name",
+            name,
+            "-v",
+            "/etc:/mnt:ro",
+            "alpine",
+            "--",
+            "sleep",
+            "100000",
+        ]);
     }
 
-    /// PIDs of its shim and its VMM.
-    fn processes(&self, name: &str) -> [u64; 2] {
+    /// Names and PIDs of its shim and of what that started.
+    fn processes(&self, name: &str) -> Vec<(String, u64)> {
         let all: serde_json::Value =
             serde_json::from_str(&self.ampoule(&["inspect", name])).expect("JSON");
         let shim = all[0]["pid"].as_u64().expect("a PID");
-        let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
-        let vmm = children.ok().and_then(|all| all.split_whitespace().next()?.parse().ok());
-        [shim, vmm.expect("a child of ampoule")]
+        let mut pids = vec![shim];
+        for task in fs::read_dir(format!("/proc/{shim}/task")).expect("its threads").flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u64>().ok()));
+        }
+        let name = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        pids.into_iter().map(|pid| (name(pid).trim_end().to_owned(), pid)).collect()
     }
 
     fn ampoule(&self, args: &[&str]) -> String {
