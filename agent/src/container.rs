@@ -110,6 +110,7 @@ impl Container {
             id: id.clone(),
             spec,
             rootfs: rootfs.root(),
+            scratch: rootfs.scratch(),
             init,
             seeded,
         }));

@@ -48,6 +48,8 @@ pub struct Init {
     pub spec: Spec,
     /// Where the root file system is mounted in the guest.
     pub rootfs: PathBuf,
+    /// Where its scratch disk is, if it has one.
+    pub scratch: PathBuf,
     /// A PID 1 of ours stays before the workload.
     pub init: bool,
     /// Random numbers come from the agent: [`RANDOM_FD`] is there.
@@ -195,6 +197,7 @@ mod tests {
             id: "c".into(),
             spec: spec.clone(),
             rootfs: "/run/x".into(),
+            scratch: "/run/ampoule/c/scratch".into(),
             init: true,
             seeded: false,
         }));

@@ -74,6 +74,11 @@ impl Rootfs {
         self.directory.join("root")
     }
 
+    /// Where what the container writes is kept, if that is beside its root.
+    pub fn scratch(&self) -> PathBuf {
+        self.directory.join("scratch")
+    }
+
     fn mount_lower(&mut self, name: &str, lower: &Lower) -> Result<(), StepError> {
         let mut options = vec![source(&disk(lower.slot)?), "ro".to_owned()];
         match lower.type_.as_str() {
@@ -119,7 +124,7 @@ impl Rootfs {
         let lower = |n| self.directory.join(format!("lower{n}"));
         options.extend((0..lowers).map(|n| format!("{option}={}", lower(n).display())));
         if upper != Upper::NONE {
-            let scratch = self.directory.join("scratch");
+            let scratch = self.scratch();
             let (top, upper, work) = (lower(0), scratch.join("upper"), scratch.join("work"));
             // The root directory takes its owner and mode from the upper one.
             let like = fs::metadata(&top).map_err(at(STEP, top.display()))?;

@@ -173,7 +173,7 @@ The exit code is the command's, 128 + N if signal N killed it, and
 Repeatable runs:
   --hermetic  sets: no network; the image read-only, what is written goes to a layer that is thrown away; no file and
               no variable of this host; the host name `ampoule` unless --hostname is given. It refuses what would break
-              that: --privileged, --volume, --network, variables without a value (-e NAME, or such a line of
+              that: --privileged, --volume of this host, --network, variables without a value (-e NAME, or such a line of
               --env-file), and, while it runs, `ampoule exec`, `cp` and `console`. Standard input is the container's if
               -i says so. Caps, --clock and --seed are not set by it: give those you want.
   --clock     is RFC 3339, as 2026-11-21T05:51:40Z, or seconds since 1970. It sets CLOCK_REALTIME. Clocks that count

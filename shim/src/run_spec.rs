@@ -12,6 +12,7 @@ use crate::{
     control::ExecRequest,
     image::ImageConfig,
     seccomp,
+    spec::SCRATCH,
 };
 
 /// Search path of a workload whose image names none.
@@ -286,6 +287,10 @@ fn mounts(options: &RunOptions) -> Value {
         mounts.push(mount(&tmpfs.destination, "tmpfs", &all));
     }
     for Volume { source, destination, read_only } in &options.volumes {
+        let Some(source) = source else {
+            mounts.push(mount(destination, SCRATCH, &[]));
+            continue;
+        };
         let access = if *read_only { "ro" } else { "rw" };
         mounts.push(json!({
             "destination": destination, "type": "bind", "source": source,

@@ -5,17 +5,19 @@
 //! inside, follow here.
 
 mod decide;
+mod devices;
 pub mod fields;
 mod labels;
 mod page;
 
 use std::collections::HashMap;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Process, Root, Spec};
 use serde_json::{Map, Value};
 
 pub use decide::{decide, decide_resources};
 use decide::{is_nothing, keep_guests};
+pub use devices::left_out;
 pub use page::page;
 
 /// Why a spec cannot be run.
@@ -41,27 +43,15 @@ type Result<T> = std::result::Result<T, SpecError>;
 const NO_HOST: &str = "namespaces of the host cannot be joined; leave out the path";
 
 /// File systems a guest can mount for a container.
-const FILE_SYSTEMS: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+const FILE_SYSTEMS: &[&str] =
+    &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", SCRATCH];
+/// The type of a mount that is a directory of the container's scratch disk, which no other runtime has.
+pub const SCRATCH: &str = "scratch";
 /// The type of a mount that binds a share of the host, by its number.
 const SHARE: &str = "share";
 /// Kinds of namespaces.
 pub const NAMESPACES: [&str; 8] =
     ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
-/// Character devices that every Linux has under the same numbers (Documentation/admin-guide/devices.txt).
-const DEVICES: [(i64, i64); 10] = [
-    (1, 3),    // null
-    (1, 5),    // zero
-    (1, 7),    // full
-    (1, 8),    // random
-    (1, 9),    // urandom
-    (1, 11),   // kmsg
-    (5, 0),    // tty
-    (10, 200), // net/tun
-    (10, 229), // fuse
-    (10, 237), // loop-control
-];
-/// The agent makes these as they must be.
-const OWN_DEVICES: [&str; 2] = ["/dev/console", "/dev/ptmx"];
 
 /// Hooks that are programs of the host; see [`crate::hooks`].
 pub const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
@@ -106,9 +96,8 @@ pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
     {
         share_network(namespaces)?;
     }
-    if let Some(Value::Array(devices)) = json.pointer_mut("/linux/devices") {
-        check_devices(devices)?;
-        devices.retain(|device| !is_own(device));
+    if let Some(linux) = json.get_mut("linux") {
+        devices::replace(linux)?;
     }
     Ok(serde_json::from_value(json)?)
 }
@@ -134,6 +123,13 @@ pub fn guest_resources(resources: &[u8]) -> Result<Vec<u8>> {
     };
     resources.remove("devices");
     Ok(serde_json::to_vec(&resources)?)
+}
+
+/// Whether a container writes to a scratch disk: its root, or volumes that lie there.
+pub fn needs_scratch(spec: &Spec) -> bool {
+    let is_read_only = spec.root().as_ref().and_then(Root::readonly) == Some(true);
+    let mut mounts = spec.mounts().iter().flatten();
+    !is_read_only || mounts.any(|mount| mount.typ().as_deref() == Some(SCRATCH))
 }
 
 /// The path is the caller's; the guest's root file system comes from a disk.
@@ -224,30 +220,6 @@ fn share_network(namespaces: &mut Vec<Value>) -> Result<()> {
     }
     namespaces.retain(|namespace| !own("network")(namespace));
     Ok(())
-}
-
-/// Numbers of other devices mean one thing on the host and another in the guest.
-fn check_devices(devices: &[Value]) -> Result<()> {
-    for (i, device) in devices.iter().enumerate().filter(|(_, device)| !is_own(device)) {
-        let number = (device["major"].as_i64().unwrap_or(0), device["minor"].as_i64().unwrap_or(0));
-        let here = match device["type"].as_str().unwrap_or_default() {
-            "c" | "u" => DEVICES.contains(&number),
-            kind => kind == "p",
-        };
-        if !here {
-            let path = device["path"].as_str().unwrap_or_default();
-            let field = format!("linux.devices[{i}] ({})", path.escape_default());
-            return Err(unsupported(
-                field,
-                "devices of the host cannot be passed in: a VM has its own; of a disk, share a directory of its file system",
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn is_own(device: &Value) -> bool {
-    device["path"].as_str().is_some_and(|path| OWN_DEVICES.contains(&path))
 }
 
 /// The entries of the list at `pointer`; none if there is no such list.

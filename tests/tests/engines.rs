@@ -282,6 +282,15 @@ fn refusals(e: &Engine) {
         e.does(&["rm", "one"]).ended_with(0);
     };
     refused("host", &[], &["linux.namespaces (network)", "`none`"]);
+    refused(
+        "none",
+        &["--device", "/dev/kvm"],
+        &["linux.devices", "(/dev/kvm)", "a VM has its own"],
+    );
+    let script =
+        "mount -t tmpfs none /mnt && echo mounted; ls /dev/fuse /dev/kvm /dev/vda 2>/dev/null";
+    let all = e.run(&["--rm", "--privileged", "alpine", "sh", "-c", script]).output();
+    assert_eq!(all.text(), "mounted\n/dev/fuse", "those of the VM, none of the host: {all:?}");
     refused("none", &["--volume", "/dev/null:/x"], &["/dev/null: a device cannot be shared"]);
     let alone = ["-d", "--name", "alone", "alpine", "sleep", "1000"];
     e.run(&alone).output().ended_with(0);

@@ -29,6 +29,20 @@ fn a_privileged_container_is_root_of_the_guest_alone() {
     let script = "grep Seccomp: /proc/self/status | cut -f2; echo 1 > /proc/sys/vm/swappiness && \
                   cat /proc/sys/vm/swappiness; mkdir /sys/fs/cgroup/x && echo made";
     assert_eq!(says(&["--privileged"], script), "0\n1\nmade");
+    let script = "ls /dev/fuse /dev/kmsg /dev/net/tun; truncate -s 8m /i && losetup $(losetup -f) /i && losetup -a; \
+                  ls /dev/kvm /dev/[hsv]d* 2>/dev/null";
+    let devices = run(["--privileged", "alpine", "sh", "-c", script]).output().text();
+    assert_eq!(devices, "/dev/fuse\n/dev/kmsg\n/dev/net/tun\n/dev/loop0: 0 /i");
+}
+
+#[test]
+fn a_volume_of_its_own_is_no_part_of_the_roots_overlay() {
+    let script = "cat /etc/apk/arch; cd /etc/apk && mkdir u w && \
+                  mount -t overlay o -o lowerdir=/etc,upperdir=u,workdir=w /mnt && touch /mnt/x && ls u; touch /x";
+    let options = ["--privileged", "--read-only", "-v", "/etc/apk", "alpine", "sh", "-c", script];
+    let out = run(options).output().ended_with(1);
+    assert_eq!(out.text(), "x86_64\nx");
+    assert!(out.error().contains("Read-only file system"), "{}", out.error());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! - [`namespaces`][]: joining and preparing them
 //! - [`paths`][]: opening and making paths inside a root file system, and nowhere else
-//! - [`mounts`], with [`options`] and [`copy_up`]: the spec's mounts
+//! - [`mounts`], with [`options`], [`copy_up`] and [`volume`]: the spec's mounts
 //! - [`devices`][]: /dev
 //! - [`terminal`][]: the process's terminal
 //! - [`random`][]: random numbers that come from the agent
@@ -30,6 +30,7 @@ mod scheduling;
 mod seccomp;
 mod terminal;
 mod user;
+mod volume;
 
 use std::{
     io,
@@ -89,7 +90,7 @@ fn first_process(init: plan::Init) -> Result<Workload, StepError> {
     namespaces::join(&spec.linux)?;
     namespaces::prepare(spec)?;
     let root = mounts::own_root(&init.rootfs)?;
-    mounts::mount_all(&root, spec)?;
+    mounts::mount_all(&root, spec, &init.scratch)?;
     // SAFETY: the first process of a container with a seed is given this descriptor too.
     let random = init.seeded.then(|| unsafe { inherit(RANDOM_FD) });
     devices::make(&root, &spec.linux, random.as_ref())?;

@@ -16,6 +16,7 @@ use super::{
     copy_up::copy_up,
     options::{self, Options},
     paths::{Root, guest_null, is_on_proc, kind},
+    volume,
 };
 use crate::{
     mount::{self, Attributes},
@@ -47,11 +48,16 @@ pub fn own_root(rootfs: &Path) -> Result<Root, StepError> {
 }
 
 /// All mounts of the spec, in its order.
-pub fn mount_all(root: &Root, spec: &Spec) -> Result<(), StepError> {
-    spec.mounts.iter().try_for_each(|mount| {
+pub fn mount_all(root: &Root, spec: &Spec, scratch: &Path) -> Result<(), StepError> {
+    spec.mounts.iter().enumerate().try_for_each(|(n, mount)| {
         let options = options::parse(mount.options.iter().map(String::as_str));
         match mount.kind.as_str() {
             share::TYPE => bind(root, &share::path(&mount.source)?, mount, &options),
+            volume::TYPE => {
+                let hidden = root.make_directory(&mount.destination)?;
+                let volume = volume::open(scratch, n, &hidden, &mount.destination)?;
+                bind_opened(&volume, hidden, volume::TYPE, mount, &options)
+            }
             "bind" => bind(root, &mount.source, mount, &options),
             _ if options.bind => bind(root, &mount.source, mount, &options),
             _ => new(root, mount, &options),
@@ -95,15 +101,31 @@ fn new(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError> 
 /// Binds something of the guest. The host's files are not reachable from here, whatever the path.
 fn bind(root: &Root, source: &str, wanted: &Mount, options: &Options) -> Result<(), StepError> {
     let destination = wanted.destination.as_str();
-    if let Some(unknown) = options.data.first() {
-        let object = format_args!("option {unknown:?} of the bind at {destination}");
-        return Err(refuse("mount", object, "not supported"));
-    }
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let failed = format_args!("{source} at {destination}").to_string();
     let opened =
         openat2(CWD, source, flags, Mode::empty(), resolve).map_err(at("bind", &failed))?;
+    let target = match kind(&opened).map_err(at("bind", &failed))? {
+        FileType::Directory => root.make_directory(destination)?,
+        _ => root.make_file(destination)?,
+    };
+    bind_opened(&opened, target, source, wanted, options)
+}
+
+fn bind_opened(
+    opened: &OwnedFd,
+    target: OwnedFd,
+    source: &str,
+    wanted: &Mount,
+    options: &Options,
+) -> Result<(), StepError> {
+    let destination = wanted.destination.as_str();
+    if let Some(unknown) = options.data.first() {
+        let object = format_args!("option {unknown:?} of the bind at {destination}");
+        return Err(refuse("mount", object, "not supported"));
+    }
+    let failed = format_args!("{source} at {destination}").to_string();
     let copy = mount::copy(opened.as_fd(), "", options.recursive).map_err(at("bind", &failed))?;
     for (attributes, recursive) in
         [(&options.attributes, false), (&options.recursive_attributes, true)]
@@ -112,10 +134,6 @@ fn bind(root: &Root, source: &str, wanted: &Mount, options: &Options) -> Result<
             attributes.apply(&copy, recursive).map_err(at("bind", &failed))?;
         }
     }
-    let target = match kind(&opened).map_err(at("bind", &failed))? {
-        FileType::Directory => root.make_directory(destination)?,
-        _ => root.make_file(destination)?,
-    };
     place(&copy, &target, destination, options)
 }
 

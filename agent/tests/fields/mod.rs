@@ -159,6 +159,10 @@ async fn mounts_have_their_options_and_propagation() {
     assert_eq!(output.text(), "711\n644\n555\nx86_64\n");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("Read-only"), "{said}");
+    let volume = json!({"destination": "/etc/apk", "type": "scratch", "source": "scratch"});
+    let script = "cd /etc/apk; cat arch; echo x > arch; cat arch; grep -c ' /etc/apk .* tmpfs ' /proc/self/mountinfo";
+    let output = run(&guest, script, &[("/mounts/-", volume)]).await;
+    assert_eq!(output.text(), "x86_64\nx\n1\n");
     let message = refusal(&guest, &[("/mounts/-", mount(&["sise=2m"]))]).await;
     assert!(message.contains("sise"), "{message}");
     let message = refusal(&guest, &[("/linux/rootfsPropagation", json!("public"))]).await;

@@ -43,8 +43,9 @@ pub struct ContainerArgs {
     /// Mount a tmpfs, as /run or /tmp:size=64m,mode=1777
     #[arg(long, value_name = "DIR[:OPTIONS]")]
     pub tmpfs: Vec<Tmpfs>,
-    /// Share a directory or a file of this host with the container; ro for reading only
-    #[arg(short, long, value_name = "SOURCE:DIR[:ro]")]
+    /// Share a directory or a file of this host with the container, ro for reading only; or DIR alone: a directory of the
+    /// sandbox's own scratch disk, not in the overlay that the rest of the root is
+    #[arg(short, long, value_name = "[SOURCE:]DIR[:ro]")]
     pub volume: Vec<Volume>,
     /// Size of /dev/shm
     #[arg(long, value_name = "SIZE", default_value = "64m")]

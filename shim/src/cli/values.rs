@@ -62,7 +62,7 @@ pub enum ValueError {
     #[error("must be an absolute path, with options after a colon, as in /tmp:size=64m")]
     Tmpfs,
     #[error(
-        "must be SOURCE:DIR[:ro] with an absolute DIR, as in ./src:/src or /etc/hosts:/etc/hosts:ro"
+        "must be SOURCE:DIR[:ro] with an absolute DIR, as in ./src:/src or /etc/hosts:/etc/hosts:ro, or such a DIR alone"
     )]
     Volume,
     #[error("volumes cannot have names yet: write ./NAME for a folder here, or an absolute path")]

@@ -1,4 +1,5 @@
-//! `--volume`: a directory or a file of this host in the container, with docker's meaning.
+//! `--volume`: a directory or a file of this host in the container, or a directory of the sandbox's own disk, with docker's
+//! meaning.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,11 +8,11 @@ use std::{
 
 use super::values::ValueError;
 
-/// What of this host is seen where in the container.
+/// What is seen where in the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Absolute.
-    pub source: PathBuf,
+    /// Of this host, absolute; or on the sandbox's scratch disk.
+    pub source: Option<PathBuf>,
     pub destination: String,
     pub read_only: bool,
 }
@@ -22,14 +23,16 @@ impl FromStr for Volume {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let parts: Vec<&str> = text.split(':').collect();
         let (source, destination, options) = match parts[..] {
-            [source, destination] => (source, destination, "rw"),
-            [source, destination, options] => (source, destination, options),
+            [destination] => (None, destination, "rw"),
+            [source, destination] => (Some(source), destination, "rw"),
+            [source, destination, options] => (Some(source), destination, options),
             _ => return Err(ValueError::Volume),
         };
         if !destination.starts_with('/') {
             return Err(ValueError::Volume);
         }
-        if !source.contains('/') && source != "." && source != ".." {
+        let is_name = |source: &str| !source.contains('/') && source != "." && source != "..";
+        if source.is_some_and(is_name) {
             return Err(ValueError::NamedVolume);
         }
         let read_only = match options {
@@ -37,7 +40,9 @@ impl FromStr for Volume {
             "rw" => false,
             _ => return Err(ValueError::VolumeOption),
         };
-        let source = std::path::absolute(Path::new(source)).map_err(|_| ValueError::Volume)?;
+        let absolute =
+            |source| std::path::absolute(Path::new(source)).map_err(|_| ValueError::Volume);
+        let source = source.map(absolute).transpose()?;
         Ok(Self { source, destination: destination.into(), read_only })
     }
 }
@@ -50,17 +55,18 @@ mod tests {
     fn volumes_are_read_as_docker_reads_them() {
         let here = std::env::current_dir().unwrap();
         for (text, source, destination, read_only) in [
-            ("/srv/data:/data", "/srv/data".into(), "/data", false),
-            ("./data:/x:ro", here.join("data"), "/x", true),
-            (".:/x:rw", here.clone(), "/x", false),
-            ("data/one:/x", here.join("data/one"), "/x", false),
+            ("/srv/data:/data", Some("/srv/data".into()), "/data", false),
+            ("./data:/x:ro", Some(here.join("data")), "/x", true),
+            (".:/x:rw", Some(here.clone()), "/x", false),
+            ("data/one:/x", Some(here.join("data/one")), "/x", false),
+            ("/data", None, "/data", false),
         ] {
             let destination = destination.to_string();
             assert_eq!(text.parse(), Ok(Volume { source, destination, read_only }), "{text}");
         }
         for (text, error) in [
             ("", ValueError::Volume),
-            ("/data", ValueError::Volume),
+            ("data", ValueError::Volume),
             ("/a:b", ValueError::Volume),
             ("/a:/b:ro:ro", ValueError::Volume),
             ("data:/x", ValueError::NamedVolume),

@@ -42,6 +42,7 @@ use crate::{
     share::{Share, ShareError},
     signal_name::Signal,
     signals::Signals,
+    spec::needs_scratch,
     stdio::{self, FirstByte},
     terminal::{self, RawTerminal},
     text::{complain, print},
@@ -299,7 +300,7 @@ async fn prepare(
     (spec, shares, files): (Spec, Vec<Share>, Vec<HostFile>),
     timings: &mut Timings,
 ) -> Result<(Sandbox, Created), RunError> {
-    let scratch = (!args.read_only).then_some(args.scratch_size.0);
+    let scratch = needs_scratch(&spec).then_some(args.scratch_size.0);
     let store = Store::open(&paths.store)?;
     let mounts = [Mount::image(&image.rootfs)];
     let (disks, rootfs) =

@@ -22,7 +22,7 @@ use crate::{
         ContainerConfig, Created, FIRST_DISK, Fixed, RootFs, Sandbox, SandboxConfig, SandboxError,
         Stdio, spare_disks, vm_memory_mib,
     },
-    spec::{Counterparts, guest_spec},
+    spec::{Counterparts, guest_spec, needs_scratch},
     task::{Binds, Bundle, HostNetwork, Size, binds, settings},
 };
 
@@ -134,7 +134,8 @@ impl Plan {
     pub fn prepare(&self, host: &Host) -> Result<Prepared> {
         let store = Store::open(&host.paths.store).map_err(RootFsError::Convert)?;
         let store = store.with_snapshots(self.config.store.snapshots.0);
-        let scratch = (!self.bundle.is_read_only()).then_some(self.config.sandbox.scratch_size.0);
+        let scratch =
+            needs_scratch(&self.bundle.spec).then_some(self.config.sandbox.scratch_size.0);
         Ok(rootfs::prepare(&store, &[], &self.bundle.root(), scratch)?)
     }
 

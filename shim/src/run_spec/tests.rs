@@ -147,6 +147,7 @@ fn further_options_reach_the_spec() {
         ulimits: vec!["nofile=5:9".parse().unwrap()],
         sysctls: vec!["net.core.somaxconn=7".parse().unwrap()],
         tmpfs: vec!["/run:exec,size=1m".parse().unwrap()],
+        volumes: vec!["/data".parse().unwrap()],
         shm_size: Some(1 << 20),
         ..Default::default()
     };
@@ -158,6 +159,7 @@ fn further_options_reach_the_spec() {
         ("/mounts/6/options/4", json!("size=1048576")),
         ("/mounts/7/destination", json!("/run")),
         ("/mounts/7/options", json!(["noexec", "nosuid", "nodev", "exec", "size=1m"])),
+        ("/mounts/8/type", json!("scratch")),
     ] {
         assert_eq!(spec.pointer(pointer), Some(&value), "{pointer}");
     }

@@ -35,7 +35,7 @@ use crate::{
     agent::{Agent, AgentError, Code},
     id::Id,
     network::{Joined, Resolver},
-    spec::{Counterparts, guest_process, guest_spec},
+    spec::{Counterparts, guest_process, guest_spec, left_out},
     text::one_line,
     vm::{Cause, Death, Disk, Report, Vm},
 };
@@ -204,6 +204,10 @@ impl Owner {
         let shares = self.shares.number(mem::take(&mut config.shares)).map_err(SandboxError::from);
         let prepared = shares.and_then(|shares| {
             let counterparts = self.counterparts(&config, &shares)?;
+            let devices = left_out(&config.spec)?;
+            if !devices.is_empty() {
+                tracing::info!(container = %config.id, ?devices, "not in the VM, left out");
+            }
             let spec = serde_json::to_vec(&guest_spec(&config.spec, &counterparts)?)?;
             Ok((spec, shares, self.admit(&process, config.stdio)?))
         });

@@ -54,7 +54,7 @@ pub const FIELDS: &[Field] = &[
     row(
         "mounts[].type",
         Guest,
-        "proc, sysfs, tmpfs, devpts, mqueue, cgroup (v2), cgroup2; bind: directories and files are shared, live; devices, sockets, FIFOs, `/` and file systems of the host's kernel are refused",
+        "proc, sysfs, tmpfs, devpts, mqueue, cgroup (v2), cgroup2; scratch, of ampoule alone: a directory of the disk that the root is written to, without its overlay; bind: directories and files are shared, live; devices, sockets, FIFOs, `/` and file systems of the host's kernel are refused",
     ),
     row("mounts[].source", Guest, BY_KERNEL),
     row(
@@ -179,7 +179,7 @@ pub const FIELDS: &[Field] = &[
     row(
         "linux.devices[].path",
         Guest,
-        "devices every Linux has under the same numbers: null, zero, full, random, urandom, tty, kmsg, fuse, net/tun, loop-control; FIFOs; others are refused",
+        "devices every Linux has under the same numbers: null, zero, full, random, urandom, tty, kmsg, fuse, net/tun, loop-control; FIFOs; others are refused. Where `linux.resources.devices` allows all of them (`--privileged`) the list is that of the host, and the guest's own take its place: these, and loop0 to loop7",
     ),
     row("linux.devices[].type", Guest, BY_KERNEL),
     row("linux.devices[].major", Guest, BY_KERNEL),

@@ -78,10 +78,6 @@ impl Bundle {
         self.path.join(root.unwrap_or(Path::new("rootfs")))
     }
 
-    pub fn is_read_only(&self) -> bool {
-        self.spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true)
-    }
-
     /// Whether other containers may come to share this one's sandbox.
     pub fn is_grouped(&self) -> bool {
         let annotations = self.spec.annotations().iter().flatten();

@@ -26,6 +26,7 @@ use crate::{
     paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
     sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId, SandboxError},
+    spec::needs_scratch,
 };
 
 /// What a container is made from, read and converted.
@@ -196,7 +197,7 @@ fn parts(
     let hooks = Hooks::take(&mut bundle.spec, id, &bundle.path).map_err(SandboxError::from)?;
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
     let store = store.with_snapshots(config.store.snapshots.0);
-    let scratch = (!bundle.is_read_only()).then_some(config.sandbox.scratch_size.0);
+    let scratch = needs_scratch(&bundle.spec).then_some(config.sandbox.scratch_size.0);
     let prepared = rootfs::prepare(&store, &mounts, &bundle.root(), scratch)?;
     of_pod.bind_into(&mut bundle.spec);
     let binds = binds::binds(&bundle.spec)?;

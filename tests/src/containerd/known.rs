@@ -11,7 +11,6 @@ const DIFFERENT: &[(&str, &str)] = &[
         "processes listed by their PIDs on the host",
         "they are listed by their PIDs in the guest; the host has no such processes",
     ),
-    ("ctr run --privileged", "it names every device of the host, and those are refused"),
     (
         "the loss of an ended task",
         "a task that ends while containerd 1.7 or later is away is still there, with its exit status",

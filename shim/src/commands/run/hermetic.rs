@@ -32,8 +32,8 @@ pub fn check(args: &RunArgs) -> Result<(), RunError> {
     if args.container.privileged {
         return Err(NotHermetic::Privileged.into());
     }
-    if let Some(volume) = args.container.volume.first() {
-        return Err(NotHermetic::Volume(volume.source.display().to_string()).into());
+    if let Some(source) = args.container.volume.iter().find_map(|volume| volume.source.as_ref()) {
+        return Err(NotHermetic::Volume(source.display().to_string()).into());
     }
     let network = &args.network.network;
     if *network != NetworkChoice::None {

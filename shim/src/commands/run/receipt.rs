@@ -16,6 +16,7 @@ use crate::{
     image::{Digest, Image},
     paths::Paths,
     registry::Ended,
+    spec::needs_scratch,
     timestamp::Timestamp,
 };
 
@@ -46,7 +47,7 @@ struct Facts {
     guest_image: Part,
     /// Its system call filters are part of it.
     vmm: Part,
-    /// If there are volumes.
+    /// If files of this host are shared.
     file_server: Option<Part>,
     /// As it was given, and the digest of what that was.
     image: Named,
@@ -118,10 +119,10 @@ impl Receipt {
         spec: &Spec,
     ) -> Result<Self, FileError> {
         let file = File::create(path).map_err(FileError::of("--receipt", path))?;
+        let disks = &DEVICES[..if needs_scratch(spec) { 5 } else { 4 }];
         let spec = canonical(spec).map_err(FileError::of("--receipt", path))?;
         let seccomp = spec.pointer("/linux/seccomp");
-        let disks = &DEVICES[..if args.read_only { 4 } else { 5 }];
-        let shares = !args.container.volume.is_empty();
+        let shares = args.container.volume.iter().any(|volume| volume.source.is_some());
         let network = &args.network.network;
         let connected = *network != NetworkChoice::None;
         let further = [(shares, SHARES), (connected, NET)];
