@@ -220,6 +220,19 @@ fn what_the_guest_has_of_its_own_takes_the_hosts_place() {
 }
 
 #[test]
+fn a_scratch_disk_is_for_the_root_and_for_volumes() {
+    for (kind, read_only, needed) in
+        [("tmpfs", true, false), ("tmpfs", false, true), ("scratch", true, true)]
+    {
+        let mut json = with("/mounts/-", json!({ "destination": "/data", "type": kind }));
+        json["root"]["readonly"] = read_only.into();
+        let spec: Spec = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(needs_scratch(&spec), needed, "{kind} {read_only}");
+        assert_eq!(converted(json).unwrap()["mounts"][2]["type"], kind);
+    }
+}
+
+#[test]
 fn the_network_of_the_sandbox_is_the_guests_own() {
     let spec = |namespaces: Value| -> Spec {
         serde_json::from_value(with("/linux/namespaces", namespaces)).unwrap()
