@@ -1,6 +1,7 @@
 //! The command line.
 
 mod container;
+mod egress;
 mod network;
 mod values;
 mod verbs;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
 pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
+pub use egress::{Destination, Egress, Host, MAX_DESTINATIONS, is_elsewhere};
 pub use network::{NetworkArgs, NetworkChoice, Publish};
 pub use values::{ClockStart, Cpus, Memory, Seed};
 pub use verbs::*;
@@ -148,6 +150,7 @@ Examples:
   ampoule run --memory 1g --cpus 2 -e LANG=C -w /tmp dir:/srv/rootfs -- make
   ampoule run -v ./project:/src -w /src gcc -- make
   ampoule run --network user -p 127.0.0.1:8080:80 nginx
+  ampoule run --network user --egress pypi.org:443,files.pythonhosted.org:443 python -- pip download six
   ampoule run -d --name clock alpine -- sh -c 'while date; do sleep 1; done'
 
 What --volume shares is this host's own: both see what the other writes, at once. SOURCE is a directory or a file that is
@@ -158,6 +161,13 @@ Without --network a sandbox has loopback only. With --network user it reaches wh
 reaches it but by -p: passt(1) speaks for it, of Debian's package passt. It is 10.0.2.15, DNS is this host's, and this
 host's own loopback is not reached. With --network netns:PATH it gets the interfaces, addresses and routes of a network
 namespace, which takes root. /etc/resolv.conf is the container's then, unless a --volume is there.
+
+With --egress nothing leaves but by TCP and UDP to the destinations of the list: names, IPv4 addresses, or IPv6 addresses in
+brackets, each with a port or *, 64 at most; with `none` nothing leaves at all. The host's kernel holds passt to it (BPF on a
+cgroup of its own), so that nothing a guest does changes it; a ping does not leave either. A name stands for the addresses
+that this host finds for it, 64 at most, the latest: whoever answers there is reached, under whatever name. Other names are
+answered NXDOMAIN. What a listed server passes on is for that to say. Ports that -p publishes, TCP only, answer whoever
+connects. It takes root, cgroup v2 and BPF; where those are missing the run is refused.
 
 What a container writes to its files is thrown away when it ends. With -d its record, exit code and log stay until
 `ampoule rm`, unless --rm is given; in the foreground nothing stays, since its output and its exit code have gone to

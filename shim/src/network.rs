@@ -17,9 +17,11 @@
 //! - [`resolver`]: Docker's DNS, which frames do not reach
 //! - [`loopback`]: connections from within the namespace, which are no frames
 //! - [`user`], [`private`], [`passt`]: a network that nobody has made, for `ampoule run`
+//! - [`egress`]: what of it is a list of destinations
 //!
 //! [`Network::join`] does all of it; what it has changed is undone when [`Joined`] is dropped.
 
+mod egress;
 mod found;
 mod loopback;
 mod passt;
@@ -47,7 +49,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use found::Found;
 pub use loopback::Loopback;
 pub use redirect::Joined;
-pub use resolver::Resolver;
+pub use resolver::{ADDRESS as LISTED_DNS, Resolver};
 use tap::Tap;
 pub use user::DNS;
 
@@ -62,6 +64,8 @@ pub enum NetworkError {
     NoPasst,
     #[error("passt: {0}")]
     Passt(String),
+    #[error("--egress cannot be enforced: {0}")]
+    Egress(&'static str, #[source] io::Error),
     #[error("interface {name}: {why}")]
     Refused { name: String, why: String },
     #[error("interface {name}: {what}")]

@@ -4,13 +4,18 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::Path,
     process::Command,
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{ampoule, detached, host_address, no_passt, program, run, skip};
-use rustix::process::{Pid, Signal, kill_process};
+use ampoule_tests::{ampoule, detached, host_address, no_passt, program, root, run, skip, stage};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{UnshareFlags, unshare_unsafe},
+};
 
 /// How long an answer may take, even in the bed.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -143,6 +148,182 @@ fn a_guest_reaches_the_host_and_the_host_its_ports_until_passt_is_killed() {
 }
 
 #[test]
+fn a_guest_that_calls_the_hosts_loopback_its_gateways_reaches_nothing_there() {
+    if let Some(why) = no_passt() {
+        return skip("a_guest_that_calls_the_hosts_loopback_its_gateways", why);
+    }
+    let host = host_address().unwrap();
+    let port = server(b"hello\n".to_vec());
+    // Root in the guest makes an address of its loopback one of the network.
+    let script = format!(
+        "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; ip address flush dev lo
+         while ip route del table local 127.0.0.0/8 2>&-; do :; done; ip route add 127.0.0.0/8 via 10.0.2.2
+         ip route get 127.0.0.1; wget -qO- {host}:{port}; nc -w 3 127.0.0.1 {port} < /dev/null && echo reached"
+    );
+    let words = ["--network", "user", "--privileged", "alpine", "sh", "-c", &script];
+    let out = run(words).output();
+    let text = out.text();
+    assert!(text.contains("127.0.0.1 via 10.0.2.2 dev eth0") && text.contains("hello"), "{text}");
+    assert!(!text.contains("reached"), "{text}");
+}
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Puts this thread, and what it starts, on a host of its own: 192.0.2.2 and 192.0.2.3, and a DNS server at the former.
+fn on_another_host(resolv_conf: &Path) -> Option<()> {
+    // SAFETY: CLONE_FILES, the flag that is not safe, is not given; this thread ends with the test.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }.ok()?;
+    let done = |words: &str| {
+        let mut words = words.split(' ');
+        let status = Command::new(words.next()?).args(words).status();
+        status.is_ok_and(|status| status.success()).then_some(())
+    };
+    done("mount --make-rprivate /")?;
+    fs::write(resolv_conf, "nameserver 192.0.2.2\noptions timeout:1 attempts:1\n").ok()?;
+    done(&format!("mount --bind {} {RESOLV_CONF}", resolv_conf.display()))?;
+    done("ip link set lo up")?;
+    done("ip link add outside type dummy")?;
+    done("ip address add 192.0.2.2/24 dev outside")?;
+    done("ip address add 192.0.2.3/24 dev outside")?;
+    done("ip link set outside up")?;
+    done("ip route add default via 192.0.2.1")
+}
+
+/// A DNS server that has an address for every name it knows. Tells of what it is asked.
+fn names(address: Ipv4Addr, known: &'static [(&str, [u8; 4])]) -> mpsc::Receiver<String> {
+    let socket = UdpSocket::bind((address, 53)).unwrap();
+    let (asked, names) = mpsc::channel();
+    thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((len, peer)) = socket.recv_from(&mut query) {
+            let end = 12 + query[12..len].iter().position(|&byte| byte == 0).unwrap();
+            let mut name = Vec::new();
+            let mut at = 12;
+            while at < end {
+                let len = usize::from(query[at]);
+                name.push(String::from_utf8_lossy(&query[at + 1..at + 1 + len]).into_owned());
+                at += 1 + len;
+            }
+            let name = name.join(".");
+            let found = known.iter().find(|(known, _)| *known == name);
+            // AAAA has no answers.
+            let records = u8::from(found.is_some() && query[end + 2] == 1);
+            let code = if found.is_some() { 0 } else { 3 };
+            let head = [query[0], query[1], 0x81, 0x80 | code, 0, 1, 0, records, 0, 0, 0, 0];
+            let mut answer = [&head[..], &query[12..end + 5]].concat();
+            if let Some((_, octets)) = found.filter(|_| records == 1) {
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4]);
+                answer.extend(octets);
+            }
+            let _ = socket.send_to(&answer, peer);
+            let _ = asked.send(name);
+        }
+    });
+    names
+}
+
+/// Sends datagrams back, and tells of them.
+fn echo(address: Ipv4Addr, port: u16) -> (u16, mpsc::Receiver<String>) {
+    let socket = UdpSocket::bind((address, port)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let (came, datagrams) = mpsc::channel();
+    thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((len, peer)) = socket.recv_from(&mut buffer) {
+            let _ = came.send(String::from_utf8_lossy(&buffer[..len]).trim().into());
+            let _ = socket.send_to(&buffer[..len], peer);
+        }
+    });
+    (port, datagrams)
+}
+
+/// Runs a test in a thread that may have its own namespaces.
+#[track_caller]
+fn in_a_thread(name: &str, test: fn(&Path) -> Option<()>) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("resolv.conf");
+    let done = thread::spawn(move || test(&file)).join();
+    if done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).is_none() {
+        skip(name, "no network namespace can be made here");
+    }
+}
+
+#[test]
+fn nothing_leaves_but_to_the_destinations_of_a_list() {
+    const NAME: &str = "nothing_leaves_but_to_the_destinations_of_a_list";
+    if let Some(why) = no_passt() {
+        return skip(NAME, why);
+    }
+    in_a_thread(NAME, |resolv_conf| {
+        on_another_host(resolv_conf)?;
+        let [one, other] = [Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 3)];
+        let known = &[
+            ("listed.test", [192, 0, 2, 2]),
+            ("other.test", [192, 0, 2, 3]),
+            ("near.test", [127, 0, 0, 1]),
+        ];
+        let asked = names(one, known);
+        let (by_name, by_address) =
+            (server(b"by name\n".to_vec()), server(b"by address\n".to_vec()));
+        let (datagrams, came) = echo(one, 0);
+        let (_, strayed) = echo(other, datagrams);
+        let list = format!(
+            "Listed.test:{by_name},near.test:*,{one}:{by_address},{one}:{datagrams},missing.test:1"
+        );
+        // Each line tells what came back, which where it is not listed is nothing.
+        let script = format!(
+            "wget -qO- listed.test:{by_name}; wget -qO- {one}:{by_address}
+             echo datagram | nc -u -w 5 {one} {datagrams}
+             cat /etc/resolv.conf; nslookup -type=a near.test | grep -c 127.0.0.1$
+             for name in other.test example.org listed.test.example.org; do nslookup $name | grep -q NXDOMAIN && echo no $name; done
+             nslookup missing.test | grep -q SERVFAIL && echo failed
+             nslookup other.test {one} > /dev/null && echo ANSWERED
+             for to in '{other} {by_name}' '{one} 53' '10.0.2.2 {by_name}' '10.0.2.3 53'; do
+               nc -w 2 $to < /dev/null && echo CONNECTED $to
+             done
+             echo stray | nc -u -w 2 {other} {datagrams}
+             ping -c 1 -w 2 {one} > /dev/null && echo PINGED
+             echo done"
+        );
+        let out =
+            run(["--network", "user", "--egress", &list, "alpine", "sh", "-c", &script]).output();
+        let out = out.ended_with(0);
+        let expected = "by name\nby address\ndatagram\nnameserver 127.0.0.11\n0\nno other.test\nno example.org\n\
+                        no listed.test.example.org\nfailed\ndone";
+        assert_eq!(out.text(), expected, "{}", out.error());
+        assert_eq!(came.try_iter().collect::<Vec<_>>(), ["datagram"]);
+        assert_eq!(strayed.try_iter().count(), 0);
+        let asked: Vec<_> = asked.try_iter().collect();
+        let listed =
+            |name: &String| ["listed.test", "near.test", "missing.test"].contains(&name.as_str());
+        assert!(asked.iter().all(listed) && !asked.is_empty(), "{asked:?}");
+
+        let script = format!(
+            "nc -w 2 {one} {by_name} < /dev/null && echo CONNECTED; nslookup listed.test; true"
+        );
+        let out =
+            run(["--network", "user", "--egress", "none", "alpine", "sh", "-c", &script]).output();
+        let text = out.ended_with(0).text();
+        assert!(text.contains("NXDOMAIN") && !text.contains("CONNECTED"), "{text}");
+
+        // Without the rights it is refused, and nothing is left of the cgroups.
+        let mut unable = Command::new("setpriv");
+        unable.arg("--bounding-set=-sys_admin,-bpf").arg(stage().join("bin/ampoule"));
+        unable
+            .args(["run", "--network", "user", "--egress", "none", "alpine", "true"])
+            .env("AMPOULE_ROOT", root());
+        program(unable)
+            .output()
+            .ended_with(125)
+            .says(&["--egress cannot be enforced", "takes root"]);
+        let groups =
+            Command::new("find").args(["/sys/fs/cgroup", "-name", "ampoule-egress-*"]).output();
+        assert_eq!(String::from_utf8_lossy(&groups.unwrap().stdout), "");
+        Some(())
+    });
+}
+
+#[test]
 fn passt_ends_with_its_sandbox_however_that_ends() {
     if let Some(why) = no_passt() {
         return skip("passt_ends_with_its_sandbox_however_that_ends", why);
@@ -209,6 +390,16 @@ fn networks_that_cannot_be_are_refused_with_the_way_out() {
         (&["--network", "netns:/dev/null"], &["/dev/null", "network namespace"]),
         (&["--network", "netns:/proc/self/ns/net"], &["host's network"]),
         (&["--hermetic", "--network", "user"], &["--hermetic: --network user"]),
+        (
+            &["--egress", "example.org:443"],
+            &["--egress takes --network user", "leave out --egress"],
+        ),
+        (&["--network", "user", "--egress", "example.org"], &["HOST:PORT"]),
+        (&["--network", "user", "--egress", "127.0.0.1:80"], &["loopback"]),
+        (
+            &["--network", "user", "--egress", "none", "-p", "53:53/udp"],
+            &["53:53/udp", "publish a TCP port"],
+        ),
     ] {
         ampoule([&["run"], words, &["alpine", "true"]].concat())
             .output()

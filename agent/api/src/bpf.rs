@@ -3,6 +3,7 @@
 use std::{
     io, mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
 };
 
 /// struct bpf_insn
@@ -28,6 +29,7 @@ pub const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
 pub const AND_REGISTER: u8 = 0x5f;
 pub const LOAD_WORD: u8 = 0x61;
 pub const STORE_WORD: u8 = 0x62;
+pub const STORE_WORD_REGISTER: u8 = 0x63;
 pub const SHIFT_RIGHT: u8 = 0x77;
 pub const CALL: u8 = 0x85;
 pub const EXIT: u8 = 0x95;
@@ -48,6 +50,14 @@ pub enum Kind {
     Device,
     /// Which socket of a network namespace gets a connection that it has not had yet.
     SocketLookup,
+    /// Whether processes of a cgroup may make a socket of IPv4 or IPv6.
+    SocketCreate,
+    /// Whether such a socket may be connected to an address of IPv4, of IPv6.
+    Connect4,
+    Connect6,
+    /// Whether a datagram may be sent to an address, likewise, that its socket is not connected to.
+    Send4,
+    Send6,
 }
 
 impl Kind {
@@ -56,6 +66,11 @@ impl Kind {
         match self {
             Self::Device => (15, 6),
             Self::SocketLookup => (30, 36),
+            Self::SocketCreate => (9, 2),
+            Self::Connect4 => (18, 10),
+            Self::Connect6 => (18, 11),
+            Self::Send4 => (18, 14),
+            Self::Send6 => (18, 15),
         }
     }
 }
@@ -107,9 +122,10 @@ struct MapCreate {
     key_size: u32,
     value_size: u32,
     entries: u32,
+    flags: u32,
 }
 
-/// For BPF_MAP_UPDATE_ELEM.
+/// For BPF_MAP_UPDATE_ELEM, and BPF_MAP_DELETE_ELEM.
 #[repr(C)]
 struct MapUpdate {
     map: RawFd,
@@ -121,13 +137,17 @@ struct MapUpdate {
 
 const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE: libc::c_long = 2;
+const MAP_DELETE: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_ATTACH: libc::c_long = 8;
 const LINK_CREATE: libc::c_long = 28;
 
 /// Programs of nested cgroups all have a say.
 const ALLOW_MULTI: u32 = 2;
+const TYPE_HASH: u32 = 1;
 const TYPE_SOCKMAP: u32 = 15;
+/// Memory is taken for what is in a map only.
+const NO_PREALLOCATION: u32 = 1;
 
 impl Program {
     pub fn load(kind: Kind, program: &[Instruction]) -> io::Result<Self> {
@@ -169,18 +189,64 @@ impl Program {
 /// A map that has a socket under the number 0.
 pub fn map_of(socket: &impl AsFd) -> io::Result<OwnedFd> {
     let size = mem::size_of::<u32>() as u32;
-    let create = MapCreate { map_type: TYPE_SOCKMAP, key_size: size, value_size: size, entries: 1 };
+    let create = MapCreate {
+        map_type: TYPE_SOCKMAP,
+        key_size: size,
+        value_size: size,
+        entries: 1,
+        flags: 0,
+    };
     let map = made(MAP_CREATE, &create)?;
-    let (key, value) = (0u32, socket.as_fd().as_raw_fd());
+    change(MAP_UPDATE, &map, &0_u32.to_ne_bytes(), Some(&socket.as_fd().as_raw_fd()))?;
+    Ok(map)
+}
+
+/// Keys that programs can look up.
+#[derive(Debug)]
+pub struct Set<const KEY: usize>(OwnedFd);
+
+impl<const KEY: usize> Set<KEY> {
+    /// An empty one, with room for so many.
+    pub fn new(entries: u32) -> io::Result<Self> {
+        let create = MapCreate {
+            map_type: TYPE_HASH,
+            key_size: KEY as u32,
+            value_size: mem::size_of::<RawFd>() as u32,
+            entries,
+            flags: NO_PREALLOCATION,
+        };
+        Ok(Self(made(MAP_CREATE, &create)?))
+    }
+
+    pub fn insert(&self, key: &[u8; KEY]) -> io::Result<()> {
+        change(MAP_UPDATE, &self.0, key, Some(&0))
+    }
+
+    pub fn remove(&self, key: &[u8; KEY]) -> io::Result<()> {
+        change(MAP_DELETE, &self.0, key, None)
+    }
+
+    /// For [`MAP`].
+    pub fn number(&self) -> u32 {
+        self.0.as_raw_fd().cast_unsigned()
+    }
+}
+
+/// The key is as long as the map's keys are, and so is the value.
+fn change(
+    command: libc::c_long,
+    map: &OwnedFd,
+    key: &[u8],
+    value: Option<&RawFd>,
+) -> io::Result<()> {
     let update = MapUpdate {
         map: map.as_raw_fd(),
         padding: 0,
-        key: &raw const key as u64,
-        value: &raw const value as u64,
+        key: key.as_ptr() as u64,
+        value: value.map_or(0, |value| ptr::from_ref(value) as u64),
         flags: 0,
     };
-    bpf(MAP_UPDATE, &update)?;
-    Ok(map)
+    bpf(command, &update).map(drop)
 }
 
 /// For commands that return a descriptor.

@@ -5,9 +5,9 @@ use std::{fmt, net::Ipv4Addr, path::PathBuf, str::FromStr};
 use clap::Args;
 use serde::{Serialize, Serializer};
 
-use super::values::ValueError;
+use super::{egress::Egress, values::ValueError};
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
     /// none: loopback only; user: what this user reaches, by passt(1); netns:PATH: the interfaces of a network namespace
@@ -16,6 +16,9 @@ pub struct NetworkArgs {
     /// Let a port of this host lead to one of the container; takes --network user
     #[arg(short, long, value_name = "[ADDRESS:]PORT:PORT[/udp]")]
     pub publish: Vec<Publish>,
+    /// Let nothing leave but for these destinations, or none at all; takes --network user, and root; see below
+    #[arg(long, value_name = "HOST:PORT,...|none")]
+    pub egress: Option<Egress>,
 }
 
 /// What a sandbox is connected to.

@@ -76,6 +76,17 @@ pub enum ValueError {
          after them, as in 127.0.0.1:8080:80"
     )]
     Publish,
+    #[error(
+        "must be none, or HOST:PORT with commas between, where HOST is a name, an IPv4 address or an IPv6 address in \
+         brackets, and PORT a number or * for all: as in example.org:443,192.0.2.7:*,[2001:db8::1]:53"
+    )]
+    Egress,
+    #[error("may have 64 destinations at most")]
+    EgressMany,
+    #[error(
+        "cannot have the host's own loopback, 0.0.0.0, broadcast or multicast: a sandbox never reaches them"
+    )]
+    EgressNear,
     #[error("must be 1 to 64 letters, digits, dots and dashes")]
     Hostname,
 }

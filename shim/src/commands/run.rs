@@ -280,6 +280,7 @@ fn record(args: &RunArgs, image: &Image, name: &Id, first: &Process) -> Record {
         vcpus: args.cpus.vcpus(),
         network: args.network.network.to_string(),
         ports: args.network.publish.iter().map(ToString::to_string).collect(),
+        egress: args.network.egress.as_ref().map(ToString::to_string),
         stop_signal: args.stop_signal.or_else(images).unwrap_or(Signal::TERM),
         stop_timeout: args.stop_timeout,
         labels: args.label.iter().map(|label| key_and_value(label)).collect(),

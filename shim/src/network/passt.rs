@@ -1,12 +1,13 @@
 //! passt(1), which speaks for a guest with sockets of the host: its process, and the frames between it and a tap. They are
-//! passed on unread, as a length of 4 bytes and a frame each.
+//! passed on as they are, as a length of 4 bytes and a frame each, but for those to the host's own loopback: passt would
+//! connect to it for a guest that sends such (as Debian 12's does).
 //!
 //! It drops its privileges and puts itself into a sandbox. It ends when its stream does: also when we are killed.
 
 use std::{
     env,
     io::{self, BufReader, Read, Write},
-    net::Shutdown,
+    net::{Ipv4Addr, Ipv6Addr, Shutdown},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -33,6 +34,7 @@ use rustix::{
 
 use super::{
     NetworkError, Result,
+    egress::{self, Cgroup},
     user::{ADDRESS, DNS, GATEWAY, GATEWAY_MAC, MAC, MTU, PREFIX_LENGTH},
 };
 use crate::{cli::Publish, text::one_line};
@@ -61,7 +63,8 @@ pub struct Passt {
 
 impl Passt {
     /// Starts it behind a tap that hands over whole frames, and waits until it is ready.
-    pub fn start(tap: OwnedFd, ports: &[Publish]) -> Result<Self> {
+    /// In a cgroup, if one is given: there it reaches what that says, and is not asked for names.
+    pub fn start(tap: OwnedFd, ports: &[Publish], cgroup: Option<Cgroup>) -> Result<Self> {
         let failed = |what| move |source| NetworkError::Host(what, source);
         let setup = failed("prepare passt's stream");
         let (stream, theirs) = UnixStream::pair().map_err(setup)?;
@@ -71,7 +74,7 @@ impl Passt {
                 .or_else(|_| set_socket_send_buffer_size(end, BUFFER))
                 .map_err(|e| setup(e.into()))?;
         }
-        let mut process = Process::spawn(theirs.into(), ports)?;
+        let mut process = Process::spawn(theirs.into(), ports, cgroup)?;
         process.ready(&stream)?;
         let blocking = || -> io::Result<_> {
             fcntl_setfl(&tap, fcntl_getfl(&tap)? | OFlags::NONBLOCK)?;
@@ -116,10 +119,12 @@ struct Process {
     child: Child,
     /// What it says, as far as there is room in a pipe: it never waits for that.
     words: OwnedFd,
+    /// To be dropped after it has ended.
+    _cgroup: Option<Cgroup>,
 }
 
 impl Process {
-    fn spawn(stream: OwnedFd, ports: &[Publish]) -> Result<Self> {
+    fn spawn(stream: OwnedFd, ports: &[Publish], cgroup: Option<Cgroup>) -> Result<Self> {
         let failed = |what| move |source| NetworkError::Host(what, source);
         let pipe = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
         let (words, words_end) = pipe.map_err(|e| failed("make a pipe for passt")(e.into()))?;
@@ -129,7 +134,7 @@ impl Process {
         let number = stream.as_raw_fd();
         let mut command = Command::new(PROGRAM);
         command
-            .args(arguments(ports))
+            .args(arguments(ports, cgroup.is_some()))
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
             .current_dir("/")
@@ -138,18 +143,27 @@ impl Process {
             .stderr(words_end)
             // The terminal's signals are for the container.
             .process_group(0);
-        // SAFETY: one system call on numbers, of which the first is open until the child has been started.
+        let entrance = cgroup.as_ref().map(Cgroup::entrance);
+        // SAFETY: system calls on numbers that are open until the child has been started. The cgroup comes first: its
+        // entrance may have the number of passt's stream.
         unsafe {
-            command.pre_exec(move || match libc::dup2(number, STREAM) {
-                -1 => Err(io::Error::last_os_error()),
-                _ => Ok(()),
+            command.pre_exec(move || {
+                entrance.map_or(Ok(()), |entrance| egress::enter(entrance))?;
+                match libc::dup2(number, STREAM) {
+                    -1 => Err(io::Error::last_os_error()),
+                    _ => Ok(()),
+                }
             });
         }
-        let child = command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => NetworkError::NoPasst,
+        let child = command.spawn().map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOENT) => NetworkError::NoPasst,
+            Some(egress::NOT_IN_FORCE) if cgroup.is_some() => NetworkError::Egress(
+                "a connection of a process in the cgroup of passt was not refused",
+                source,
+            ),
             _ => NetworkError::Host("start passt", source),
         })?;
-        Ok(Self { child, words })
+        Ok(Self { child, words, _cgroup: cgroup })
     }
 
     /// Asks for the gateway's address and waits for anything to come.
@@ -209,8 +223,9 @@ impl Drop for Process {
     }
 }
 
-/// The guest's configuration is ours to say, and passt's to know.
-fn arguments(ports: &[Publish]) -> Vec<String> {
+/// The guest's configuration is ours to say, and passt's to know. With a list of destinations it is neither to ask for names
+/// nor to ping.
+fn arguments(ports: &[Publish], listed: bool) -> Vec<String> {
     let mut arguments = ["--foreground", "--quiet", "--ipv4-only", "--no-dhcp", "--no-map-gw"]
         .map(String::from)
         .to_vec();
@@ -221,9 +236,13 @@ fn arguments(ports: &[Publish]) -> Vec<String> {
         ("--gateway", GATEWAY.to_string()),
         ("--mac-addr", GATEWAY_MAC.into()),
         ("--mtu", MTU.to_string()),
-        ("--dns-forward", DNS.to_string()),
     ] {
         arguments.extend([option.into(), value]);
+    }
+    if listed {
+        arguments.extend(["--no-icmp", "--dns", "none"].map(String::from));
+    } else {
+        arguments.extend(["--dns-forward".into(), DNS.to_string()]);
     }
     for (option, udp) in [("--tcp-ports", false), ("--udp-ports", true)] {
         let chosen: Vec<_> = ports.iter().filter(|port| port.udp == udp).map(spec).collect();
@@ -264,6 +283,29 @@ fn from_passt_to(tap: &OwnedFd, stream: UnixStream) -> io::Result<()> {
     }
 }
 
+/// Whether a frame's destination is, as a socket of the host has it, the host itself by loopback (RFC 1122, 3.2.1.3).
+fn is_to_loopback(frame: &[u8]) -> bool {
+    const IPV4: [u8; 2] = [0x08, 0x00];
+    const IPV6: [u8; 2] = [0x86, 0xdd];
+    let own = |address: Ipv4Addr| address.is_loopback() || address.octets()[0] == 0;
+    match frame.get(12..14) {
+        Some(kind) if kind == IPV4 => {
+            let octets = frame.get(30..34).and_then(|octets| <[u8; 4]>::try_from(octets).ok());
+            octets.is_some_and(|octets| own(octets.into()))
+        }
+        Some(kind) if kind == IPV6 => {
+            let octets = frame.get(38..54).and_then(|octets| <[u8; 16]>::try_from(octets).ok());
+            let address = octets.map(Ipv6Addr::from);
+            address.is_some_and(|address| match address.to_ipv4() {
+                // `::` and `::1` are among them.
+                Some(address) => own(address),
+                None => false,
+            })
+        }
+        _ => false,
+    }
+}
+
 /// Until the stream ends.
 fn to_passt_from(tap: &OwnedFd, mut stream: UnixStream) -> io::Result<()> {
     let mut message = vec![0; 4 + MAX_FRAME];
@@ -280,6 +322,7 @@ fn to_passt_from(tap: &OwnedFd, mut stream: UnixStream) -> io::Result<()> {
             return Ok(());
         }
         match rustix::io::read(tap, &mut message[4..]) {
+            Ok(len) if is_to_loopback(&message[4..4 + len]) => {}
             Ok(len) => {
                 message[..4].copy_from_slice(&(len as u32).to_be_bytes());
                 stream.write_all(&message[..4 + len])?;
@@ -287,5 +330,35 @@ fn to_passt_from(tap: &OwnedFd, mut stream: UnixStream) -> io::Result<()> {
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_to_the_hosts_loopback_are_told_apart() {
+        let v4 = |to: [u8; 4]| [&[0; 12][..], &[8, 0, 0x45], &[0; 15], &to, b"data"].concat();
+        let v6 = |to: &str| {
+            let to: Ipv6Addr = to.parse().unwrap();
+            [&[0; 12][..], &[0x86, 0xdd, 0x60], &[0; 23], &to.octets()].concat()
+        };
+        for to in [[127, 0, 0, 1], [127, 255, 255, 255], [0, 0, 0, 0], [0, 1, 2, 3]] {
+            assert!(is_to_loopback(&v4(to)), "{to:?}");
+        }
+        for to in [[10, 0, 2, 2], [128, 0, 0, 1], [126, 127, 127, 127], [1, 0, 0, 0]] {
+            assert!(!is_to_loopback(&v4(to)), "{to:?}");
+        }
+        for to in ["::", "::1", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::127.1.2.3"] {
+            assert!(is_to_loopback(&v6(to)), "{to}");
+        }
+        for to in ["2001:db8::1", "fe80::1", "::ffff:192.0.2.1", "7f00::1"] {
+            assert!(!is_to_loopback(&v6(to)), "{to}");
+        }
+        // What is cut short has no address that passt could read.
+        let whole = v4([127, 0, 0, 1]);
+        (0..34).for_each(|len| assert!(!is_to_loopback(&whole[..len])));
+        assert!(!is_to_loopback(&arp()));
     }
 }

@@ -1,6 +1,7 @@
-//! Docker's DNS server for the names of a user-defined network: at 127.0.0.11 of the container's network namespace on the
-//! host, and nowhere else. A guest cannot reach that address: its agent answers there, and asks this server over a vsock
-//! stream.
+//! A DNS server that frames do not reach. The guest's agent answers at 127.0.0.11, and asks it over a vsock stream.
+//!
+//! It is Docker's for the names of a user-defined network, which is at that address of the container's network namespace on
+//! the host and nowhere else; or ours, which knows the names of a list of destinations.
 //!
 //! On the stream each query and each answer is a number of 4 bytes that tells them apart, and a DNS message as TCP has it,
 //! after its length in 2 bytes (RFC 1035, 4.2.2).
@@ -23,6 +24,8 @@ use tokio::{
     time::timeout,
 };
 
+use super::egress::Names;
+
 /// Where Docker's is.
 const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 11), 53);
 /// A loopback address answers or refuses at once.
@@ -32,28 +35,35 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Further queries wait in the stream.
 const AT_ONCE: usize = 32;
 
-/// One that is there.
+/// Where it is for the guest.
+pub const ADDRESS: Ipv4Addr = *SERVER.ip();
+
 #[derive(Debug)]
-pub struct Resolver {
-    namespace: File,
+pub enum Resolver {
+    /// Docker's, in a network namespace.
+    Docker(File),
+    Listed(Names),
 }
 
 impl Resolver {
-    /// That of this thread's network namespace.
+    /// Docker's, if there is one in this thread's network namespace.
     pub fn find() -> Option<Self> {
         std::net::TcpStream::connect_timeout(&SERVER.into(), LOOK).ok()?;
-        Some(Self { namespace: File::open("/proc/thread-self/ns/net").ok()? })
+        Some(Self::Docker(File::open("/proc/thread-self/ns/net").ok()?))
     }
 
-    /// Answers what comes by the stream until that ends: with a thread that stays in the namespace.
+    /// Answers what comes by the stream until that ends: with a thread, which stays in the namespace.
     pub fn serve(self, stream: UnixStream) -> io::Result<()> {
         let stream = stream.into_std()?;
         let serve = move || {
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(self.namespace.as_fd(), kind)?;
-            drop(self);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async { serve(UnixStream::from_std(stream)?).await })
+            let server = self.server()?;
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().max_blocking_threads(AT_ONCE).build()?;
+            let served =
+                runtime.block_on(async { serve(UnixStream::from_std(stream)?, server).await });
+            // Nobody waits for what is still being looked up.
+            runtime.shutdown_background();
+            served
         };
         thread::Builder::new().name("resolver".into()).spawn(move || {
             // It ends with the VM.
@@ -61,9 +71,37 @@ impl Resolver {
         })?;
         Ok(())
     }
+
+    fn server(self) -> io::Result<Server> {
+        match self {
+            Self::Docker(namespace) => {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(namespace.as_fd(), kind)?;
+                Ok(Server::Docker)
+            }
+            Self::Listed(names) => Ok(Server::Listed(names.into())),
+        }
+    }
 }
 
-async fn serve(stream: UnixStream) -> io::Result<()> {
+/// What a thread asks.
+#[derive(Clone)]
+enum Server {
+    Docker,
+    Listed(Arc<Names>),
+}
+
+impl Server {
+    /// The answer, if there is one.
+    async fn ask(&self, query: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Docker => ask(SERVER, query).await.ok(),
+            Self::Listed(names) => names.answer(query).await,
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, server: Server) -> io::Result<()> {
     let (mut queries, answers) = stream.into_split();
     let answers = Arc::new(Mutex::new(answers));
     let room = Arc::new(Semaphore::new(AT_ONCE));
@@ -72,11 +110,12 @@ async fn serve(stream: UnixStream) -> io::Result<()> {
         let number = queries.read_u32().await?;
         let mut query = vec![0; queries.read_u16().await?.into()];
         queries.read_exact(&mut query).await?;
-        let answers = answers.clone();
+        let (answers, server) = (answers.clone(), server.clone());
         tokio::spawn(async move {
             // Without an answer who asked asks again.
-            if let Ok(Ok(answer)) = timeout(LIMIT, ask(SERVER, &query)).await {
-                let whole = [&number.to_be_bytes()[..], &answer].concat();
+            if let Ok(Some(answer)) = timeout(LIMIT, server.ask(&query)).await {
+                let len = (answer.len() as u16).to_be_bytes();
+                let whole = [&number.to_be_bytes()[..], &len, &answer].concat();
                 let _ = answers.lock().await.write_all(&whole).await;
             }
             drop(permit);
@@ -84,14 +123,12 @@ async fn serve(stream: UnixStream) -> io::Result<()> {
     }
 }
 
-/// Asks by TCP, where no answer is too long. It comes with its length.
+/// Asks by TCP, where no answer is too long.
 async fn ask(server: SocketAddrV4, query: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server).await?;
     stream.write_all(&[&(query.len() as u16).to_be_bytes(), query].concat()).await?;
-    let len = stream.read_u16().await?;
-    let mut answer = len.to_be_bytes().to_vec();
-    answer.resize(2 + usize::from(len), 0);
-    stream.read_exact(&mut answer[2..]).await?;
+    let mut answer = vec![0; stream.read_u16().await?.into()];
+    stream.read_exact(&mut answer).await?;
     Ok(answer)
 }
 

@@ -17,13 +17,13 @@ use ampoule_agent_api::agent::{Address, ConfigureNetworkRequest, Interface, Next
 use rustix::net::netdevice::name_to_index;
 
 use super::{
-    Joined, Net, Network, NetworkError, Result, config,
+    Joined, Net, Network, NetworkError, Resolver, Result, config, egress,
     found::Link,
     passt::Passt,
     private::Private,
     tap::{self, Tap},
 };
-use crate::cli::Publish;
+use crate::cli::{Egress, Publish};
 
 const NAME: &str = "eth0";
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -39,8 +39,10 @@ pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 pub(super) const MTU: u16 = 65520;
 
 impl Network {
-    /// One behind passt, whose ports of the host lead to the guest. Blocks until passt is ready, for milliseconds.
-    pub fn user(ports: &[Publish]) -> Result<Self> {
+    /// One behind passt, whose ports of the host lead to the guest. With a list of destinations nothing else is reached.
+    /// Blocks until passt is ready, for milliseconds.
+    pub fn user(ports: &[Publish], egress: Option<&Egress>) -> Result<Self> {
+        let (cgroup, names) = egress.map(egress::enforce).transpose()?.unzip();
         let Private { netlink, tuns: [guests, passts] } = Private::new()?;
         let failed =
             |source| NetworkError::Interface { name: NAME.into(), what: "set it up", source };
@@ -51,12 +53,12 @@ impl Network {
         let link = Link::ipv4(index, name, MAC, MTU);
         let tap = tap::of(guests, NAME)?;
         joined.join(&link, &tap.name)?;
-        let passt = Passt::start(fd, ports)?;
+        let passt = Passt::start(fd, ports, cgroup)?;
         Ok(Self {
             request: request(),
             nets: vec![Net { config: config(MAC, MTU), tap: tap.fd }],
             joined: joined.behind(passt),
-            resolver: None,
+            resolver: names.map(Resolver::Listed),
         })
     }
 }
@@ -114,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_guests_frames_get_to_passt_and_its_frames_to_the_guest() {
-        let network = match Network::user(&[]) {
+        let network = match Network::user(&[], None) {
             Ok(network) => network,
             Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
         };

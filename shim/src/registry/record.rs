@@ -39,6 +39,9 @@ pub struct Record {
     pub network: String,
     #[serde(default)]
     pub ports: Vec<String>,
+    /// As `--egress` has it, if it was given.
+    #[serde(default)]
+    pub egress: Option<String>,
     pub stop_signal: Signal,
     /// Seconds `ampoule stop` leaves the workload.
     pub stop_timeout: u32,

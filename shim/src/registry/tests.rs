@@ -24,6 +24,7 @@ fn record(name: &str) -> Record {
         vcpus: 1,
         network: "none".into(),
         ports: Vec::new(),
+        egress: None,
         stop_signal: Signal::TERM,
         stop_timeout: 10,
         labels: [("a".to_string(), "b".to_string())].into(),

@@ -10,7 +10,7 @@ use oci_spec::runtime::{MountBuilder, Spec};
 
 use super::RunError;
 use crate::{
-    cli::{NetworkArgs, NetworkChoice},
+    cli::{NetworkArgs, NetworkChoice, Publish},
     network::{self, Network, NetworkError},
     sandbox::HostFile,
 };
@@ -24,6 +24,12 @@ const SOURCE: &str = "resolv.conf of the network";
 pub enum RunNetworkError {
     #[error("--publish takes --network user: ports lead nowhere without it")]
     Publish,
+    #[error("--egress takes --network user: what leaves by {network} is for that to say")]
+    Egress { network: NetworkChoice },
+    #[error(
+        "--publish {port}: answers by UDP would leave to whoever asked, who is not among the destinations of --egress"
+    )]
+    PublishUdp { port: Publish },
     #[error("network namespace {}", path.display())]
     Open { path: PathBuf, source: io::Error },
     #[error("network namespace {}: no interface but loopback is up there", path.display())]
@@ -36,7 +42,8 @@ impl RunNetworkError {
     /// What it is about.
     pub fn object(&self) -> String {
         match self {
-            Self::Publish => "--publish".into(),
+            Self::Publish | Self::PublishUdp { .. } => "--publish".into(),
+            Self::Egress { .. } => "--egress".into(),
             Self::Open { path, .. } | Self::Empty { path } => path.display().to_string(),
             Self::Join { choice, .. } => format!("--network {choice}"),
         }
@@ -46,9 +53,20 @@ impl RunNetworkError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Publish => Some("add --network user"),
+            Self::Egress { network: NetworkChoice::None } => {
+                Some("add --network user, or leave out --egress: nothing leaves without a network")
+            }
+            Self::Egress { .. } => Some("filters on the host's end of a veth hold for the guest"),
+            Self::PublishUdp { .. } => Some("publish a TCP port, or leave out --egress"),
             Self::Open { .. } => Some("`ip netns list` lists those of /run/netns"),
             Self::Empty { .. } => Some("bring one up there first, or use --network none"),
             Self::Join { choice, source } => match (choice, source) {
+                (_, NetworkError::Egress(_, e)) if is_denied(e) => {
+                    Some("that takes root; without it --network none lets nothing leave")
+                }
+                (_, NetworkError::Egress(..)) => Some(
+                    "it takes root, Linux 5.10 with BPF, and cgroup v2 mounted for writing; --network none lets nothing leave",
+                ),
                 (_, NetworkError::NoPasst) => Some("install Debian's package `passt`"),
                 (NetworkChoice::Namespace(_), NetworkError::Host(_, e)) if is_denied(e) => {
                     Some("that takes root; --network user does not")
@@ -68,21 +86,26 @@ fn is_denied(error: &io::Error) -> bool {
 
 /// Refuses what makes no sense, before anything is done.
 pub fn check(args: &NetworkArgs) -> Result<(), RunError> {
-    match args.network {
-        NetworkChoice::User => Ok(()),
-        _ if args.publish.is_empty() => Ok(()),
-        _ => Err(RunNetworkError::Publish.into()),
+    let is_user = args.network == NetworkChoice::User;
+    let udp = args.publish.iter().find(|port| port.udp);
+    match (&args.egress, udp) {
+        _ if !is_user && !args.publish.is_empty() => Err(RunNetworkError::Publish.into()),
+        (Some(_), _) if !is_user => {
+            Err(RunNetworkError::Egress { network: args.network.clone() }.into())
+        }
+        (Some(_), Some(port)) => Err(RunNetworkError::PublishUdp { port: port.clone() }.into()),
+        _ => Ok(()),
     }
 }
 
 /// Makes or joins it.
 pub async fn connect(args: &NetworkArgs) -> Result<Option<Network>, RunError> {
-    let (choice, ports) = (args.network.clone(), args.publish.clone());
+    let NetworkArgs { network: choice, publish: ports, egress } = args.clone();
     let connecting = tokio::task::spawn_blocking(move || {
         let failed = |source| RunNetworkError::Join { choice: choice.clone(), source };
         match &choice {
             NetworkChoice::None => Ok(None),
-            NetworkChoice::User => Network::user(&ports).map(Some).map_err(failed),
+            NetworkChoice::User => Network::user(&ports, egress.as_ref()).map(Some).map_err(failed),
             NetworkChoice::Namespace(path) => {
                 let path = path.clone();
                 let open = |source| RunNetworkError::Open { path: path.clone(), source };
@@ -100,6 +123,9 @@ pub fn resolv_conf(args: &NetworkArgs, spec: &mut Spec) -> Vec<HostFile> {
     let host = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     let content = match args.network {
         NetworkChoice::None => return Vec::new(),
+        NetworkChoice::User if args.egress.is_some() => {
+            format!("nameserver {}\n", network::LISTED_DNS)
+        }
         NetworkChoice::User => with_our_server(&host),
         NetworkChoice::Namespace(_) => host,
     };

@@ -59,6 +59,7 @@ struct Facts {
     /// As they were given.
     network: String,
     ports: Vec<Publish>,
+    egress: Option<String>,
     hermetic: bool,
     /// What the guest's clock showed at the start, and the seed of its random numbers; null is neither.
     clock: Option<ClockStart>,
@@ -141,6 +142,7 @@ impl Receipt {
             limits: Limits::new(args),
             network: network.to_string(),
             ports: args.network.publish.clone(),
+            egress: args.network.egress.as_ref().map(ToString::to_string),
             hermetic: args.hermetic,
             clock: args.clock,
             seed: args.seed,
