@@ -24,6 +24,7 @@ use crate::{
     error::Error,
     files::Files,
     oci::{self, ConsoleSize, CpuAffinity, NamespaceKind, Personality, Seccomp},
+    pace,
     plan::{Exec, Init, Plan, StepError, at},
     process::{Ending, Exit, Process, Recipe},
     random::{self, Random},
@@ -36,9 +37,9 @@ use crate::{
     stdio::Streams,
 };
 
-/// How long freezing may take.
+/// How long freezing usually may take.
 const FREEZE: Duration = Duration::from_secs(10);
-/// How long a killed container's cgroup may take to become empty and removable.
+/// How long a killed container's cgroup usually may take to become empty and removable.
 const EMPTY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +130,7 @@ impl Container {
             Err(error) => {
                 // The first error is the one to tell.
                 let _ = cgroup.kill();
-                let _ = cgroup.remove(EMPTY).await;
+                let _ = cgroup.remove(pace::limit(EMPTY)).await;
                 let _ = release(rootfs).await;
                 return Err(error.into());
             }
@@ -290,12 +291,12 @@ impl Container {
 
     pub async fn pause(&self) -> Result<(), Error> {
         self.expect(&[State::Running])?;
-        Ok(self.cgroup.freeze(true, FREEZE).await.map_err(at("pause", &self.id))?)
+        Ok(self.cgroup.freeze(true, pace::limit(FREEZE)).await.map_err(at("pause", &self.id))?)
     }
 
     pub async fn resume(&self) -> Result<(), Error> {
         self.expect(&[State::Paused])?;
-        Ok(self.cgroup.freeze(false, FREEZE).await.map_err(at("resume", &self.id))?)
+        Ok(self.cgroup.freeze(false, pace::limit(FREEZE)).await.map_err(at("resume", &self.id))?)
     }
 
     pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
@@ -349,7 +350,7 @@ impl Container {
     pub async fn destroy(&self) -> Result<(), Error> {
         let _ = self.cgroup.kill();
         self.init.kill().await?;
-        self.cgroup.remove(EMPTY).await.map_err(at("remove cgroup", &self.id))?;
+        self.cgroup.remove(pace::limit(EMPTY)).await.map_err(at("remove cgroup", &self.id))?;
         let rootfs = self.lock_rootfs().take();
         let Some(rootfs) = rootfs else { return Ok(()) };
         release(rootfs).await.map_err(|(rootfs, error)| {

@@ -3,7 +3,7 @@
 //! - [`boot`][]: from the first instruction to the end of the VM
 //! - [`ports`][]: stage marks and power-off, [`network`]: loopback and the interfaces of the pod
 //! - [`host`][]: the connection to the host, [`service`]: what it may ask for
-//! - [`clock`][]: the guest's clock, where the host sets it
+//! - [`clock`][]: the guest's clock, where the host sets it; [`pace`][]: how long things may take
 //! - [`registry`][]: things by id, [`error`]: what can go wrong with them
 //! - [`container`][]: the life of a container, [`process`]: of a process
 //! - [`console`][]: a shell in the guest itself
@@ -30,6 +30,7 @@ mod init;
 mod mount;
 mod network;
 mod oci;
+mod pace;
 mod plan;
 mod ports;
 mod process;

@@ -27,6 +27,7 @@ use tokio::{
 
 use crate::{
     error::Error,
+    pace,
     plan::{Fault, Order, Plan, Report, StepError, at},
     random::{self, Random},
     reaper::{Reaper, Status},
@@ -34,9 +35,9 @@ use crate::{
     stdio::{ChildEnds, Pumps, Streams, null},
 };
 
-/// How long a runner may take to prepare a process, and how long from the word to its exec.
+/// How long a runner usually may take to prepare a process, and how long from the word to its exec.
 const RUNNER: Duration = Duration::from_secs(60);
-/// How long a killed process may take to end.
+/// How long a killed process usually may take to end.
 const KILLED: Duration = Duration::from_secs(10);
 
 /// How a process ended.
@@ -105,7 +106,7 @@ impl Process {
             Ok(parts) => parts,
             Err(error) => {
                 let _ = send_signal(&launched.pidfd, libc::SIGKILL);
-                let _ = timeout(KILLED, status).await;
+                let _ = timeout(pace::limit(KILLED), status).await;
                 return Err(error);
             }
         };
@@ -130,7 +131,7 @@ impl Process {
             Err(ChannelError::Closed) => return Err(Error::Ended),
             Err(e) => return Err(at("start", "runner")(io::Error::other(e)).into()),
         }
-        let failed = match timeout(RUNNER, receive(&channel)).await {
+        let failed = match timeout(pace::limit(RUNNER), receive(&channel)).await {
             // The exec closed it. (Or a signal did: that is an exit like any other.)
             Ok(Err(ChannelError::Closed)) => return Ok(StartResponse::default()),
             Ok(Ok((Report::Failed { fault, message }, _))) => StepError::relayed(fault, message),
@@ -183,7 +184,7 @@ impl Process {
             Ok(()) | Err(Error::Ended) => {}
             Err(e) => return Err(e),
         }
-        match timeout(KILLED, self.wait()).await {
+        match timeout(pace::limit(KILLED), self.wait()).await {
             Ok(exit) => exit.map(drop),
             Err(_) => Err(at("kill", self.pid)(io::Error::from(io::ErrorKind::TimedOut)).into()),
         }
@@ -223,7 +224,7 @@ fn connect(terminal: bool, streams: Streams) -> io::Result<(ChildEnds, Option<St
 /// Waits until the runner is parked; gives what came along.
 async fn prepared(channel: &Channel) -> Result<Vec<OwnedFd>, StepError> {
     let broken = |e: ChannelError| at("runner", "channel")(io::Error::other(e));
-    let answer = timeout(RUNNER, receive(channel)).await;
+    let answer = timeout(pace::limit(RUNNER), receive(channel)).await;
     match answer {
         Ok(Ok((Report::Prepared, fds))) => Ok(fds),
         Ok(Ok((Report::Failed { fault, message }, _))) => Err(StepError::relayed(fault, message)),

@@ -21,7 +21,7 @@ use ampoule_agent_api::agent::{
 use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 
 use crate::{
-    mount,
+    mount, pace,
     plan::{StepError, at, refuse},
 };
 
@@ -29,9 +29,9 @@ const STEP: &str = "root file system";
 const BASE: &str = "/run/ampoule";
 /// Disk slots: /dev/vda is the guest's own image, which a container may have for its root too.
 const SLOTS: std::ops::Range<u32> = 0..16;
-/// How long a disk may take to get its capacity after it was attached.
+/// How long a disk usually may take to get its capacity after it was attached.
 const DISK_READY: Duration = Duration::from_secs(5);
-/// How long a file system may stay busy after its last user has gone.
+/// How long a file system usually may stay busy after its last user has gone.
 const RELEASE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(2);
 
@@ -165,7 +165,7 @@ impl Rootfs {
 
     /// Unmounts everything and waits until the disks written to are free. May be tried again.
     pub fn unmount(&mut self) -> Result<(), StepError> {
-        let end = Instant::now() + RELEASE;
+        let end = Instant::now() + pace::limit(RELEASE);
         while let Some(path) = self.mounts.last() {
             retry(end, || Ok(unmount(path, UnmountFlags::NOFOLLOW)?))
                 .map_err(at("unmount", path.display()))?;
@@ -209,7 +209,7 @@ fn disk(slot: u32) -> Result<PathBuf, StepError> {
         0 => Err(io::ErrorKind::ResourceBusy.into()),
         _ => Ok(()),
     };
-    retry(Instant::now() + DISK_READY, ready).map_err(at(STEP, path.display()))?;
+    retry(Instant::now() + pace::limit(DISK_READY), ready).map_err(at(STEP, path.display()))?;
     Ok(path)
 }
 

@@ -24,7 +24,7 @@ use crate::{
     clock,
     container::Container,
     error::Error,
-    follow, network,
+    follow, network, pace,
     plan::{at, refuse},
     process::Process,
     reaper::Reaper,
@@ -249,8 +249,9 @@ impl Agent for Service {
     }
 }
 
-/// Sets the guest's clock and name.
+/// Sets the guest's clock and name, and how long things may take.
 fn hello(req: &HelloRequest) -> Result<(), Error> {
+    pace::set(req.pace);
     if req.realtime_ns != 0 {
         clock::set(req.realtime_ns).map_err(at("hello", "clock"))?;
     }

@@ -30,11 +30,14 @@ use tokio::{
 };
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
-use crate::plan::{StepError, at};
+use crate::{
+    pace,
+    plan::{StepError, at},
+};
 
 /// Most bytes between a pipe and its stream.
 const CHUNK: usize = 64 * 1024;
-/// How long the host may take to accept a stream.
+/// How long the host usually may take to accept a stream.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long nothing must have come after a request to close stdin: what was sent before it, on a stream
 /// of its own, may still be under way.
@@ -137,7 +140,7 @@ pub async fn dial(port: u32) -> Result<Option<VsockStream>, StepError> {
     }
     let object = || format!("host port {port}");
     let connect = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port));
-    match timeout(CONNECT, connect).await {
+    match timeout(pace::limit(CONNECT), connect).await {
         Ok(stream) => Ok(Some(stream.map_err(at("stdio", object()))?)),
         Err(_) => Err(at("stdio", object())(io::Error::from(io::ErrorKind::TimedOut))),
     }

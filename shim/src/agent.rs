@@ -1,8 +1,8 @@
 //! The guest agent as the shim calls it: one ttrpc connection over the stream the agent dials at boot.
 //!
-//! Every call has a limit; only [`Agent::wait`] has none and ends with the connection. The agent's answers are
-//! data of a guest: texts are escaped and shortened, numbers are bounded, and nothing on the host is decided
-//! from them but the end of a process.
+//! Every call has a limit, which goes by the sandbox's [`Pace`]; only [`Agent::wait`] has none and ends with the
+//! connection. The agent's answers are data of a guest: texts are escaped and shortened, numbers are bounded, and
+//! nothing on the host is decided from them but the end of a process.
 
 use std::{future::Future, time::Duration};
 
@@ -22,7 +22,7 @@ use ttrpc::{
     context::{self, Context},
 };
 
-use crate::text::one_line;
+use crate::{pace::Pace, text::one_line};
 
 /// For what takes the guest microseconds when it is well.
 const QUICK: Duration = Duration::from_secs(10);
@@ -36,7 +36,10 @@ const ERROR_LENGTH: usize = 1000;
 pub enum AgentError {
     #[error("{call}: {message}")]
     Refused { call: String, code: Code, message: String },
-    #[error("{call}: the agent did not answer within {} s", limit.as_secs_f32())]
+    #[error(
+        "{call}: the agent did not answer within {} s; a slow host needs a longer boot_timeout",
+        limit.as_secs_f32()
+    )]
     Timeout { call: String, limit: Duration },
     #[error("{call}: the connection to the agent broke")]
     Disconnected { call: String },
@@ -46,12 +49,19 @@ type Result<T> = std::result::Result<T, AgentError>;
 
 /// A client; clones share the connection.
 #[derive(Clone)]
-pub struct Agent(AgentClient);
+pub struct Agent {
+    client: AgentClient,
+    pace: Pace,
+}
 
 impl Agent {
     /// On the stream that the VMM splices to the agent. May be called, and used, before the agent is there.
-    pub fn new(stream: UnixStream) -> Self {
-        Self(AgentClient::new(Client::new(Socket::from(stream))))
+    pub fn new(stream: UnixStream, pace: Pace) -> Self {
+        Self { client: AgentClient::new(Client::new(Socket::from(stream))), pace }
+    }
+
+    pub fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// Says hello; the answer is the agent's readiness.
@@ -59,19 +69,24 @@ impl Agent {
     /// The guest's clock is left alone: kvm-clock gave the kernel the time when it booted, and the time sent
     /// here would be old by as long as the boot takes.
     pub async fn hello(&self, hostname: &str, limit: Duration) -> Result<HelloResponse> {
-        let request = HelloRequest { hostname: hostname.into(), ..Default::default() };
-        bounded("hello", limit, |ctx| self.0.hello(ctx, &request)).await
+        let request = HelloRequest {
+            hostname: hostname.into(),
+            pace: self.pace.times(),
+            ..Default::default()
+        };
+        bounded("hello", limit, |ctx| self.client.hello(ctx, &request)).await
     }
 
     /// Gives the guest its interfaces, before it has a container, or a created container its own ones.
     pub async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<()> {
-        bounded("configure network", QUICK, |ctx| self.0.configure_network(ctx, request)).await?;
+        self.bounded("configure network", QUICK, |ctx| self.client.configure_network(ctx, request))
+            .await?;
         Ok(())
     }
 
     /// Connects a stream to a server in the guest's network namespace.
     pub async fn connect(&self, request: &ConnectRequest) -> Result<()> {
-        bounded("connect", QUICK, |ctx| self.0.connect(ctx, request)).await?;
+        self.bounded("connect", QUICK, |ctx| self.client.connect(ctx, request)).await?;
         Ok(())
     }
 
@@ -79,8 +94,9 @@ impl Agent {
     pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<u32> {
         let call = format!("create container {}", request.container_id);
         let wanted = request.realtime_ns != 0 || !request.seed.is_empty();
-        let created =
-            bounded(call.clone(), SLOW, |ctx| self.0.create_container(ctx, request)).await?;
+        let created = self
+            .bounded(call.clone(), SLOW, |ctx| self.client.create_container(ctx, request))
+            .await?;
         if wanted && !created.fixed {
             let message = "the agent of this guest image cannot be given a clock or a seed".into();
             return Err(AgentError::Refused { call, code: Code::UNIMPLEMENTED, message });
@@ -91,17 +107,17 @@ impl Agent {
     /// Returns the process's PID in the guest.
     pub async fn create_exec(&self, request: &CreateExecRequest) -> Result<u32> {
         let call = format!("create exec {}", request.exec_id);
-        Ok(bounded(call, SLOW, |ctx| self.0.create_exec(ctx, request)).await?.pid)
+        Ok(self.bounded(call, SLOW, |ctx| self.client.create_exec(ctx, request)).await?.pid)
     }
 
     /// Returns the process's PID in the guest.
     pub async fn create_console(&self, request: &CreateConsoleRequest) -> Result<u32> {
         let call = format!("create console {}", request.exec_id);
-        Ok(bounded(call, SLOW, |ctx| self.0.create_console(ctx, request)).await?.pid)
+        Ok(self.bounded(call, SLOW, |ctx| self.client.create_console(ctx, request)).await?.pid)
     }
 
     pub async fn start(&self, process: &ProcessRequest) -> Result<StartResponse> {
-        bounded(named("start", process), SLOW, |ctx| self.0.start(ctx, process)).await
+        self.bounded(named("start", process), SLOW, |ctx| self.client.start(ctx, process)).await
     }
 
     pub async fn signal(&self, process: &ProcessRequest, signal: u32, all: bool) -> Result<()> {
@@ -112,13 +128,14 @@ impl Agent {
             all,
             ..Default::default()
         };
-        bounded(named("signal", process), QUICK, |ctx| self.0.signal(ctx, &request)).await?;
+        self.bounded(named("signal", process), QUICK, |ctx| self.client.signal(ctx, &request))
+            .await?;
         Ok(())
     }
 
     /// Answers when the process has ended. Without a limit: it ends with the VM at the latest.
     pub async fn wait(&self, process: &ProcessRequest) -> Result<WaitResponse> {
-        let answer = self.0.wait(Context::default(), process).await;
+        let answer = self.client.wait(Context::default(), process).await;
         answer.map_err(|e| failed(named("wait", process), Duration::ZERO, e))
     }
 
@@ -130,7 +147,7 @@ impl Agent {
             oom_kills: known,
             ..Default::default()
         };
-        let answer = self.0.wait_oom(Context::default(), &request).await;
+        let answer = self.client.wait_oom(Context::default(), &request).await;
         let answer =
             answer.map_err(|e| failed(format!("wait oom {container}"), Duration::ZERO, e))?;
         Ok(answer.oom_kills)
@@ -144,60 +161,82 @@ impl Agent {
             height: height.into(),
             ..Default::default()
         };
-        bounded(named("resize", process), QUICK, |ctx| self.0.resize_pty(ctx, &request)).await?;
+        self.bounded(named("resize", process), QUICK, |ctx| self.client.resize_pty(ctx, &request))
+            .await?;
         Ok(())
     }
 
     pub async fn close_stdin(&self, process: &ProcessRequest) -> Result<()> {
-        bounded(named("close stdin", process), QUICK, |ctx| self.0.close_stdin(ctx, process))
-            .await?;
+        self.bounded(named("close stdin", process), QUICK, |ctx| {
+            self.client.close_stdin(ctx, process)
+        })
+        .await?;
         Ok(())
     }
 
     pub async fn pids(&self, container: &str) -> Result<PidsResponse> {
         let request = container_request(container);
-        bounded(format!("pids {container}"), QUICK, |ctx| self.0.pids(ctx, &request)).await
+        self.bounded(format!("pids {container}"), QUICK, |ctx| self.client.pids(ctx, &request))
+            .await
     }
 
     pub async fn stats(&self, container: &str) -> Result<StatsResponse> {
         let request = container_request(container);
-        bounded(format!("stats {container}"), QUICK, |ctx| self.0.stats(ctx, &request)).await
+        self.bounded(format!("stats {container}"), QUICK, |ctx| self.client.stats(ctx, &request))
+            .await
     }
 
     pub async fn update(&self, container: &str, resources: Vec<u8>) -> Result<()> {
         let request =
             UpdateRequest { container_id: container.into(), resources, ..Default::default() };
-        bounded(format!("update {container}"), QUICK, |ctx| self.0.update(ctx, &request)).await?;
+        self.bounded(format!("update {container}"), QUICK, |ctx| self.client.update(ctx, &request))
+            .await?;
         Ok(())
     }
 
     pub async fn pause(&self, container: &str) -> Result<()> {
         let request = container_request(container);
-        bounded(format!("pause {container}"), QUICK, |ctx| self.0.pause(ctx, &request)).await?;
+        self.bounded(format!("pause {container}"), QUICK, |ctx| self.client.pause(ctx, &request))
+            .await?;
         Ok(())
     }
 
     pub async fn resume(&self, container: &str) -> Result<()> {
         let request = container_request(container);
-        bounded(format!("resume {container}"), QUICK, |ctx| self.0.resume(ctx, &request)).await?;
+        self.bounded(format!("resume {container}"), QUICK, |ctx| self.client.resume(ctx, &request))
+            .await?;
         Ok(())
     }
 
     /// Has whoever watches told of what the host has changed; says whether anybody does.
     pub async fn follow(&self, changes: &FollowRequest) -> Result<bool> {
-        Ok(bounded("follow", QUICK, |ctx| self.0.follow(ctx, changes)).await?.watched)
+        Ok(self.bounded("follow", QUICK, |ctx| self.client.follow(ctx, changes)).await?.watched)
     }
 
     pub async fn delete(&self, process: &ProcessRequest) -> Result<()> {
-        bounded(named("delete", process), SLOW, |ctx| self.0.delete(ctx, process)).await?;
+        self.bounded(named("delete", process), SLOW, |ctx| self.client.delete(ctx, process))
+            .await?;
         Ok(())
     }
 
     /// Has the guest switch itself off. It may do so before it answers.
     pub async fn shutdown(&self) -> Result<()> {
         let request = Empty::new();
-        bounded("shutdown", QUICK, |ctx| self.0.shutdown(ctx, &request)).await?;
+        self.bounded("shutdown", QUICK, |ctx| self.client.shutdown(ctx, &request)).await?;
         Ok(())
+    }
+
+    /// A call that usually has this limit.
+    async fn bounded<T, F>(
+        &self,
+        call: impl Into<String>,
+        usual: Duration,
+        make: impl FnOnce(Context) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = ttrpc::Result<T>>,
+    {
+        bounded(call, self.pace.limit(usual), make).await
     }
 }
 
@@ -253,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_silent_agent_is_a_timeout_and_a_gone_one_a_broken_connection() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let agent = Agent::new(ours);
+        let agent = Agent::new(ours, Pace::default());
         let error = agent.hello("x", Duration::from_millis(20)).await.unwrap_err();
         assert!(matches!(error, AgentError::Timeout { .. }), "{error}");
         let waiting = tokio::spawn({

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{id::Id, paths::Paths, signal_name::Signal, timings::Format};
+use crate::{id::Id, pace::BOOT_TIMEOUT, paths::Paths, signal_name::Signal, timings::Format};
 pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
 pub use egress::{Destination, Egress, Host, MAX_DESTINATIONS, is_elsewhere};
 pub use network::{NetworkArgs, NetworkChoice, Publish};
@@ -252,8 +252,8 @@ pub struct RunArgs {
     /// Room for what the container writes to its root file system
     #[arg(long, value_name = "SIZE", default_value = "8g")]
     pub scratch_size: Memory,
-    /// Longest time in seconds the VM may take to boot
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Longest time in seconds the VM may take to boot; all later limits of its guest grow with it
+    #[arg(long, value_name = "SECONDS", default_value_t = BOOT_TIMEOUT, value_parser = clap::value_parser!(u16).range(1..))]
     pub boot_timeout: u16,
     /// End the run after this time; exit code 124
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]

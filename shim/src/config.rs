@@ -9,6 +9,8 @@
 //! [sandbox]                                            # what a sandbox is when containerd does not say
 //! memory = "512m"
 //! vcpus = 1
+//! boot_timeout = 120                                   # seconds, for a slow or loaded host: every other limit of a
+//!                                                      # start grows with it, here four times; the default is 30
 //!
 //! [store]
 //! snapshots = "20g"                                    # most that containerd's converted snapshots may take
@@ -33,7 +35,7 @@ use std::{
 use ampoule_vmm_api::config::MAX_VCPUS;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::cli::Memory;
+use crate::{cli::Memory, pace::BOOT_TIMEOUT};
 pub use layers::{ANNOTATION_PREFIX, Layers};
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -62,7 +64,9 @@ pub struct SandboxSettings {
     pub vcpus: u8,
     /// Room for what each container writes to its root file system.
     pub scratch_size: Memory,
-    /// Longest time in seconds the VM may take to boot.
+    /// Longest time in seconds the VM may take to boot. It says how slow this host may be, or how loaded: so many times
+    /// as [`BOOT_TIMEOUT`] is in it (rounded up) all later limits of the sandbox are as long as usual: of the agent's
+    /// calls, disks, file server, and loggers.
     pub boot_timeout: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
@@ -131,7 +135,7 @@ impl Default for SandboxSettings {
             memory: Memory(512 << 20),
             vcpus: 1,
             scratch_size: Memory(8 << 30),
-            boot_timeout: 30,
+            boot_timeout: BOOT_TIMEOUT,
             kernel: None,
             guest_image: None,
         }

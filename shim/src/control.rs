@@ -192,7 +192,7 @@ mod tests {
         let (listener, _folder, address) = socket(&folder).unwrap();
         rustix::net::bind(&listener, &address).unwrap();
         rustix::net::listen(&listener, 1).unwrap();
-        let connection = Connection::open(&folder).unwrap();
+        let connection = Connection::open(&folder, 30).unwrap();
         let accepted = rustix::net::accept_with(&listener, SocketFlags::NONBLOCK).unwrap();
         let peer = Peer::new(accepted).unwrap();
         connection.send(&Request::Wait).unwrap();

@@ -9,7 +9,7 @@
 //! - [`share`]: directories and files of the host that a container sees as they are
 //! - [`sandbox`]: one VM and the containers in it, owned by one task
 //! - [`vm`], [`kvm`]: the VMM process and its control socket; `/dev/kvm`
-//! - [`agent`]: the guest agent's calls
+//! - [`agent`]: the guest agent's calls, [`pace`]: how long they and other steps may take
 //! - [`stdio`], [`terminal`], [`signals`]: the user's end of a workload
 //! - [`registry`], [`control`]: the sandboxes of a user on disk, and the socket of each
 //! - [`journal`], [`log`]: what a detached container writes, and who is attached to it
@@ -52,6 +52,7 @@ pub mod name;
 pub mod network;
 pub mod oci;
 pub mod oom;
+pub mod pace;
 pub mod paths;
 pub mod publisher;
 pub mod registry;

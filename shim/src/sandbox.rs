@@ -45,6 +45,7 @@ use crate::{
     cpus::{self, Cpus, CpusError},
     id::Id,
     network::{Late, Net, Network},
+    pace::Pace,
     share::Share,
     spec::{SpecError, guest_resources},
     vm::{Death, Disk, VmError},
@@ -86,7 +87,7 @@ pub struct SandboxConfig {
     pub cmdline: String,
     /// Containers may be given seeds: the guest has no source of randomness that cannot be replaced.
     pub seeded: bool,
-    /// Longest time from start to the agent's hello.
+    /// Longest time from start to the agent's hello. The limits of all that follows go by it: see [`Pace`].
     pub boot_timeout: Duration,
     /// The VMM's, when the host is out of memory: -1000 to 1000 (proc(5)), the higher the sooner it is ended. Not below
     /// our own, which only a privileged process could give it.
@@ -516,6 +517,11 @@ impl Sandbox {
         let request = ConnectRequest { ip, port, stream_port, ..Default::default() };
         self.alive(self.agent.connect(&request)).await?;
         Ok(stream)
+    }
+
+    /// How long things may take in it.
+    pub fn pace(&self) -> Pace {
+        self.agent.pace()
     }
 
     /// The instants of the boot, as far as they are known.

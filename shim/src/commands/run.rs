@@ -31,6 +31,7 @@ use crate::{
     id::Id,
     image::{Image, ImageError, Store},
     journal::Journal,
+    pace::Pace,
     paths::Paths,
     registry::{Claim, Ended, Record, Registry, RegistryError},
     rootfs::{self, Mount, RootFsError},
@@ -278,6 +279,7 @@ fn record(args: &RunArgs, image: &Image, name: &Id, first: &Process) -> Record {
         interactive: args.interactive,
         memory: args.memory.0,
         vcpus: args.cpus.vcpus(),
+        boot_timeout: args.boot_timeout,
         network: args.network.network.to_string(),
         ports: args.network.publish.iter().map(ToString::to_string).collect(),
         egress: args.network.egress.as_ref().map(ToString::to_string),
@@ -306,7 +308,8 @@ async fn prepare(
     let mounts = [Mount::image(&image.rootfs)];
     let (disks, rootfs) =
         rootfs::prepare(&store, &mounts, Path::new(""), scratch)?.from_slot(FIRST_DISK);
-    let network = network::connect(&args.network).await?;
+    let boot_timeout = Duration::from_secs(args.boot_timeout.into());
+    let network = network::connect(&args.network, Pace::of(boot_timeout)).await?;
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: name.clone(),
         hostname: hostname(name.as_str()).to_string(),
@@ -321,7 +324,7 @@ async fn prepare(
         spare_nets: Vec::new(),
         cmdline: String::new(),
         seeded: args.seed.is_some(),
-        boot_timeout: Duration::from_secs(args.boot_timeout.into()),
+        boot_timeout,
         oom_score_adj: 0,
         fsd: (!shares.is_empty()).then(|| paths.fsd.clone()),
     })

@@ -99,7 +99,8 @@ pub(super) fn connect(found: &Found) -> Result<Connection> {
             return Err(VerbError::Not(found.name.clone(), "it does not run"));
         }
     }
-    Connection::open(&found.folder).map_err(|e| VerbError::Control(found.name.clone(), e))
+    Connection::open(&found.folder, found.record.boot_timeout)
+        .map_err(|e| VerbError::Control(found.name.clone(), e))
 }
 
 /// Waits for the end of a sandbox, however long that takes. When it returns, the sandbox's record tells of

@@ -7,17 +7,17 @@ use rustix::io::Errno;
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{ExecRequest, Member, Peer, Request, Response, socket};
-use crate::{error::Failure, registry::Ended, sandbox::Streams};
+use crate::{error::Failure, pace::Pace, registry::Ended, sandbox::Streams};
 
-/// How long an answer may take that waits for nothing but the guest: more than the agent is given.
-const LIMIT: Duration = Duration::from_secs(35);
+/// How long an answer usually may take that waits for nothing but the guest: more than the agent is given.
+const LIMIT: Duration = Duration::from_secs(65);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error("control socket: it does not run (any more)")]
     Gone,
-    #[error("control socket: it did not answer within {} s", LIMIT.as_secs())]
-    Silent,
+    #[error("control socket: it did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     #[error("control socket: an answer to another question: is it of another version of ampoule?")]
     Unexpected,
     #[error("the command line is too long")]
@@ -45,18 +45,22 @@ type Result<T> = std::result::Result<T, ControlError>;
 
 /// A connection. What it speaks of is told in [`super`].
 #[derive(Debug)]
-pub struct Connection(Peer);
+pub struct Connection {
+    peer: Peer,
+    limit: Duration,
+}
 
 impl Connection {
-    /// Connects to the sandbox of this folder.
-    pub fn open(folder: &Path) -> Result<Self> {
+    /// Connects to the sandbox of this folder, which has this boot timeout in seconds.
+    pub fn open(folder: &Path, boot_timeout: u16) -> Result<Self> {
+        let limit = Pace::of(Duration::from_secs(boot_timeout.into())).limit(LIMIT);
         let connect = || -> io::Result<OwnedFd> {
             let (socket, _folder, address) = socket(folder)?;
             rustix::net::connect(&socket, &address)?;
             Ok(socket)
         };
         match connect() {
-            Ok(socket) => Ok(Self(Peer::new(socket)?)),
+            Ok(socket) => Ok(Self { peer: Peer::new(socket)?, limit }),
             Err(e)
                 if [Errno::NOENT, Errno::CONNREFUSED]
                     .contains(&Errno::from_io_error(&e).unwrap_or(Errno::IO)) =>
@@ -68,12 +72,12 @@ impl Connection {
     }
 
     pub fn send(&self, request: &Request) -> Result<()> {
-        Ok(self.0.send(request, &[] as &[OwnedFd])?)
+        Ok(self.peer.send(request, &[] as &[OwnedFd])?)
     }
 
     /// The next answer, whenever it comes. Cancel-safe.
     pub async fn receive(&self) -> Result<(Response, Vec<OwnedFd>)> {
-        match self.0.receive().await? {
+        match self.peer.receive().await? {
             (Response::Failed(failure), _) => Err(ControlError::Failed(failure)),
             answer => Ok(answer),
         }
@@ -86,7 +90,7 @@ impl Connection {
     }
 
     async fn answer(&self) -> Result<(Response, Vec<OwnedFd>)> {
-        timeout(LIMIT, self.receive()).await.unwrap_or(Err(ControlError::Silent))
+        timeout(self.limit, self.receive()).await.unwrap_or(Err(ControlError::Silent(self.limit)))
     }
 
     /// The same where there is nothing to answer.
@@ -113,7 +117,7 @@ impl Connection {
 
     /// Prepares a further process, described by the OCI's JSON in a file. It ends with the connection.
     pub async fn exec_process(&self, process: &OwnedFd) -> Result<Streams> {
-        self.0.send(&Request::ExecProcess, &[process])?;
+        self.peer.send(&Request::ExecProcess, &[process])?;
         received(self.answer().await?)
     }
 

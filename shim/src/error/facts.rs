@@ -176,7 +176,7 @@ fn verb(error: &VerbError) -> Facts {
         VerbError::Control(id, error) => {
             let facts = Facts::at(Phase::Sandbox).of(id);
             match error {
-                ControlError::Silent => facts.hint(format!("`ampoule rm -f {id}` ends it")),
+                ControlError::Silent(_) => facts.hint(format!("`ampoule rm -f {id}` ends it")),
                 ControlError::Gone => facts.hint("`ampoule ps -a` tells what became of it"),
                 ControlError::TooLong => facts.hint("hand a long script over on stdin, with -i"),
                 ControlError::Failed(failure) => failure.facts(),

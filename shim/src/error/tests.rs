@@ -1,4 +1,4 @@
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use ampoule_vmm_api::StopCause;
 use clap::Parser;
@@ -153,8 +153,8 @@ fn rows() -> Vec<Row<'static>> {
         ),
         (
             "exec",
-            Box::new(control(ControlError::Silent)),
-            "exec: sandbox web: control socket: it did not answer within 35 s",
+            Box::new(control(ControlError::Silent(Duration::from_secs(65)))),
+            "exec: sandbox web: control socket: it did not answer within 65 s",
             Some("web"),
             "ampoule rm -f web",
         ),

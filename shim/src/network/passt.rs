@@ -37,14 +37,14 @@ use super::{
     egress::{self, Cgroup},
     user::{ADDRESS, DNS, GATEWAY, GATEWAY_MAC, MAC, MTU, PREFIX_LENGTH},
 };
-use crate::{cli::Publish, text::one_line};
+use crate::{cli::Publish, pace::Pace, text::one_line};
 
 const PROGRAM: &str = "passt";
 /// Its end of the stream.
 const STREAM: RawFd = 3;
 /// What of frames may be on its way: of what does not fit passt drops some, which costs their senders seconds.
 const BUFFER: usize = 4 << 20;
-/// How long it may take to be ready.
+/// How long it usually may take to be ready.
 const READY: Duration = Duration::from_secs(10);
 /// An Ethernet header, a VLAN's tag, and an IP packet.
 const MAX_FRAME: usize = 18 + MTU as usize;
@@ -64,7 +64,12 @@ pub struct Passt {
 impl Passt {
     /// Starts it behind a tap that hands over whole frames, and waits until it is ready.
     /// In a cgroup, if one is given: there it reaches what that says, and is not asked for names.
-    pub fn start(tap: OwnedFd, ports: &[Publish], cgroup: Option<Cgroup>) -> Result<Self> {
+    pub fn start(
+        tap: OwnedFd,
+        ports: &[Publish],
+        cgroup: Option<Cgroup>,
+        pace: Pace,
+    ) -> Result<Self> {
         let failed = |what| move |source| NetworkError::Host(what, source);
         let setup = failed("prepare passt's stream");
         let (stream, theirs) = UnixStream::pair().map_err(setup)?;
@@ -75,7 +80,7 @@ impl Passt {
                 .map_err(|e| setup(e.into()))?;
         }
         let mut process = Process::spawn(theirs.into(), ports, cgroup)?;
-        process.ready(&stream)?;
+        process.ready(&stream, pace.limit(READY))?;
         let blocking = || -> io::Result<_> {
             fcntl_setfl(&tap, fcntl_getfl(&tap)? | OFlags::NONBLOCK)?;
             Ok((tap.try_clone()?, stream.try_clone()?, stream.try_clone()?))
@@ -167,13 +172,13 @@ impl Process {
     }
 
     /// Asks for the gateway's address and waits for anything to come.
-    fn ready(&mut self, stream: &UnixStream) -> Result<()> {
+    fn ready(&mut self, stream: &UnixStream, limit: Duration) -> Result<()> {
         let question = arp();
         let mut asking = stream;
         let asked = asking
             .write_all(&(question.len() as u32).to_be_bytes())
             .and_then(|()| asking.write_all(&question))
-            .and_then(|()| stream.set_read_timeout(Some(READY)));
+            .and_then(|()| stream.set_read_timeout(Some(limit)));
         let peek = || retry_on_intr(|| recv(stream, &mut [0_u8; 1], RecvFlags::PEEK));
         let came = asked.and_then(|()| Ok(peek()?));
         match came {

@@ -23,7 +23,10 @@ use super::{
     private::Private,
     tap::{self, Tap},
 };
-use crate::cli::{Egress, Publish};
+use crate::{
+    cli::{Egress, Publish},
+    pace::Pace,
+};
 
 const NAME: &str = "eth0";
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -41,7 +44,7 @@ pub(super) const MTU: u16 = 65520;
 impl Network {
     /// One behind passt, whose ports of the host lead to the guest. With a list of destinations nothing else is reached.
     /// Blocks until passt is ready, for milliseconds.
-    pub fn user(ports: &[Publish], egress: Option<&Egress>) -> Result<Self> {
+    pub fn user(ports: &[Publish], egress: Option<&Egress>, pace: Pace) -> Result<Self> {
         let (cgroup, names) = egress.map(egress::enforce).transpose()?.unzip();
         let Private { netlink, tuns: [guests, passts] } = Private::new()?;
         let failed =
@@ -53,7 +56,7 @@ impl Network {
         let link = Link::ipv4(index, name, MAC, MTU);
         let tap = tap::of(guests, NAME)?;
         joined.join(&link, &tap.name)?;
-        let passt = Passt::start(fd, ports, cgroup)?;
+        let passt = Passt::start(fd, ports, cgroup, pace)?;
         Ok(Self {
             request: request(),
             nets: vec![Net { config: config(MAC, MTU), tap: tap.fd }],
@@ -116,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_guests_frames_get_to_passt_and_its_frames_to_the_guest() {
-        let network = match Network::user(&[], None) {
+        let network = match Network::user(&[], None, Pace::default()) {
             Ok(network) => network,
             Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
         };

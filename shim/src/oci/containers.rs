@@ -54,6 +54,9 @@ pub struct Record {
     /// The container whose VM it is in, if it is not its own.
     #[serde(default)]
     pub sandbox: Option<String>,
+    /// See [`crate::config::SandboxSettings::boot_timeout`].
+    #[serde(default)]
+    pub boot_timeout: u16,
     /// `create` has come to its end.
     pub complete: bool,
 }
@@ -256,6 +259,7 @@ mod tests {
             annotations: HashMap::new(),
             cgroup: None,
             sandbox: None,
+            boot_timeout: 30,
             complete: false,
         }
     }

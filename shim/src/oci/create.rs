@@ -53,7 +53,7 @@ pub struct Plan {
     pub hooks: Hooks,
     /// Whose VM it is in.
     pub joins: Option<Joins>,
-    config: Config,
+    pub config: Config,
     binds: Binds,
 }
 

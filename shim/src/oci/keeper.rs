@@ -156,6 +156,7 @@ fn record(id: &str, plan: &Plan) -> Record {
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup: None,
         sandbox: plan.joins.as_ref().map(|joins| joins.sandbox.id.to_string()),
+        boot_timeout: plan.config.sandbox.boot_timeout,
         complete: false,
     }
 }

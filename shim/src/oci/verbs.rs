@@ -41,7 +41,8 @@ pub fn wait_for<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 pub fn connect(found: &Found) -> Result<Connection> {
-    Connection::open(&found.folder).map_err(|e| OciError::Control(found.id.to_string(), e))
+    Connection::open(&found.folder, found.record.boot_timeout)
+        .map_err(|e| OciError::Control(found.id.to_string(), e))
 }
 
 /// How far a container is. What ends just now has ended.
@@ -51,7 +52,7 @@ pub async fn status(found: &Found) -> Result<Status> {
         (true, false) => return Ok(Status::Creating),
         (true, true) => {}
     }
-    let asked = match Connection::open(&found.folder) {
+    let asked = match Connection::open(&found.folder, found.record.boot_timeout) {
         Ok(connection) => connection.call(&Request::Status).await,
         Err(error) => Err(error),
     };

@@ -34,6 +34,8 @@ pub struct Record {
     /// Limit of the container in bytes.
     pub memory: u64,
     pub vcpus: u8,
+    #[serde(default)]
+    pub boot_timeout: u16,
     /// As `--network` has it, and `--publish`.
     #[serde(default)]
     pub network: String,

@@ -22,6 +22,7 @@ fn record(name: &str) -> Record {
         interactive: false,
         memory: 1,
         vcpus: 1,
+        boot_timeout: 30,
         network: "none".into(),
         ports: Vec::new(),
         egress: None,

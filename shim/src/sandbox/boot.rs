@@ -14,6 +14,7 @@ use crate::{
     agent::{Agent, AgentError},
     check, clock,
     network::{Joined, Net, Network},
+    pace::Pace,
     text::one_line,
     vm::{Cause, Death, Report, Vm, VmSetup},
 };
@@ -49,10 +50,11 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
     let last = (first_spare + usize::from(config.spare_disks)).min(MAX_DISKS);
     let spare_slots = (first_spare..last).filter_map(|slot| slot.try_into().ok()).collect();
     let (hostname, limit) = (config.hostname.clone(), config.boot_timeout);
+    let pace = Pace::of(limit);
     let (kernel, guest_image) = (config.kernel.clone(), config.guest_image.clone());
     let start = config.fsd.clone().map(|exe| {
         let name = config.name.to_string();
-        Start::new(exe, name, config.oom_score_adj)
+        Start::new(exe, name, config.oom_score_adj, pace)
     });
     let (start, share) = start.transpose().map_err(SandboxError::Boot)?.unzip();
     let shares = Shares::new(start);
@@ -64,7 +66,7 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
     };
     let (mut vm, agent_stream) =
         Vm::boot(setup(config, nets, share)).map_err(SandboxError::Boot)?;
-    let agent = Agent::new(agent_stream);
+    let agent = Agent::new(agent_stream, pace);
     let record = hello(&mut vm, &agent, &hostname, limit).await;
     let record = record.map_err(|source| SandboxError::Died {
         kernel,
@@ -126,7 +128,7 @@ async fn kvm_is_emulated() -> Option<String> {
 fn give_up(vm: &mut Vm, error: AgentError, limit: Duration) {
     match error {
         AgentError::Timeout { .. } => vm.kill(Cause::GivenUp(format!(
-            "the guest's agent was not ready within {} s",
+            "the guest's agent was not ready within {} s; a slow host needs a longer boot_timeout",
             limit.as_secs_f32()
         ))),
         other => vm.doom(Cause::GivenUp(other.to_string())),

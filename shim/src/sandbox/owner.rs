@@ -44,7 +44,7 @@ use crate::{
 const EXECS_GRACE: Duration = Duration::from_secs(2);
 /// Between two reports of a container's kills for lack of memory: a hostile agent may report without end.
 const OOM_PAUSE: Duration = Duration::from_millis(100);
-/// How long the VMM may take to attach or detach a disk.
+/// How long the VMM usually may take to attach or detach a disk.
 const DISK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a handle asks for.
@@ -517,8 +517,9 @@ impl Owner {
 
     fn watch_disk(&mut self, moving: Option<(u8, Turn)>) {
         if let Some((slot, turn)) = moving {
+            let limit = self.agent.pace().limit(DISK_LIMIT);
             self.calls.spawn(async move {
-                tokio::time::sleep(DISK_LIMIT).await;
+                tokio::time::sleep(limit).await;
                 Done::DiskOverdue(slot, turn)
             });
         }

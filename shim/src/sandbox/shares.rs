@@ -34,6 +34,7 @@ use crate::{
     agent::Agent,
     id::Id,
     oom,
+    pace::Pace,
     share::Share,
     text::one_line,
     vm::{VmError, watch as registered},
@@ -41,6 +42,8 @@ use crate::{
 
 /// How long a server that was killed may take to be gone before the sandbox ends without it.
 const GONE: Duration = Duration::from_secs(1);
+/// How long it usually may take to answer: it does so at once.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Room for two messages of 128 KiB, as far as the host permits it (net.core.wmem_max).
 const SOCKET_BUFFER: usize = 320 << 10;
 
@@ -64,13 +67,19 @@ pub(super) struct Start {
     /// Of the sandbox.
     pub name: String,
     pub oom_score_adj: i32,
+    pub pace: Pace,
     /// The server's end.
     pub socket: OwnedFd,
 }
 
 impl Start {
     /// With the VM's end.
-    pub fn new(exe: PathBuf, name: String, oom_score_adj: i32) -> Result<(Self, OwnedFd), VmError> {
+    pub fn new(
+        exe: PathBuf,
+        name: String,
+        oom_score_adj: i32,
+        pace: Pace,
+    ) -> Result<(Self, OwnedFd), VmError> {
         let pair = || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let (ours, vms) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -81,7 +90,7 @@ impl Start {
         let (socket, vms): (OwnedFd, OwnedFd) = pair().map_err(|e: rustix::io::Errno| {
             VmError::Prepare("make the share's socket", e.into())
         })?;
-        Ok((Self { exe, name, oom_score_adj, socket }, vms))
+        Ok((Self { exe, name, oom_score_adj, pace, socket }, vms))
     }
 }
 
@@ -236,7 +245,7 @@ impl Server {
 
 /// Users without privileges can share only what is there before it serves.
 fn begin(start: &Start, shares: &[(u32, Share)]) -> Result<(Fsd, Started), SharesError> {
-    let mut fsd = Fsd::spawn(&start.exe, &start.name)?;
+    let mut fsd = Fsd::spawn(&start.exe, &start.name, start.pace.limit(ANSWER))?;
     let pid = fsd.process().pid().as_raw_pid().unsigned_abs();
     oom::set_score(pid, start.oom_score_adj);
     add_all(&fsd, shares)?;
@@ -317,7 +326,7 @@ mod tests {
 
     /// Who is not there.
     fn agent() -> Agent {
-        Agent::new(tokio::net::UnixStream::pair().unwrap().0)
+        Agent::new(tokio::net::UnixStream::pair().unwrap().0, Pace::default())
     }
 
     fn share() -> Share {
@@ -327,7 +336,7 @@ mod tests {
 
     /// The error of a container with a share, where the server's program is this.
     async fn refused(exe: PathBuf) -> (Shares, String) {
-        let (start, _vms_end) = Start::new(exe, "test".into(), 0).unwrap();
+        let (start, _vms_end) = Start::new(exe, "test".into(), 0, Pace::default()).unwrap();
         let mut shares = Shares::new(Some(start));
         let batch = shares.number(vec![share()]).unwrap();
         assert_eq!(batch.by_mount(), [(2, 0)].into());

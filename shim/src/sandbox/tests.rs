@@ -111,7 +111,7 @@ pub async fn bed(script: &str) -> Bed {
     server.start().await.unwrap();
     let booted = boot::Booted {
         vm,
-        agent: Agent::new(ours),
+        agent: Agent::new(ours, Pace::default()),
         record: BootRecord::default(),
         spare_slots: vec![2],
         network: None,

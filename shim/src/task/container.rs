@@ -12,6 +12,7 @@ use super::{error::TaskError, pod::Pod, process::Process};
 use crate::{
     hooks::Hooks,
     id::Id,
+    pace::Pace,
     sandbox::{RootFs, Upper},
 };
 
@@ -64,6 +65,10 @@ impl Container {
     pub fn pod(&self) -> Result<&Arc<Pod>, TaskError> {
         let place = self.place.get().ok_or_else(|| self.init.refuse("created"))?;
         Ok(&place.pod)
+    }
+
+    pub fn pace(&self) -> Pace {
+        self.place.get().map_or_else(Pace::default, |place| place.pod.sandbox.pace())
     }
 
     /// Names what is ignored of what a caller says, where the configuration allows that.

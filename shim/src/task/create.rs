@@ -1,6 +1,6 @@
 //! Create: from a bundle to a container in a VM, parked before its workload.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use containerd_shim_protos::{api::CreateTaskRequest, protobuf::well_known_types::any::Any};
 
@@ -23,6 +23,7 @@ use crate::{
     hooks::Hooks,
     id::Id,
     image::Store,
+    pace::Pace,
     paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
     sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId, SandboxError},
@@ -82,14 +83,16 @@ impl Tasks {
         options: Any,
     ) -> Result<()> {
         let owner = Owner { id: container.id.as_str(), namespace: &self.config.namespace };
-        let opened = Opened::open(&container.init.wanted, owner, &self.streaming).await?;
-        let mounts = container.mounts.iter().map(mount).collect();
         let paths = self.config.paths.clone();
+        let config = settings(&paths, &options, &bundle.spec)?;
+        let pace = Pace::of(Duration::from_secs(config.sandbox.boot_timeout.into()));
+        let wanted = &container.init.wanted;
+        let opened = Opened::open(wanted, owner, &self.streaming, pace).await?;
+        let mounts = container.mounts.iter().map(mount).collect();
         let (id, files) = (container.id.clone(), self.sandbox.files());
-        let parts = tokio::task::spawn_blocking(move || {
-            parts(&id, bundle, &options, mounts, &paths, &files)
-        })
-        .await;
+        let parts =
+            tokio::task::spawn_blocking(move || parts(&id, bundle, config, mounts, &paths, &files))
+                .await;
         let parts =
             parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
         container.log_ignored(&parts.ignored);
@@ -187,12 +190,11 @@ impl Drop for Creation {
 fn parts(
     id: &Id,
     mut bundle: Bundle,
-    options: &Any,
+    config: Config,
     mounts: Vec<Mount>,
     paths: &Paths,
     of_pod: &PodFiles,
 ) -> Result<Parts> {
-    let config = settings(paths, options, &bundle.spec)?;
     let ignored = bundle.decide(config.strict).map_err(SandboxError::from)?;
     let hooks = Hooks::take(&mut bundle.spec, id, &bundle.path).map_err(SandboxError::from)?;
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;

@@ -43,7 +43,7 @@ impl Tasks {
                 return Err(process.refuse("stopped"));
             }
         }
-        drain(&process).await;
+        drain(&container, &process).await;
         if self.clone().retire().await {
             // With the VM goes all it had, at once.
             end_vm(&container).await;
@@ -66,7 +66,7 @@ impl Tasks {
             if !status.is_over() {
                 return Err(process.refuse("stopped"));
             }
-            drain(process).await;
+            drain(container, process).await;
             delete(container, process).await?;
         }
         if let Some(exec) = &process.id.exec {
@@ -80,9 +80,10 @@ impl Tasks {
         let init = &container.init;
         // It may have ended by itself; then there is nothing to kill.
         let _ = container.pod()?.sandbox.signal(&init.id, libc::SIGKILL as u32, true).await;
-        let ended = tokio::time::timeout(KILLED, init.until(Status::is_over)).await;
+        let limit = container.pace().limit(KILLED);
+        let ended = tokio::time::timeout(limit, init.until(Status::is_over)).await;
         let what = init.id.to_string();
-        ended.map(drop).map_err(|_| TaskError::Slow { what, seconds: KILLED.as_secs() })
+        ended.map(drop).map_err(|_| TaskError::Slow { what, seconds: limit.as_secs() })
     }
 
     /// The sandbox forgets a container and gives its disks back.
@@ -97,8 +98,9 @@ impl Tasks {
 }
 
 /// Waits for a process's output to be passed on, and ends that.
-async fn drain(process: &Process) {
-    if !within(DRAIN, process.drained()).await {
+async fn drain(container: &Container, process: &Process) {
+    let limit = container.pace().limit(DRAIN);
+    if !within(limit, process.drained()).await {
         tracing::warn!(process = %process.id, "nobody reads its output: the rest is dropped");
     }
     process.disconnect();

@@ -91,7 +91,7 @@ impl Tasks {
     ) -> Result<()> {
         let sandbox = &container.pod()?.sandbox;
         let owner = Owner { id: container.id.as_str(), namespace: &self.config.namespace };
-        let opened = Opened::open(&process.wanted, owner, &self.streaming).await?;
+        let opened = Opened::open(&process.wanted, owner, &self.streaming, sandbox.pace()).await?;
         let Some(id) = process.id.exec.clone() else { return Err(process.refuse("an exec")) };
         let created = sandbox
             .create_exec(ExecConfig {

@@ -37,7 +37,10 @@ use tokio::{
 };
 
 use super::streaming::{Clients, Streaming};
-use crate::sandbox::{Stdio, Streams};
+use crate::{
+    pace::Pace,
+    sandbox::{Stdio, Streams},
+};
 use logger::Logger;
 use uri::Target;
 
@@ -99,11 +102,12 @@ impl Opened {
         wanted: &Wanted,
         owner: Owner<'_>,
         streaming: &Arc<Streaming>,
+        pace: Pace,
     ) -> Result<Self, StdioError> {
         let mut opened = Self { stdin: input(&wanted.stdin, streaming)?, ..Self::default() };
         let stderr = if wanted.terminal { "" } else { &wanted.stderr };
         if let Target::Logger(command) = uri::parse("stdout", &wanted.stdout)? {
-            let mut logger = Logger::start(&command, owner).await?;
+            let mut logger = Logger::start(&command, owner, pace).await?;
             opened.stdout = logger.stdout.take().map(Sink::written);
             if wanted.stdout == stderr {
                 opened.stderr = logger.stderr.take().map(Sink::written);

@@ -26,7 +26,7 @@ impl Containerd {
         nothing_is_left(|| self.left(), || self.log());
     }
 
-    /// Processes, mounts, sockets, files and cgroups that are there without a task. FIFOs are their client's.
+    /// Processes, mounts, sockets, loop devices, files and cgroups that are there without a task. FIFOs are their client's.
     pub fn left(&self) -> Vec<String> {
         let own = ["catatonit", "containerd", "ctr"];
         let processes = self.inside.processes().into_iter();
@@ -53,13 +53,17 @@ impl Drop for Containerd {
     }
 }
 
-/// Mounts and named sockets inside.
+/// Mounts and named sockets inside, and loop devices, which are the host's.
 pub fn things(inside: &Namespaces) -> Vec<String> {
     let mut things: Vec<String> =
         inside.mounts().iter().map(|mount| format!("mount {mount}")).collect();
     let sockets = fs::read_to_string(inside.path("/proc/1/net/unix")).unwrap_or_default();
     let names = sockets.lines().skip(1).filter_map(|line| line.split_whitespace().nth(7));
     things.extend(names.map(|name| format!("socket {name}")));
+    let files =
+        entries(Path::new("/sys/block")).into_iter().map(|disk| disk.join("loop/backing_file"));
+    let loops = files.filter_map(|file| Some((fs::read_to_string(&file).ok()?, file)));
+    things.extend(loops.map(|(backing, file)| format!("{} of {}", file.display(), backing.trim())));
     things
 }
 

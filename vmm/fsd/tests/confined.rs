@@ -10,6 +10,7 @@ use std::{
     },
     path::Path,
     process::Command,
+    time::Duration,
 };
 
 use ampoule_fsd_api::Fsd;
@@ -30,7 +31,7 @@ struct Guest {
 
 impl Guest {
     fn new(exe: &Path, share: &Path) -> Self {
-        let fsd = Fsd::spawn(exe, "test").unwrap();
+        let fsd = Fsd::spawn(exe, "test", Duration::from_secs(10)).unwrap();
         let path = openat(CWD, share, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         fsd.add(0, path.as_fd(), false).unwrap();
         let (requests, theirs) =

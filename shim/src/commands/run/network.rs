@@ -12,6 +12,7 @@ use super::RunError;
 use crate::{
     cli::{NetworkArgs, NetworkChoice, Publish},
     network::{self, Network, NetworkError},
+    pace::Pace,
     sandbox::HostFile,
 };
 
@@ -99,13 +100,15 @@ pub fn check(args: &NetworkArgs) -> Result<(), RunError> {
 }
 
 /// Makes or joins it.
-pub async fn connect(args: &NetworkArgs) -> Result<Option<Network>, RunError> {
+pub async fn connect(args: &NetworkArgs, pace: Pace) -> Result<Option<Network>, RunError> {
     let NetworkArgs { network: choice, publish: ports, egress } = args.clone();
     let connecting = tokio::task::spawn_blocking(move || {
         let failed = |source| RunNetworkError::Join { choice: choice.clone(), source };
         match &choice {
             NetworkChoice::None => Ok(None),
-            NetworkChoice::User => Network::user(&ports, egress.as_ref()).map(Some).map_err(failed),
+            NetworkChoice::User => {
+                Network::user(&ports, egress.as_ref(), pace).map(Some).map_err(failed)
+            }
             NetworkChoice::Namespace(path) => {
                 let path = path.clone();
                 let open = |source| RunNetworkError::Open { path: path.clone(), source };

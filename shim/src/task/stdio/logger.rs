@@ -23,8 +23,9 @@ use tokio::{
 };
 
 use super::{Owner, StdioError, uri};
+use crate::pace::Pace;
 
-/// How long a logger may take to be ready.
+/// How long a logger usually may take to be ready.
 const READY: Duration = Duration::from_secs(10);
 /// How long it may take to end after the last output.
 const FINISH: Duration = Duration::from_secs(12);
@@ -39,12 +40,17 @@ pub struct Logger {
 }
 
 impl Logger {
-    pub async fn start(command: &uri::Command, owner: Owner<'_>) -> Result<Self, StdioError> {
+    pub async fn start(
+        command: &uri::Command,
+        owner: Owner<'_>,
+        pace: Pace,
+    ) -> Result<Self, StdioError> {
         let failed = |source| StdioError::Logger { path: command.path.clone(), source };
         let late = |_| failed(io::Error::new(io::ErrorKind::TimedOut, "not ready in time"));
         let (child, [stdout, stderr], ready) = spawn(command, owner).map_err(failed)?;
         let mut ready = Receiver::from_owned_fd(ready).map_err(failed)?;
-        let said = timeout(READY, ready.read(&mut [0])).await.map_err(late)?.map_err(failed)?;
+        let limit = pace.limit(READY);
+        let said = timeout(limit, ready.read(&mut [0])).await.map_err(late)?.map_err(failed)?;
         if command.speaks && said == 0 {
             return Err(failed(io::Error::other("it did not say that it is ready")));
         }

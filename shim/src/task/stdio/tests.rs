@@ -42,7 +42,7 @@ fn pair() -> (UnixStream, UnixStream) {
 }
 
 async fn try_open(wanted: &Wanted) -> Result<Opened, StdioError> {
-    Opened::open(wanted, OWNER, &Arc::default()).await
+    Opened::open(wanted, OWNER, &Arc::default(), Pace::default()).await
 }
 
 async fn opened(wanted: Wanted) -> Opened {
@@ -209,7 +209,7 @@ async fn a_streamed_output_is_read_as_there_is_room_and_by_one_client_after_the_
     let streaming = Arc::default();
     let mut client = Dialled::open(&streaming, "c-stdout").await;
     let wanted = Wanted { stdout: at_our_socket("c-stdout"), ..Default::default() };
-    let opened = Opened::open(&wanted, OWNER, &streaming).await.unwrap();
+    let opened = Opened::open(&wanted, OWNER, &streaming, Pace::default()).await.unwrap();
     let (ours, mut guest) = pair();
     let io = opened.connect(Streams { stdout: Some(ours), ..Default::default() });
     guest.write_all(b"first, again").await.unwrap();
@@ -235,7 +235,7 @@ async fn a_streamed_input_ends_when_it_was_closed_and_its_client_has_left() {
     let streaming = Arc::default();
     let mut client = Dialled::open(&streaming, "c-stdin").await;
     let wanted = Wanted { stdin: at_our_socket("c-stdin"), ..Default::default() };
-    let opened = Opened::open(&wanted, OWNER, &streaming).await.unwrap();
+    let opened = Opened::open(&wanted, OWNER, &streaming, Pace::default()).await.unwrap();
     let (ours, mut guest) = pair();
     let mut io = opened.connect(Streams { stdin: Some(ours), ..Default::default() });
     let mut bytes = [0; 5];

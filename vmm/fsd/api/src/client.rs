@@ -19,9 +19,6 @@ use crate::{
     mount,
 };
 
-/// It answers at once; more is an emergency.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Why the file server did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum FsdError {
@@ -47,19 +44,21 @@ pub struct Fsd {
     // First: closing it ends the process without force.
     control: Channel,
     process: VmmProcess,
+    patience: Duration,
 }
 
 impl Fsd {
     /// Starts `exe`; `name` is for process listings only. Root's file server keeps the host's users, of whom
-    /// it acts as the guest's; an ordinary user's is root of a user namespace with that user only.
-    pub fn spawn(exe: &Path, name: &str) -> Result<Self, FsdError> {
+    /// it acts as the guest's; an ordinary user's is root of a user namespace with that user only. It may take
+    /// `patience` for each answer.
+    pub fn spawn(exe: &Path, name: &str, patience: Duration) -> Result<Self, FsdError> {
         let (control, theirs) = Channel::pair().map_err(FsdError::Socket)?;
         let process = if geteuid().is_root() {
             VmmProcess::spawn_with_all_users(exe, name, theirs)?
         } else {
             VmmProcess::spawn(exe, name, theirs)?
         };
-        Ok(Self { control, process })
+        Ok(Self { control, process, patience })
     }
 
     /// Shares what `root` is, a directory or a file of the caller's mount namespace, opened with O_PATH. Callers
@@ -106,7 +105,8 @@ impl Fsd {
     }
 
     fn wait(&self) -> Result<(), FsdError> {
-        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let patience = Timespec::try_from(self.patience);
+        let patience = patience.map_err(|e| FsdError::Wait(io::Error::other(e)))?;
         loop {
             let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
             match poll(&mut fds, Some(&patience)) {

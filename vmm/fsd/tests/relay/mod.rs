@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use ampoule_fsd_api::Fsd;
@@ -57,7 +58,12 @@ impl Mounted {
 
     /// With something done just before it serves.
     pub fn prepared(shares: &[(&Path, bool)], prepare: impl FnOnce(&Fsd)) -> Self {
-        let fsd = Fsd::spawn(Path::new(env!("CARGO_BIN_EXE_ampoule-fsd")), "test").unwrap();
+        let fsd = Fsd::spawn(
+            Path::new(env!("CARGO_BIN_EXE_ampoule-fsd")),
+            "test",
+            Duration::from_secs(10),
+        )
+        .unwrap();
         for (number, (path, read_only)) in (0..).zip(shares) {
             fsd.add(number, path_of(path).as_fd(), *read_only).unwrap();
         }
