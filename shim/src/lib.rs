@@ -4,7 +4,7 @@
 //! - [`run_spec`], [`capabilities`], [`seccomp`]: an image and options become an OCI runtime spec
 //! - [`spec`], [`features`]: the OCI spec becomes the guest's; what is enforced of it, told to programs
 //! - [`image`]: the image store: names, OCI layouts and folders become one EROFS file each
-//! - [`rootfs`]: a root file system as disks
+//! - [`rootfs`]: a root file system as disks; [`mountinfo`]: what is mounted where
 //! - [`network`]: a network namespace's interfaces as the guest's
 //! - [`share`]: directories and files of the host that a container sees as they are
 //! - [`sandbox`]: one VM and the containers in it, owned by one task
@@ -48,6 +48,7 @@ pub mod image;
 pub mod journal;
 pub mod kvm;
 pub mod log;
+mod mountinfo;
 pub mod name;
 pub mod network;
 pub mod oci;

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | overlay: the lower directories | one read-only EROFS of all, converted once, shared ([`Store::committed`]) |
 //! | Docker's layer for one container (it has `.dockerenv`), an upper directory that is not empty | an EROFS each, converted at each start ([`Store::changing`]) |
+//! | a lower directory alone, on which an EROFS is mounted (containerd 2.1's erofs snapshotter) | its image itself |
 //! | a bind mount, a plain directory | the same; with the option `ro` it is a committed layer |
 //! | a directory on which an overlay is mounted already (Docker) | as that overlay |
 //! | an ext4 or EROFS image, a block device | itself |
@@ -38,6 +39,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     image::{self, Dialect, ImageError, Marks, Store},
+    mountinfo::erofs_image,
     sandbox::{FIRST_DISK, Lower, RootFs, Sandbox, SandboxError, Upper},
     vm::Disk,
 };
@@ -223,7 +225,10 @@ impl Stack {
             }
             shared => shared,
         };
-        let file = store.committed(shared, dialect).map_err(RootFsError::Convert)?;
+        let file = match own_image(shared, dialect)? {
+            Some(file) => file,
+            None => store.committed(shared, dialect).map_err(RootFsError::Convert)?,
+        };
         self.erofs(file);
         Ok(())
     }
@@ -281,6 +286,15 @@ fn open(path: &Path, write: bool) -> Result<File, RootFsError> {
         return Err(RootFsError::Refused { object: path.display().to_string(), reason });
     }
     Ok(file)
+}
+
+/// The image that a layer alone is made of, if it is the guest's to mount. Several are one disk when they are
+/// converted, and a VM has few.
+fn own_image(layers: &[PathBuf], dialect: Dialect) -> Result<Option<File>, RootFsError> {
+    let ([layer], Dialect::Trusted) = (layers, dialect) else { return Ok(None) };
+    let failed = |source| RootFsError::Open { path: layer.clone(), source };
+    let image = erofs_image(layer).map_err(failed)?;
+    image.map(|image| open(&image, false)).transpose()
 }
 
 /// Opens what is written to and kept, for one sandbox alone: the lock goes with the last descriptor, which is

@@ -2,6 +2,7 @@
 //!
 //! When it is dropped, nothing may be left of the containers: see [`Containerd::left`].
 
+mod erofs;
 mod events;
 mod grpc;
 mod hosts;
@@ -74,6 +75,9 @@ impl Containerd {
             return Err("containerd-shim-ampoule-v2 is not staged".into());
         }
         let name = format!("c{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        if version == Version::V2_1 {
+            erofs::load();
+        }
         let inside = Namespaces::new()?;
         fs::write(inside.path(CONFIG), config(version)).expect("the configuration");
         fs::write(inside.path("/run/test/fstab"), fstab(&root)).expect("the mounts");
@@ -274,6 +278,7 @@ fn daemon(inside: &Namespaces, version: Version) -> Child {
     let log = fs::OpenOptions::new().append(true).create(true).open(inside.path("/run/test/log"));
     let programs = programs(version).expect("it was there");
     let mut paths = vec![programs.clone(), stage().join("bin")];
+    paths.extend(erofs::utils());
     paths.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     let mut command = inside.command(programs.join("containerd"));
     command
@@ -328,6 +333,7 @@ conf_dir = "/run/test/cni"
     }
     if version == Version::V2_1 {
         handler(BY_SHIM, Runtime::Ampoule, "sandboxer = \"shim\"\nio_type = \"streaming\"");
+        text += "[plugins.\"io.containerd.service.v1.diff-service\"]\ndefault = [\"erofs\", \"walking\"]\n";
     }
     text
 }

@@ -25,6 +25,8 @@ host!(ampoule_1_6 = Ampoule V1_6: a_run_to_its_end streams a_terminal the_life_o
 host!(ampoule_1_6_trouble = Ampoule V1_6: limits containerd_killed the_shim_killed a_storm in_a_row);
 host!(ampoule_1_7_again = Ampoule V1_7: a_run_to_its_end the_life_of_a_task containerd_killed);
 host!(ampoule_2_1 = Ampoule V2_1: a_run_to_its_end the_life_of_a_task containerd_killed the_shim_killed);
+host!(runc_2_1_erofs = Runc V2_1: erofs_layers);
+host!(ampoule_2_1_erofs = Ampoule V2_1: erofs_layers);
 
 fn topics(events: &[Event]) -> Vec<&str> {
     events.iter().map(|event| &*event.topic).collect()
@@ -381,6 +383,26 @@ fn images(containerd: &Containerd) {
     let out =
         containerd.run(&["--rm"], "debian", "glibc", &["sh", "-c", script]).output().ended_with(0);
     assert!(out.text().ends_with("42"), "{}", out.text());
+}
+
+/// Of containerd's EROFS snapshotter: a layer alone is the guest's as it is, several are converted once.
+fn erofs_layers(containerd: &Containerd) {
+    if let Err(why) = containerd.import_as_erofs() {
+        return skip("containerd: erofs", &why);
+    }
+    let is_ampoule = containerd.runtime == Runtime::Ampoule;
+    let script = "cat /etc/alpine-release | cut -c 1-2; echo w > /written; cat /written; cat /who; [ ! -e /etc/motd ] || echo motd";
+    for (image, said, converted) in
+        [("alone", "3.\nw\nmotd", 0), ("above", "3.\nw\nlayer", usize::from(is_ampoule))]
+    {
+        for id in ["one", "two"] {
+            let options = ["--rm", "--snapshotter", "erofs"];
+            let run = containerd.run(&options, image, id, &["sh", "-c", script]);
+            assert_eq!(run.output().ended_with(0).text(), said, "{image}");
+            assert_eq!(containerd.converted(), converted, "{image}, {id}");
+        }
+    }
+    containerd.forget_erofs();
 }
 
 fn containerd_killed(containerd: &Containerd) {

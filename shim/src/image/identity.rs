@@ -13,6 +13,9 @@
 //! A path is no part of it: file systems are mounted elsewhere after a reboot. Where the file system does not
 //! tell the time of birth (FUSE, NFS), there is no identity, and all files have to be looked at.
 //!
+//! A directory on which an EROFS is mounted has the identity of that file system's image: it tells no time of birth, and
+//! is mounted anew after each boot.
+//!
 //! So a change deep inside a committed layer goes unnoticed. Nothing but an administrator's own hand makes one, and
 //! that breaks what containerd and Docker themselves believe about the layer.
 
@@ -23,10 +26,14 @@ use rustix::io::Errno;
 
 use super::digest::Digest;
 use super::error::ImageError;
+use crate::mountinfo::erofs_image;
 
 /// `None` if this file system keeps too little to tell one directory from another.
 pub fn identity(directory: &Path) -> Result<Option<Digest>, ImageError> {
     let failed = |e: Errno| ImageError::Source { path: directory.into(), source: e.into() };
+    let image = erofs_image(directory)
+        .map_err(|source| ImageError::Source { path: directory.into(), source })?;
+    let directory = image.as_deref().unwrap_or(directory);
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     let stat = statx(CWD, directory, AtFlags::empty(), wanted).map_err(failed)?;
     let is_told = StatxFlags::from_bits_retain(stat.stx_mask).contains(wanted);

@@ -1,7 +1,7 @@
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt};
 
 use super::*;
-use crate::image::testing::Bench;
+use crate::image::testing::{Bench, Mounted};
 
 impl Bench {
     fn place(&self, name: &str) -> String {
@@ -69,6 +69,40 @@ fn a_changed_upper_and_dockers_own_layer_are_disks_of_their_own() {
     let other = lowers.replace(&own, &bench.folder("init-2", &[".dockerenv"]));
     bench.prepare(&[bench.overlay(&other, &bench.folder("4", &[]))]);
     assert_eq!(bench.snapshots(), 1);
+}
+
+#[test]
+fn a_mounted_erofs_is_a_disk_itself_or_known_again_among_others() {
+    let bench = Bench::new();
+    let images = ["1", "2"].map(|name| {
+        let folder = bench.folder(name, &["a"]);
+        let image = bench.path(&format!("{name}.erofs"));
+        let made = bench.store.changing(Path::new(&folder), Marks::None, Dialect::Trusted).unwrap();
+        std::io::copy(&mut &made, &mut File::create(&image).unwrap()).unwrap();
+        image
+    });
+    let mounted = images.each_ref().map(|image| Mounted::new(image));
+    let [Some(one), Some(two)] = &mounted else { return };
+    let [one, two] = [one, two].map(|mounted| mounted.path().display().to_string());
+    let upper = bench.folder("upper", &[]);
+
+    let alone = bench.prepare(&[bench.overlay(&one, &upper)]);
+    let disk = File::from(alone.disks[0].file.try_clone().unwrap());
+    assert_eq!(disk.metadata().unwrap().ino(), images[0].metadata().unwrap().ino());
+    assert_eq!(bench.snapshots(), 0);
+    let mut others = bench.overlay(&one, &upper);
+    others.options.push("userxattr".into());
+    bench.prepare(&[others]);
+    assert_eq!(bench.snapshots(), 1, "whose marks the guest does not read");
+
+    let both = [bench.overlay(&format!("{two}:{one}"), &upper)];
+    for _ in 0..2 {
+        assert_eq!(disks(&bench.prepare(&both)), [("lower0", true), ("scratch1", false)]);
+        assert_eq!(bench.snapshots(), 2);
+    }
+    fs::remove_file(&images[0]).unwrap();
+    assert_eq!(disks(&bench.prepare(&[bench.overlay(&one, &upper)])).len(), 2);
+    assert_eq!(bench.snapshots(), 3, "the mount is still there");
 }
 
 #[test]
