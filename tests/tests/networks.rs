@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::Command,
     sync::mpsc,
@@ -23,7 +23,11 @@ const LARGE: usize = 1 << 20;
 
 /// Answers each request of wget's with the same bytes, at any address of the host.
 fn server(answer: Vec<u8>) -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    server_at(Ipv4Addr::UNSPECIFIED.into(), answer)
+}
+
+fn server_at(address: IpAddr, answer: Vec<u8>) -> u16 {
+    let listener = TcpListener::bind((address, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -165,6 +169,85 @@ fn a_guest_that_calls_the_hosts_loopback_its_gateways_reaches_nothing_there() {
     let text = out.text();
     assert!(text.contains("127.0.0.1 via 10.0.2.2 dev eth0") && text.contains("hello"), "{text}");
     assert!(!text.contains("reached"), "{text}");
+}
+
+#[test]
+fn a_guest_has_ipv6_where_its_host_has_and_pings_by_either() {
+    const NAME: &str = "a_guest_has_ipv6_where_its_host_has_and_pings_by_either";
+    if let Some(why) = no_passt() {
+        return skip(NAME, why);
+    }
+    in_a_thread(NAME, |resolv_conf| {
+        on_another_host(resolv_conf)?;
+        let ping = |host: &str| format!("ping -c 1 -w 20 {host} > /dev/null && echo {host}; ");
+        let without = "ip -6 route show dev eth0; ".to_string() + &ping("192.0.2.2");
+        let words = |script| ["--network", "user", "alpine", "sh", "-c", script].map(String::from);
+        // passt's sockets for pings are those of a group, as nobody's is.
+        fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").ok()?;
+        let out = run(words(&without)).output().ended_with(0);
+        assert_eq!(out.text(), "192.0.2.2", "{}", out.error());
+
+        let ip = |words: &str| drop(Command::new("ip").args(words.split(' ')).status());
+        ip("address add 2001:db8:1::2/64 dev outside nodad");
+        ip("address add 2001:db8:1::3/64 dev outside nodad");
+        ip("-6 route add default via 2001:db8:1::1 dev outside");
+        let (port, published) =
+            (server_at(Ipv6Addr::UNSPECIFIED.into(), b"by six\n".to_vec()), free_port());
+        let datagrams = UdpSocket::bind(("2001:db8:1::2", 0)).unwrap();
+        let datagram_port = datagrams.local_addr().unwrap().port();
+        thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((len, peer)) = datagrams.recv_from(&mut buffer) {
+                let _ = datagrams.send_to(&buffer[..len], peer);
+            }
+        });
+        let script = format!(
+            "ip -6 route show default; wget -qO- 'http://[2001:db8:1::2]:{port}'
+             echo datagram | nc -u -w 5 2001:db8:1::2 {datagram_port}; {} {}",
+            ping("2001:db8:1::2"),
+            ping("192.0.2.2")
+        );
+        let out = run(words(&script)).output().ended_with(0);
+        let route = "default via fd00:a00:200::2 dev eth0";
+        let rest = "by six\ndatagram\n2001:db8:1::2\n192.0.2.2";
+        assert!(
+            out.text().starts_with(route) && out.text().ends_with(rest),
+            "{} {}",
+            out.text(),
+            out.error()
+        );
+
+        let list = format!("[2001:db8:1::2]:{port}");
+        let script = format!(
+            "wget -qO- 'http://[2001:db8:1::2]:{port}'; nc -w 2 2001:db8:1::3 {port} < /dev/null && echo CONNECTED
+             nc -w 2 2001:db8:1::2 53 < /dev/null && echo CONNECTED; true"
+        );
+        let [network, user, rest @ ..] = words(&script);
+        let listed = [network, user, "--egress".into(), list].into_iter().chain(rest);
+        let out = run(listed).output().ended_with(0);
+        assert_eq!(out.text(), "by six", "{}", out.error());
+
+        let listening = [
+            "--network",
+            "user",
+            "-p",
+            &format!("{published}:80"),
+            "alpine",
+            "nc",
+            "-lk",
+            "-p",
+            "80",
+            "-e",
+            "cat",
+        ];
+        let sandbox = detached(listening);
+        for host in ["2001:db8:1::2", "192.0.2.2"] {
+            let to = SocketAddr::new(host.parse().unwrap(), published);
+            eventually("here", || tcp(to, "here"));
+        }
+        sandbox.verb("kill").ended_with(0);
+        Some(())
+    });
 }
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";

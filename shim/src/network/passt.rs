@@ -35,7 +35,7 @@ use rustix::{
 use super::{
     NetworkError, Result,
     egress::{self, Cgroup},
-    user::{ADDRESS, DNS, GATEWAY, GATEWAY_MAC, MAC, MTU, PREFIX_LENGTH},
+    user::{ADDRESS, ADDRESS_6, DNS, GATEWAY, GATEWAY_6, GATEWAY_MAC, MAC, MTU, PREFIX_LENGTH},
 };
 use crate::{cli::Publish, pace::Pace, text::one_line};
 
@@ -67,6 +67,7 @@ impl Passt {
     pub fn start(
         tap: OwnedFd,
         ports: &[Publish],
+        ipv6: bool,
         cgroup: Option<Cgroup>,
         pace: Pace,
     ) -> Result<Self> {
@@ -79,7 +80,8 @@ impl Passt {
                 .or_else(|_| set_socket_send_buffer_size(end, BUFFER))
                 .map_err(|e| setup(e.into()))?;
         }
-        let mut process = Process::spawn(theirs.into(), ports, cgroup)?;
+        let mut process =
+            Process::spawn(theirs.into(), arguments(ports, ipv6, cgroup.is_some()), cgroup)?;
         process.ready(&stream, pace.limit(READY))?;
         let blocking = || -> io::Result<_> {
             fcntl_setfl(&tap, fcntl_getfl(&tap)? | OFlags::NONBLOCK)?;
@@ -129,7 +131,7 @@ struct Process {
 }
 
 impl Process {
-    fn spawn(stream: OwnedFd, ports: &[Publish], cgroup: Option<Cgroup>) -> Result<Self> {
+    fn spawn(stream: OwnedFd, arguments: Vec<String>, cgroup: Option<Cgroup>) -> Result<Self> {
         let failed = |what| move |source| NetworkError::Host(what, source);
         let pipe = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
         let (words, words_end) = pipe.map_err(|e| failed("make a pipe for passt")(e.into()))?;
@@ -139,7 +141,7 @@ impl Process {
         let number = stream.as_raw_fd();
         let mut command = Command::new(PROGRAM);
         command
-            .args(arguments(ports, cgroup.is_some()))
+            .args(arguments)
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
             .current_dir("/")
@@ -228,12 +230,12 @@ impl Drop for Process {
     }
 }
 
-/// The guest's configuration is ours to say, and passt's to know. With a list of destinations it is neither to ask for names
-/// nor to ping.
-fn arguments(ports: &[Publish], listed: bool) -> Vec<String> {
-    let mut arguments = ["--foreground", "--quiet", "--ipv4-only", "--no-dhcp", "--no-map-gw"]
-        .map(String::from)
-        .to_vec();
+/// The guest's configuration is ours to say, and passt's to know. With a list of destinations it is not to ask for names.
+fn arguments(ports: &[Publish], ipv6: bool, listed: bool) -> Vec<String> {
+    let mut arguments =
+        ["--foreground", "--quiet", "--no-dhcp", "--no-dhcpv6", "--no-ra", "--no-map-gw"]
+            .map(String::from)
+            .to_vec();
     for (option, value) in [
         ("--fd", STREAM.to_string()),
         ("--address", ADDRESS.to_string()),
@@ -244,8 +246,15 @@ fn arguments(ports: &[Publish], listed: bool) -> Vec<String> {
     ] {
         arguments.extend([option.into(), value]);
     }
+    if ipv6 {
+        let own = [("--address", ADDRESS_6), ("--gateway", GATEWAY_6)];
+        own.into_iter().for_each(|(option, it)| arguments.extend([option.into(), it.to_string()]));
+    } else {
+        arguments.push("--ipv4-only".into());
+    }
     if listed {
-        arguments.extend(["--no-icmp", "--dns", "none"].map(String::from));
+        // Not --no-icmp, which would take the neighbours of IPv6 too: it cannot make the sockets for pings.
+        arguments.extend(["--dns", "none"].map(String::from));
     } else {
         arguments.extend(["--dns-forward".into(), DNS.to_string()]);
     }

@@ -3,15 +3,18 @@
 //! ```text
 //!          a network namespace of the sandbox's own                       the VM
 //!            ┌──────────────────────────────────────────────┐
-//!   passt ═══╪═ eth0, a tap ── all that comes in (tc) ──▶ tap ├─── VMM ─── eth0, 10.0.2.15
+//!   passt ═══╪═ eth0, a tap ── all that comes in (tc) ──▶ tap ├─── VMM ─── eth0, 10.0.2.15, fd00:a00:200::f
 //!   a stream │              ◀─ all that comes in (tc) ──      │
 //!   of frames└──────────────────────────────────────────────┘
 //! ```
 //!
 //! passt(1) opens a socket of the host for each of the guest's connections. pasta(1) would put its tap there by itself, but
 //! hands what comes from the host's loopback to sockets of the namespace, where no VM is.
+//!
+//! There is IPv6 where the host has a route to everywhere by it. The guest's address is a local one (RFC 4193), by which
+//! whoever has a choice prefers IPv4 (RFC 6724).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use ampoule_agent_api::agent::{Address, ConfigureNetworkRequest, Interface, NextHop, Route};
 use rustix::net::netdevice::name_to_index;
@@ -36,6 +39,12 @@ const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 0);
 const BROADCAST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 255);
 pub(super) const PREFIX_LENGTH: u8 = 24;
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+const NETWORK_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa00, 0x200, 0, 0, 0, 0, 0);
+pub(super) const ADDRESS_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa00, 0x200, 0, 0, 0, 0, 0xf);
+const PREFIX_LENGTH_6: u8 = 64;
+pub(super) const GATEWAY_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa00, 0x200, 0, 0, 0, 0, 2);
+/// An address that is reached by a default route alone (RFC 3849).
+const ELSEWHERE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 /// Where the host's DNS servers are for the guest.
 pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 /// What passt takes at most: it cuts nothing, as the host's sockets do that.
@@ -56,9 +65,10 @@ impl Network {
         let link = Link::ipv4(index, name, MAC, MTU);
         let tap = tap::of(guests, NAME)?;
         joined.join(&link, &tap.name)?;
-        let passt = Passt::start(fd, ports, cgroup, pace)?;
+        let ipv6 = has_ipv6();
+        let passt = Passt::start(fd, ports, ipv6, cgroup, pace)?;
         Ok(Self {
-            request: request(),
+            request: request(ipv6),
             nets: vec![Net { config: config(MAC, MTU), tap: tap.fd }],
             joined: joined.behind(passt),
             resolver: names.map(Resolver::Listed),
@@ -66,12 +76,25 @@ impl Network {
     }
 }
 
+/// Whether passt has, too: that takes an interface with a link-local address besides.
+fn has_ipv6() -> bool {
+    let connected = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        // Nothing is sent: the kernel looks for a route.
+        socket.connect((ELSEWHERE, 9))?;
+        socket.local_addr()
+    });
+    connected.is_ok_and(|own| !own.ip().is_loopback())
+}
+
 /// What the guest is told.
-fn request() -> ConfigureNetworkRequest {
-    let octets = |address: Ipv4Addr| address.octets().to_vec();
-    let route = |destination, prefix_length, scope: u8, source, gateway| Route {
+fn request(ipv6: bool) -> ConfigureNetworkRequest {
+    let octets = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let route = |destination: IpAddr, prefix_length: u8, scope: u8, source, gateway| Route {
         destination: octets(destination),
-        prefix_length,
+        prefix_length: prefix_length.into(),
         scope: scope.into(),
         kind: libc::RTN_UNICAST.into(),
         protocol: libc::RTPROT_BOOT.into(),
@@ -80,25 +103,40 @@ fn request() -> ConfigureNetworkRequest {
         ..Default::default()
     };
     let (near, everywhere) = (libc::RT_SCOPE_LINK, libc::RT_SCOPE_UNIVERSE);
+    let mut addresses = vec![Address {
+        ip: octets(ADDRESS.into()),
+        prefix_length: PREFIX_LENGTH.into(),
+        broadcast: octets(BROADCAST.into()),
+        scope: everywhere.into(),
+        ..Default::default()
+    }];
+    let mut routes = vec![
+        route(NETWORK.into(), PREFIX_LENGTH, near, octets(ADDRESS.into()), Vec::new()),
+        route(Ipv4Addr::UNSPECIFIED.into(), 0, everywhere, Vec::new(), octets(GATEWAY.into())),
+    ];
+    if ipv6 {
+        addresses.push(Address {
+            ip: octets(ADDRESS_6.into()),
+            prefix_length: PREFIX_LENGTH_6.into(),
+            scope: everywhere.into(),
+            ..Default::default()
+        });
+        let gateway = octets(GATEWAY_6.into());
+        routes.extend([
+            route(NETWORK_6.into(), PREFIX_LENGTH_6, everywhere, Vec::new(), Vec::new()),
+            route(Ipv6Addr::UNSPECIFIED.into(), 0, everywhere, Vec::new(), gateway),
+        ]);
+    }
     ConfigureNetworkRequest {
         interfaces: vec![Interface {
             mac: MAC.into(),
             name: NAME.into(),
             mtu: MTU.into(),
-            addresses: vec![Address {
-                ip: octets(ADDRESS),
-                prefix_length: PREFIX_LENGTH.into(),
-                broadcast: octets(BROADCAST),
-                scope: everywhere.into(),
-                ..Default::default()
-            }],
-            disable_ipv6: true,
+            addresses,
+            disable_ipv6: !ipv6,
             ..Default::default()
         }],
-        routes: vec![
-            route(NETWORK, PREFIX_LENGTH.into(), near, octets(ADDRESS), Vec::new()),
-            route(Ipv4Addr::UNSPECIFIED, 0, everywhere, Vec::new(), octets(GATEWAY)),
-        ],
+        routes,
         ..Default::default()
     }
 }
