@@ -157,17 +157,19 @@ What --volume shares is this host's own: both see what the other writes, at once
 there; no link in it leads out of it. Users and groups are by number, those of this host if root runs ampoule; else all
 files belong to who runs it, as root in the container. Devices, sockets, FIFOs, / and file systems as /proc are refused.
 
-Without --network a sandbox has loopback only. With --network user it reaches what this user reaches, and nobody reaches it
-but by -p: passt(1) speaks for it, of Debian's package passt. It is 10.0.2.15 and, if this host has a default route of IPv6,
-fd00:a00:200::f; DNS is this host's, and this host's own loopback is not reached. With --network netns:PATH it gets the interfaces, addresses and routes of a network
-namespace, which takes root. /etc/resolv.conf is the container's then, unless a --volume is there.
+Without --network a sandbox has loopback only, unless sandbox.network in config.toml is `user`. With --network user it reaches
+what this user reaches, and nobody reaches it but by -p: passt(1) speaks for it, of Debian's package passt. It is 10.0.2.15
+and, if this host has a default route of IPv6, fd00:a00:200::f; DNS is this host's, and this host's own loopback is not
+reached. With --network netns:PATH it gets the interfaces, addresses and routes of a network namespace, which takes root.
+/etc/resolv.conf is the container's then, unless a --volume is there.
 
 With --egress nothing leaves but by TCP and UDP to the destinations of the list: names, IPv4 addresses, or IPv6 addresses in
-brackets, each with a port or *, 64 at most; with `none` nothing leaves at all. The host's kernel holds passt to it (BPF on a
-cgroup of its own), so that nothing a guest does changes it; a ping does not leave either. A name stands for the addresses
-that this host finds for it, 64 at most, the latest: whoever answers there is reached, under whatever name. Other names are
-answered NXDOMAIN. What a listed server passes on is for that to say. Ports that -p publishes, TCP only, answer whoever
-connects. It takes root, cgroup v2 and BPF; where those are missing the run is refused.
+brackets, each with a port or *, 64 at most; with `none` nothing leaves at all. Without it sandbox.egress in config.toml is the
+list, if it is there. The host's kernel holds passt to it (BPF on a cgroup of its own), so that nothing a guest does changes
+it; a ping does not leave either. A name stands for the addresses that this host finds for it, 64 at most, the latest: whoever
+answers there is reached, under whatever name. Other names are answered NXDOMAIN. What a listed server passes on is for that
+to say. Ports that -p publishes, TCP only, answer whoever connects. It takes root, cgroup v2 and BPF; where those are missing
+the run is refused.
 
 What a container writes to its files is thrown away when it ends. With -d its record, exit code and log stay until
 `ampoule rm`, unless --rm is given; in the foreground nothing stays, since its output and its exit code have gone to
@@ -409,7 +411,8 @@ const CONFIG_HELP: &str = "\
 Each layer replaces single settings of those before it: what is built in, /etc/ampoule/config.toml,
 /etc/ampoule/config.d/*.toml, the same two in ~/.config/ampoule; for sandboxes of containerd then the runtime
 options ConfigPath and ConfigBody, and annotations `io.ampoule.SETTING` of the pod, as far as `annotations` lists
-them. A key that is not known is an error.
+them. A key that is not known is an error. sandbox.network, none or user, and sandbox.egress, a list of
+HOST:PORT of which an empty one lets nothing leave, are the defaults of `ampoule run`; --hermetic asks for neither.
 
 Examples:
   ampoule config                        # which files are read, and what is not built in

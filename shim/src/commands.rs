@@ -35,7 +35,7 @@ pub const FAILURE: u8 = 125;
 pub fn dispatch(cli: Cli, timings: Timings) -> u8 {
     let paths = cli.global.over(Paths::new(&Environment::current()));
     match cli.command {
-        Command::Run(args) => run::run(&args, &paths, timings),
+        Command::Run(mut args) => run::run(&mut args, &paths, timings),
         Command::Ps(args) => ps::ps(&args, &paths),
         Command::Exec(args) => exec::exec(&args, &paths),
         Command::Console(args) => exec::console(&args, &paths),

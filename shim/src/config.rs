@@ -11,6 +11,8 @@
 //! vcpus = 1
 //! boot_timeout = 120                                   # seconds, for a slow or loaded host: every other limit of a
 //!                                                      # start grows with it, here four times; the default is 30
+//! network = "user"                                     # of `ampoule run`: what --network and --egress are that are not
+//! egress = ["example.org:443", "192.0.2.7:*"]          # given; the defaults are "none", and no list: nothing is held back
 //!
 //! [store]
 //! snapshots = "20g"                                    # most that containerd's converted snapshots may take
@@ -35,7 +37,10 @@ use std::{
 use ampoule_vmm_api::config::MAX_VCPUS;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::{cli::Memory, pace::BOOT_TIMEOUT};
+use crate::{
+    cli::{Egress, Memory},
+    pace::BOOT_TIMEOUT,
+};
 pub use layers::{ANNOTATION_PREFIX, Layers};
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -53,7 +58,8 @@ pub struct Config {
     pub registries: BTreeMap<String, Registry>,
 }
 
-/// What a sandbox is that containerd asks for, as far as neither the OCI spec nor the pod says.
+/// What a sandbox is that containerd asks for, as far as neither the OCI spec nor the pod says; and, of that of an
+/// `ampoule run`, the network, as far as the command line does not.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxSettings {
@@ -72,6 +78,19 @@ pub struct SandboxSettings {
     pub kernel: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest_image: Option<PathBuf>,
+    pub network: DefaultNetwork,
+    /// With the network `user`, where nothing else leaves then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
+}
+
+/// What needs no further word, of what `--network` takes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DefaultNetwork {
+    #[default]
+    None,
+    User,
 }
 
 /// What the image store may keep.
@@ -138,6 +157,8 @@ impl Default for SandboxSettings {
             boot_timeout: BOOT_TIMEOUT,
             kernel: None,
             guest_image: None,
+            network: DefaultNetwork::default(),
+            egress: None,
         }
     }
 }

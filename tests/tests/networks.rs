@@ -241,7 +241,7 @@ fn a_guest_has_ipv6_where_its_host_has_and_pings_by_either() {
             "cat",
         ];
         let sandbox = detached(listening);
-        for host in ["2001:db8:1::2", "192.0.2.2"] {
+        for host in ["2001:db8:1::2", "192.0.2.2", "::1", "127.0.0.1"] {
             let to = SocketAddr::new(host.parse().unwrap(), published);
             eventually("here", || tcp(to, "here"));
         }
@@ -404,6 +404,33 @@ fn nothing_leaves_but_to_the_destinations_of_a_list() {
         assert_eq!(String::from_utf8_lossy(&groups.unwrap().stdout), "");
         Some(())
     });
+}
+
+#[test]
+fn the_configuration_has_a_network_for_who_asks_for_none() {
+    if let Some(why) = no_passt() {
+        return skip("the_configuration_has_a_network_for_who_asks_for_none", why);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ampoule/config.toml");
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    fs::write(&file, "sandbox.network = 'user'\nsandbox.egress = []\n").unwrap();
+    let script = "cat /etc/resolv.conf 2>&-; ip -o link show eth0 2>&- | wc -l";
+    for (options, said) in [
+        (&[][..], "nameserver 127.0.0.11\n1"),
+        (&["--egress", "192.0.2.7:1"], "nameserver 127.0.0.11\n1"),
+        (&["--network", "none"], "0"),
+        (&["--hermetic"], "0"),
+    ] {
+        let out = run([options, &["alpine", "sh", "-c", script]].concat());
+        let out = out.env("XDG_CONFIG_HOME", folder.path()).output().ended_with(0);
+        assert_eq!(out.text().lines().collect::<Vec<_>>().join("\n"), said, "{options:?}");
+    }
+    let effective =
+        ampoule(["config", "--effective"]).env("XDG_CONFIG_HOME", folder.path()).output();
+    for line in ["sandbox.network = \"user\"", "sandbox.egress = []"] {
+        assert!(effective.text().contains(line), "{line}: {}", effective.text());
+    }
 }
 
 #[test]

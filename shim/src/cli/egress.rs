@@ -2,6 +2,8 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use super::values::ValueError;
 
 /// Of one list.
@@ -12,7 +14,8 @@ const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
 /// `none`, or destinations with commas between them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct Egress(pub Vec<Destination>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +39,32 @@ impl FromStr for Egress {
         if text == NONE {
             return Ok(Self(Vec::new()));
         }
-        let destinations = text.split(',').map(str::parse).collect::<Result<Vec<_>, _>>()?;
+        Self::of(text.split(','))
+    }
+}
+
+impl Egress {
+    fn of<'a>(destinations: impl Iterator<Item = &'a str>) -> Result<Self, ValueError> {
+        let destinations = destinations.map(str::parse).collect::<Result<Vec<_>, _>>()?;
         if destinations.len() > MAX_DESTINATIONS {
             return Err(ValueError::EgressMany);
         }
         Ok(Self(destinations))
+    }
+}
+
+/// As the configuration has it.
+impl TryFrom<Vec<String>> for Egress {
+    type Error = ValueError;
+
+    fn try_from(destinations: Vec<String>) -> Result<Self, ValueError> {
+        Self::of(destinations.iter().map(String::as_str))
+    }
+}
+
+impl From<Egress> for Vec<String> {
+    fn from(egress: Egress) -> Self {
+        egress.0.iter().map(ToString::to_string).collect()
     }
 }
 

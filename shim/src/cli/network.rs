@@ -11,19 +11,28 @@ use super::{egress::Egress, values::ValueError};
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
     /// none: loopback only; user: what this user reaches, by passt(1); netns:PATH: the interfaces of a network namespace
-    #[arg(long, value_name = "NETWORK", default_value = "none")]
-    pub network: NetworkChoice,
+    /// [default: the configuration's sandbox.network, else none]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<NetworkChoice>,
     /// Let a port of this host lead to one of the container; takes --network user
     #[arg(short, long, value_name = "[ADDRESS:]PORT:PORT[/udp]")]
     pub publish: Vec<Publish>,
     /// Let nothing leave but for these destinations, or none at all; takes --network user, and root; see below
+    /// [default: the configuration's sandbox.egress, else no such list]
     #[arg(long, value_name = "HOST:PORT,...|none")]
     pub egress: Option<Egress>,
 }
 
+impl NetworkArgs {
+    pub fn choice(&self) -> NetworkChoice {
+        self.network.clone().unwrap_or_default()
+    }
+}
+
 /// What a sandbox is connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NetworkChoice {
+    #[default]
     None,
     User,
     Namespace(PathBuf),

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     budget::Budget,
     cli::{ContainerArgs, Memory, RunArgs, SecurityOption},
+    config::ConfigError,
     control::{Container, Phase, Server},
     error::{exit_code, tell},
     event_loop::event_loop,
@@ -78,6 +79,8 @@ pub enum RunError {
     #[error(transparent)]
     Network(#[from] RunNetworkError),
     #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
     File(#[from] FileError),
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
@@ -105,7 +108,7 @@ impl RunError {
 }
 
 /// Runs, prints what went wrong, and returns the exit code.
-pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
+pub fn run(args: &mut RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
     let result = match args.detach.then(detach::fork).transpose() {
         Ok(Some(Side::Parent(code))) => return code,
         Ok(Some(Side::Child(background))) => begin(args, paths, &mut timings, Some(background)),
@@ -133,7 +136,7 @@ pub fn run(args: &RunArgs, paths: &Paths, mut timings: Timings) -> u8 {
 
 /// Gets the image, which blocks, and runs it.
 fn begin(
-    args: &RunArgs,
+    args: &mut RunArgs,
     paths: &Paths,
     timings: &mut Timings,
     background: Option<Background>,
@@ -142,6 +145,9 @@ fn begin(
         return Err(RunError::NotATerminal);
     }
     hermetic::check(args)?;
+    if !args.hermetic {
+        network::complete(&mut args.network, paths)?;
+    }
     network::check(&args.network)?;
     let image = image::obtain(args.image(), args.pull, paths)?;
     let runtime = event_loop();
@@ -280,7 +286,7 @@ fn record(args: &RunArgs, image: &Image, name: &Id, first: &Process) -> Record {
         memory: args.memory.0,
         vcpus: args.cpus.vcpus(),
         boot_timeout: args.boot_timeout,
-        network: args.network.network.to_string(),
+        network: args.network.choice().to_string(),
         ports: args.network.publish.iter().map(ToString::to_string).collect(),
         egress: args.network.egress.as_ref().map(ToString::to_string),
         stop_signal: args.stop_signal.or_else(images).unwrap_or(Signal::TERM),

@@ -136,6 +136,7 @@ fn run(error: &RunError) -> Facts {
             let facts = Facts::at(Phase::Host).of(error.object());
             Facts { hint: error.hint().map(String::from), ..facts }
         }
+        RunError::Config(error) => Facts::at(Phase::Config).of(error.object()),
         RunError::File(error) => Facts::at(Phase::Options).of(error.path.display()),
         RunError::Host(..) | RunError::Interrupted(_) => Facts::at(Phase::Host),
         RunError::Sandbox(error) => sandbox(error),

@@ -35,9 +35,10 @@ pub fn check(args: &RunArgs) -> Result<(), RunError> {
     if let Some(source) = args.container.volume.iter().find_map(|volume| volume.source.as_ref()) {
         return Err(NotHermetic::Volume(source.display().to_string()).into());
     }
-    let network = &args.network.network;
-    if *network != NetworkChoice::None {
-        return Err(NotHermetic::Network(network.clone()).into());
+    // Nor is the configuration's looked at.
+    let network = args.network.choice();
+    if network != NetworkChoice::None {
+        return Err(NotHermetic::Network(network).into());
     }
     let inherited = env::inherited(&args.env, &args.container.env_file)?;
     match inherited.into_iter().next() {

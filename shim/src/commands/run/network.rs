@@ -11,8 +11,10 @@ use oci_spec::runtime::{MountBuilder, Spec};
 use super::RunError;
 use crate::{
     cli::{NetworkArgs, NetworkChoice, Publish},
+    config::{Config, DefaultNetwork, SandboxSettings},
     network::{self, Network, NetworkError},
     pace::Pace,
+    paths::Paths,
     sandbox::HostFile,
 };
 
@@ -85,15 +87,30 @@ fn is_denied(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
 }
 
+/// Adds what the configuration says, as far as the command line does not.
+pub fn complete(args: &mut NetworkArgs, paths: &Paths) -> Result<(), RunError> {
+    let settled = |choice: &NetworkChoice| *choice != NetworkChoice::User || args.egress.is_some();
+    if args.network.as_ref().is_some_and(settled) {
+        return Ok(());
+    }
+    let SandboxSettings { network, egress, .. } = Config::load(&paths.config)?.sandbox;
+    let choice = args.network.get_or_insert(match network {
+        DefaultNetwork::None => NetworkChoice::None,
+        DefaultNetwork::User => NetworkChoice::User,
+    });
+    if *choice == NetworkChoice::User && args.egress.is_none() {
+        args.egress = egress;
+    }
+    Ok(())
+}
+
 /// Refuses what makes no sense, before anything is done.
 pub fn check(args: &NetworkArgs) -> Result<(), RunError> {
-    let is_user = args.network == NetworkChoice::User;
+    let is_user = args.choice() == NetworkChoice::User;
     let udp = args.publish.iter().find(|port| port.udp);
     match (&args.egress, udp) {
         _ if !is_user && !args.publish.is_empty() => Err(RunNetworkError::Publish.into()),
-        (Some(_), _) if !is_user => {
-            Err(RunNetworkError::Egress { network: args.network.clone() }.into())
-        }
+        (Some(_), _) if !is_user => Err(RunNetworkError::Egress { network: args.choice() }.into()),
         (Some(_), Some(port)) => Err(RunNetworkError::PublishUdp { port: port.clone() }.into()),
         _ => Ok(()),
     }
@@ -101,7 +118,8 @@ pub fn check(args: &NetworkArgs) -> Result<(), RunError> {
 
 /// Makes or joins it.
 pub async fn connect(args: &NetworkArgs, pace: Pace) -> Result<Option<Network>, RunError> {
-    let NetworkArgs { network: choice, publish: ports, egress } = args.clone();
+    let choice = args.choice();
+    let NetworkArgs { publish: ports, egress, .. } = args.clone();
     let connecting = tokio::task::spawn_blocking(move || {
         let failed = |source| RunNetworkError::Join { choice: choice.clone(), source };
         match &choice {
@@ -124,7 +142,7 @@ pub async fn connect(args: &NetworkArgs, pace: Pace) -> Result<Option<Network>, 
 /// Gives the container a `/etc/resolv.conf` that fits its network, unless it has a volume there.
 pub fn resolv_conf(args: &NetworkArgs, spec: &mut Spec) -> Vec<HostFile> {
     let host = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-    let content = match args.network {
+    let content = match args.choice() {
         NetworkChoice::None => return Vec::new(),
         NetworkChoice::User if args.egress.is_some() => {
             format!("nameserver {}\n", network::LISTED_DNS)
@@ -157,6 +175,31 @@ fn with_our_server(host: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paths::Environment;
+
+    #[test]
+    fn the_configuration_says_what_the_command_line_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        let mut paths = Paths::new(&Environment::current());
+        paths.config = vec![file.clone()];
+        let list = |text: &str| Some(text.parse().unwrap());
+        let completed = |network: Option<NetworkChoice>, egress| {
+            let mut args = NetworkArgs { network, publish: Vec::new(), egress };
+            complete(&mut args, &paths).unwrap();
+            (args.choice(), args.egress)
+        };
+        let (none, user) = (NetworkChoice::None, NetworkChoice::User);
+        assert_eq!(completed(None, None), (none.clone(), None));
+        fs::write(&file, "[sandbox]\nnetwork = 'user'\negress = ['a:1', 'b:*']\n").unwrap();
+        assert_eq!(completed(None, None), (user.clone(), list("a:1,b:*")));
+        assert_eq!(completed(Some(user.clone()), None), (user.clone(), list("a:1,b:*")));
+        assert_eq!(completed(None, list("c:3")), (user.clone(), list("c:3")));
+        assert_eq!(completed(Some(none.clone()), None), (none.clone(), None));
+        fs::write(&file, "[sandbox]\nnetwork = 'none'\negress = []\n").unwrap();
+        assert_eq!(completed(None, None), (none, None));
+        assert_eq!(completed(Some(user.clone()), None), (user, list("none")));
+    }
 
     #[test]
     fn names_are_looked_up_at_the_gateways_server() {

@@ -124,8 +124,8 @@ impl Receipt {
         let spec = canonical(spec).map_err(FileError::of("--receipt", path))?;
         let seccomp = spec.pointer("/linux/seccomp");
         let shares = args.container.volume.iter().any(|volume| volume.source.is_some());
-        let network = &args.network.network;
-        let connected = *network != NetworkChoice::None;
+        let network = args.network.choice();
+        let connected = network != NetworkChoice::None;
         let further = [(shares, SHARES), (connected, NET)];
         let further = further.into_iter().filter_map(|(there, name)| there.then_some(name));
         let facts = Facts {

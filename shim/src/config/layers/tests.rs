@@ -38,6 +38,8 @@ fn mistakes_are_named_with_their_line() {
         ("[registries.'a']\nhttp = 'yes'\n", 2, "boolean"),
         ("[sandbox]\n\nmemory = 'lots'\n", 3, "512m"),
         ("[sandbox]\nvcpus = 300\n", 2, "300"),
+        ("[sandbox]\nnetwork = 'host'\n", 2, "`none` or `user`"),
+        ("[sandbox]\nvcpus = 1\negress = ['example.org']\n", 3, "HOST:PORT"),
         ("[", 1, ""),
     ] {
         let error = layers(&[text]).unwrap_err().to_string();
@@ -65,7 +67,8 @@ fn files_and_drop_ins_are_read_in_order_and_missing_ones_say_nothing() {
 
 #[test]
 fn every_setting_is_printed_with_where_it_came_from_and_reads_back() {
-    let text = "[registries.'docker.io']\nmirrors = [\n  'a',\n]\n\n[sandbox]\nmemory = '1g'\n";
+    let text = "[registries.'docker.io']\nmirrors = [\n  'a',\n]\n\n[sandbox]\nmemory = '1g'\n\
+                network = 'user'\negress = ['a:1', '[2001:db8::1]:*']\n";
     let layers = layers(&[text]).unwrap();
     let effective = layers.effective();
     let lines: Vec<(&str, &str)> =
@@ -76,6 +79,9 @@ fn every_setting_is_printed_with_where_it_came_from_and_reads_back() {
         "{effective}"
     );
     assert!(lines.contains(&("sandbox.vcpus = 1", " built in")), "{effective}");
+    assert!(lines.contains(&("sandbox.network = \"user\"", " /0:8")), "{effective}");
+    let egress = ("sandbox.egress = [\"a:1\", \"[2001:db8::1]:*\"]", " /0:9");
+    assert!(lines.contains(&egress), "{effective}");
     assert_eq!(toml::from_str::<Config>(&effective).unwrap(), layers.config());
 }
 
