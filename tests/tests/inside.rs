@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 /// As Docker's image of itself does it: once controllers are handed on, only leaves of a cgroup tree have processes.
 const START: &str = "cd /sys/fs/cgroup && mkdir init && echo 0 > init/cgroup.procs && \
-    sed 's/^/+/; s/ / +/g' cgroup.controllers > cgroup.subtree_control && exec dockerd --storage-driver overlay2";
+    sed 's/^/+/; s/ / +/g' cgroup.controllers > cgroup.subtree_control && exec dockerd --storage-driver overlay2 2>&1";
 
 mod inside_again {
     use super::*;

@@ -29,7 +29,7 @@ fn a_privileged_container_is_root_of_the_guest_alone() {
     let script = "grep Seccomp: /proc/self/status | cut -f2; echo 1 > /proc/sys/vm/swappiness && \
                   cat /proc/sys/vm/swappiness; mkdir /sys/fs/cgroup/x && echo made";
     assert_eq!(says(&["--privileged"], script), "0\n1\nmade");
-    let script = "ls /dev/fuse /dev/kmsg /dev/net/tun; truncate -s 8m /i && losetup $(losetup -f) /i && losetup -a; \
+    let script = "ls /dev/fuse /dev/kmsg /dev/net/tun; truncate -s 8M /i && losetup $(losetup -f) /i && losetup -a; \
                   ls /dev/kvm /dev/[hsv]d* 2>/dev/null";
     let devices = run(["--privileged", "alpine", "sh", "-c", script]).output().text();
     assert_eq!(devices, "/dev/fuse\n/dev/kmsg\n/dev/net/tun\n/dev/loop0: 0 /i");
