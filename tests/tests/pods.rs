@@ -262,8 +262,9 @@ fn a_terminal(mut shell: Streams, status: &str) {
 }
 
 fn containerd_killed(containerd: &Containerd) {
-    let pods = ["a", "b"].map(|name| Pod::run(containerd, name, OWN_PROCESSES));
-    let members = pods.each_ref().map(|pod| pod.start("member", 0, 0, SERVE));
+    let names = (0..scaled(2, 10)).map(|number| format!("pod-{number}"));
+    let pods: Vec<_> = names.map(|name| Pod::run(containerd, &name, OWN_PROCESSES)).collect();
+    let members: Vec<_> = pods.iter().map(|pod| pod.start("member", 0, 0, SERVE)).collect();
     containerd.kill();
     containerd.start_again();
     for (pod, member) in pods.iter().zip(&members) {
