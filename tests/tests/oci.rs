@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{Runtime, oci::Bundle, screen::Screen, skip};
+use ampoule_tests::{Runtime, oci::Bundle, scaled, screen::Screen, skip};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
@@ -281,14 +281,21 @@ fn follows(name: &str, runtime: Runtime) {
 
 /// Many names at once: what cannot be told in time is told as changed instead.
 fn many(c: &Bundle, data: &Path) {
+    let names = scaled(100, 1000);
     let begun = Instant::now();
-    for n in 0..100 {
+    for n in 0..names {
         symlink("x", data.join(format!("f{n}"))).unwrap();
     }
-    for n in 0..100 {
+    let made = begun.elapsed();
+    for n in 0..names {
         c.shows("out", &format!("\t/data\tf{n}\n"));
     }
-    eprintln!("a hundred new names were noticed after {} ms", begun.elapsed().as_millis());
+    let noticed = begun.elapsed();
+    eprintln!(
+        "{names} new names in {} ms were noticed after {} ms",
+        made.as_millis(),
+        noticed.as_millis()
+    );
 }
 
 #[test]
