@@ -80,10 +80,16 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        if let Ok(device) = fs::read_to_string(self.path("loop")) {
+            let _ = Command::new("dmsetup").args(["remove", VOLUME]).status();
+            let _ = Command::new("losetup").args(["--detach", device.trim()]).status();
+        }
         let _ = Command::new("umount").arg("-l").arg(self.path("merged")).status();
         let _ = Command::new("umount").arg("-l").arg(self.path("alpine")).status();
     }
 }
+
+const VOLUME: &str = "ampoule-test-volume";
 
 const LOOK: &str = "cat /who; cat /out 2>/dev/null; echo w > /written; \
                     for f in /etc/alpine-release /etc/motd /opt/new /written; do [ ! -e $f ] || echo $f; done";
@@ -136,6 +142,16 @@ async fn every_kind_of_mount_becomes_a_root() {
     let view = [mount("ext4", &host.path("disk"), &["loop", "ro"])];
     let seen = host.says(&pod, "disk-view", &view, "cat /kept; touch /x 2>&1; true").await;
     assert!(seen.starts_with("w\n") && seen.contains("Read-only"), "{seen}");
+    // A block device, as that of the devmapper snapshotter.
+    host.sh(&format!(
+        "modprobe dm-mod; losetup --find --show disk >loop; loop=$(cat loop); \
+         echo 0 $(blockdev --getsz $loop) linear $loop 0 | dmsetup create --noudevrules --noudevsync {VOLUME}; dmsetup mknodes {VOLUME}",
+    ));
+    let volume = [mount("ext4", &format!("/dev/mapper/{VOLUME}"), &["rw"])];
+    let script = "cat /kept; echo v > /kept; cat /kept";
+    assert_eq!(host.says(&pod, "devmapper", &volume, script).await, "w\nv");
+    host.sh(&format!("dmsetup remove {VOLUME}; losetup --detach $(cat loop); rm loop"));
+    assert_eq!(host.says(&pod, "after", &disk, "cat /kept").await, "v");
     host.sh("e2fsck -fn disk >/dev/null 2>&1");
 
     let layer = mount("erofs", &host.path("layer.erofs"), &["ro", "loop"]);
