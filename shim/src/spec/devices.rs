@@ -71,10 +71,12 @@ pub(super) fn replace(linux: &mut Value) -> Result<()> {
 
 /// Devices that a spec lists among all of the host's and the guest has none of, by their paths.
 pub fn left_out(spec: &Spec) -> Result<Vec<String>> {
-    let linux = serde_json::to_value(spec.linux())?;
-    if !allows_all(&linux["resources"]["devices"]) {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().as_ref());
+    if !allows_all(&serde_json::to_value(rules)?) {
         return Ok(Vec::new());
     }
+    let linux = serde_json::to_value(spec.linux())?;
     let further = further(&linux);
     let there = |device: &&Value| {
         is_own(device) || is_common(device) || further.iter().any(|one| path(one) == path(device))
