@@ -44,7 +44,7 @@ import_alpine() {
 images() {
     local ampoule=$1 root=$2 name tar
     shift 2
-    [ $# -gt 0 ] || set -- alpine debian mini
+    [ $# -gt 0 ] || set -- alpine compat debian distroless mini static
     for name in "$@"; do
         tar=$(tests/images/"$name".sh)
         AMPOULE_ROOT=$root step "importing $name" "$ampoule" image import "$tar" "$name"

@@ -40,6 +40,12 @@ fn programs_of_every_libc_run() {
     assert!(sh(&[], "debian", "cat /etc/debian_version; ldd --version").contains("12."));
     assert!(sh(&[], "alpine", "ldd 2>&1; true").contains("musl"));
     assert_eq!(sh(&[], "mini", "echo static"), "static");
+    let says = |options: &[&str], image: &str| {
+        run([options, &[image, "/libc"]].concat()).output().ended_with(0).text()
+    };
+    assert_eq!(says(&[], "static"), "static true");
+    assert_eq!(says(&["--read-only", "--user", "nonroot"], "distroless"), "libc.so.6 true");
+    assert_eq!(says(&[], "compat"), "ld-musl true");
 }
 
 #[test]
