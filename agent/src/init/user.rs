@@ -15,7 +15,7 @@ use rustix::{
 use super::paths::{Root, kind};
 use crate::{
     oci,
-    plan::{StepError, at, refuse},
+    plan::{StepError, cause, refuse},
 };
 
 const PASSWD: &str = "/etc/passwd";
@@ -38,10 +38,10 @@ pub fn resolve(root: &Root, wanted: &oci::User) -> Result<User, StepError> {
     let (uid, gid, mut groups) = match wanted.username.as_str() {
         "" => (wanted.uid, wanted.gid, Vec::new()),
         name => {
-            // A missing file knows nobody; one that cannot be read is an error once it is needed.
-            let passwd = needed(&passwd).map_err(at("user", PASSWD))?;
             let group = read(root, GROUP);
-            let group = needed(&group).map_err(at("user", GROUP))?;
+            let refused = |cause: String| refuse("user", name, cause);
+            let passwd = needed(&passwd, PASSWD).map_err(refused)?;
+            let group = needed(&group, GROUP).map_err(refused)?;
             look_up(name, passwd, group).map_err(|cause| refuse("user", name, cause))?
         }
     };
@@ -55,12 +55,17 @@ pub fn resolve(root: &Root, wanted: &oci::User) -> Result<User, StepError> {
     Ok(User { uid, gid, groups, home: home.unwrap_or_else(|| "/".to_owned()) })
 }
 
-fn needed(file: &Result<String, Errno>) -> Result<&str, Errno> {
-    match file {
-        Ok(text) => Ok(text),
-        Err(Errno::NOENT) => Ok(""),
-        Err(e) => Err(*e),
-    }
+/// A missing file knows nobody; one that cannot be read is an error once it is needed.
+fn needed<'a>(file: &'a Result<String, Errno>, path: &str) -> Result<&'a str, String> {
+    let why = match file {
+        Ok(text) => return Ok(text),
+        Err(Errno::NOENT) => return Ok(""),
+        Err(Errno::LOOP) => "a symbolic link".to_owned(),
+        Err(Errno::INVAL) => "no regular file".to_owned(),
+        Err(Errno::FBIG) => format!("larger than {} KiB", MAX_FILE >> 10),
+        Err(e) => cause((*e).into()),
+    };
+    Err(format!("{path} of the image cannot be read: {why}"))
 }
 
 /// Reads a file of the image: a plain one, not through links, not waiting for a FIFO, not without end.

@@ -92,7 +92,10 @@ fn traps_are_refused_and_do_not_hang() {
     for trap in traps {
         let (_keep, root) = image(trap);
         let error = resolve(&root, &named("web")).unwrap_err().to_string();
-        assert!(error.starts_with("user: /etc/passwd: "), "{error}");
+        assert!(
+            error.starts_with("user: web: /etc/passwd of the image cannot be read: "),
+            "{error}"
+        );
         // By number the file is only asked for the home directory.
         let numeric = oci::User { uid: 33, ..Default::default() };
         assert_eq!(resolve(&root, &numeric).unwrap().home, "/");
