@@ -307,11 +307,11 @@ pub enum Event {
 /// Why a workload did not start: the command, not the sandbox, is at fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartFailure {
-    /// Exit code 127.
-    #[error("command not found: {0}")]
+    /// Exit code 127. Callers know it by runc's words.
+    #[error("executable file not found: {0}")]
     NotFound(String),
     /// Exit code 126.
-    #[error("command cannot be executed: {0}")]
+    #[error("cannot be executed: {0}")]
     NotExecutable(String),
 }
 

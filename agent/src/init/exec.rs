@@ -69,8 +69,9 @@ impl Command {
         }
     }
 
+    /// In lower case, as runc has it: by "permission denied" Docker's client knows its exit code.
     fn failure(&self, fault: Fault, error: io::Error) -> StepError {
-        StepError::new(fault, "exec", &self.name, cause(error))
+        StepError::new(fault, "exec", &self.name, cause(error).to_lowercase())
     }
 }
 
@@ -140,7 +141,7 @@ mod tests {
         };
         let missing = failure("nope", "/bin:/usr/bin");
         assert_eq!(missing.fault, Fault::NotFound);
-        assert_eq!(missing.to_string(), "exec: nope: No such file or directory");
+        assert_eq!(missing.to_string(), "exec: nope: no such file or directory");
         assert_eq!(failure("/etc/passwd/x", "").fault, Fault::NotFound);
         assert_eq!(failure("/etc/passwd", "").fault, Fault::NotExecutable);
         assert_eq!(failure("passwd", "/nowhere:/etc:/bin/none").fault, Fault::NotExecutable);

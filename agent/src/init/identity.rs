@@ -167,12 +167,21 @@ fn resource(limit: &Rlimit) -> Result<(libc::__rlimit_resource_t, Rlimit), StepE
     }
 }
 
+/// What fs.nr_open is unless it is set.
+const NR_OPEN: u64 = 1 << 20;
+
 fn set_limit(number: libc::__rlimit_resource_t, limit: &Rlimit) -> Result<(), StepError> {
     let both = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
     // SAFETY: a whole rlimit64 that outlives the call.
     match unsafe { libc::setrlimit64(number, &both) } {
         0 => Ok(()),
-        _ => Err(at("limit", &limit.kind)(io::Error::last_os_error())),
+        _ => match io::Error::last_os_error() {
+            _ if limit.kind == "RLIMIT_NOFILE" && limit.hard > NR_OPEN => {
+                let cause = format!("{} is more than the guest's sysctl fs.nr_open", limit.hard);
+                Err(refuse("limit", &limit.kind, cause))
+            }
+            error => Err(at("limit", &limit.kind)(error)),
+        },
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
     system::{setdomainname, sethostname},
 };
 
@@ -121,7 +122,10 @@ fn sysctl(key: &str, value: &str) -> Result<(), StepError> {
         Mode::empty(),
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
     )
-    .map_err(at("sysctl", key))?;
+    .map_err(|error| match error {
+        Errno::NOENT => refuse("sysctl", key, "the guest's kernel has no such setting"),
+        error => at("sysctl", key)(error),
+    })?;
     File::from(file)
         .write_all(value.as_bytes())
         .map_err(at("sysctl", format_args!("{key} = {value}")))

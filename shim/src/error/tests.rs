@@ -140,7 +140,7 @@ fn rows() -> Vec<Row<'static>> {
         (
             "run",
             Box::new(start(StartFailure::NotFound("nope".into()))),
-            "run: start container web: command not found: nope",
+            "run: start container web: executable file not found: nope",
             Some("web"),
             "PATH",
         ),
@@ -161,7 +161,7 @@ fn rows() -> Vec<Row<'static>> {
         (
             "exec",
             Box::new(control(ControlError::Failed(Failure::of(&no_command())))),
-            "exec: start: sandbox web: start container web: command not found: nosuch",
+            "exec: start: sandbox web: start container web: executable file not found: nosuch",
             Some("web"),
             "on its PATH",
         ),

@@ -1,5 +1,5 @@
 //! Why a verb failed. Callers tell what became of a container by some of runc's words, which are the same here:
-//! "container does not exist", "container not running", "exists", "executable file not found".
+//! "container does not exist", "container not running", "exists"; [`crate::sandbox::StartFailure`] has others.
 
 use std::{io, path::PathBuf};
 
@@ -13,9 +13,6 @@ use crate::{
     sandbox::SandboxError,
     task::{BundleError, TaskError},
 };
-
-/// The keeper's exit code for a command that is not there.
-const NOT_FOUND: u8 = 127;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
@@ -56,10 +53,10 @@ pub enum OciError {
     /// What is asked for is not what a sandbox can have.
     #[error("{object}: {why}")]
     Refused { object: String, why: String },
-    #[error("executable file not found")]
-    NoCommand(#[source] ControlError),
     #[error("container {0}")]
     Control(String, #[source] ControlError),
+    #[error(transparent)]
+    Answered(ControlError),
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
     #[error("interrupted")]
@@ -67,12 +64,10 @@ pub enum OciError {
 }
 
 impl OciError {
-    /// Why a process of a container could not be started.
-    pub fn start(id: &str, error: ControlError) -> Self {
+    /// Why a keeper did not do what it was asked for. What it answers names the container itself.
+    pub fn asked(id: &str, error: ControlError) -> Self {
         match error {
-            ControlError::Failed(ref failure) if failure.code == NOT_FOUND => {
-                Self::NoCommand(error)
-            }
+            ControlError::Failed(_) => Self::Answered(error),
             error => Self::Control(id.into(), error),
         }
     }

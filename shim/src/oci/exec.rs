@@ -85,7 +85,7 @@ async fn stand(
     let detached = background.is_some();
     let streams = Streamed::begin(streams, has_terminal, args.console_socket.as_deref(), detached)?;
     let started = connection.ask(&Request::Start).await;
-    started.map_err(|e| OciError::start(found.id.as_str(), e))?;
+    started.map_err(|e| OciError::asked(found.id.as_str(), e))?;
     if let (true, Some((width, height))) = (has_terminal, terminal::size()) {
         let _ = connection.ask(&Request::Resize { width, height }).await;
     }

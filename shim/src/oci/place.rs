@@ -78,7 +78,7 @@ impl Place {
             Self::Shared(connection) => connection
                 .ask(&Request::Start)
                 .await
-                .map_err(|error| OciError::start(plan.id.as_str(), error)),
+                .map_err(|error| OciError::asked(plan.id.as_str(), error)),
         }
     }
 

@@ -68,7 +68,7 @@ pub async fn status(found: &Found) -> Result<Status> {
 async fn ask(found: &Found, request: &Request) -> Result<()> {
     connect(found)?.ask(request).await.map_err(|error| match error {
         ControlError::Gone => OciError::NotRunning(found.id.to_string()),
-        error => OciError::start(found.id.as_str(), error),
+        error => OciError::asked(found.id.as_str(), error),
     })
 }
 

@@ -193,11 +193,11 @@ mod tests {
 
     #[test]
     fn a_command_that_is_missing_is_named() {
-        let source = StartFailure::NotFound("exec: nope: No such file or directory".into());
+        let source = StartFailure::NotFound("exec: nope: no such file or directory".into());
         let error = SandboxError::Start { process: ProcessId::init("c".parse().unwrap()), source };
         let (code, text) = status(error);
         assert_eq!(code, Code::INVALID_ARGUMENT);
-        assert!(text.ends_with("exec: nope: No such file or directory"), "{text}");
+        assert!(text.ends_with("exec: nope: no such file or directory"), "{text}");
     }
 
     #[test]
