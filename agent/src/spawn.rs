@@ -7,7 +7,8 @@ use std::{
     ffi::CStr,
     fs, io, mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    ptr,
+    panic::resume_unwind,
+    ptr, thread,
 };
 
 use ampoule_vmm_api::Channel;
@@ -18,6 +19,7 @@ use rustix::{
 };
 
 use crate::{
+    init::namespaces,
     oci::{IdMapping, Linux, NamespaceKind},
     plan::{CHANNEL_FD, PLAN_FD, Plan, RANDOM_FD, StepError, TARGET_FD, at},
     stdio::ChildEnds,
@@ -86,9 +88,15 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched, StepError> {
         None => None,
     };
     let child = Child { fds, gate: gate.as_ref().map(|(read, _)| read.as_raw_fd()) };
-    let (pid, pidfd) = in_pid_namespace(&launch.namespaces, || {
-        clone(clone_flags(&launch.namespaces), launch.cgroup, &child)
-    })?;
+    let clone = || {
+        in_pid_namespace(&launch.namespaces, || {
+            clone(clone_flags(&launch.namespaces), launch.cgroup, &child)
+        })
+    };
+    let (pid, pidfd) = match user_namespace {
+        Some(linux) => in_joined(linux, clone)?,
+        None => clone()?,
+    };
     if let (Some(linux), Some((_, gate))) = (user_namespace, gate) {
         map_ids(pid, linux)?;
         write(&gate, &[1]).map_err(at("user namespace", pid.as_raw_pid()))?;
@@ -135,6 +143,22 @@ fn in_pid_namespace<T>(
     let spawned = spawn().map_err(at("spawn", "runner"));
     set_pid_namespace(own.as_fd()).map_err(at("leave", object))?;
     spawned
+}
+
+/// Runs `spawn` in the namespaces that the spec names by path: whoever is in a user namespace of its own cannot join
+/// others' any more. On a thread that ends in them.
+fn in_joined<T: Send>(
+    linux: &Linux,
+    spawn: impl FnOnce() -> Result<T, StepError> + Send,
+) -> Result<T, StepError> {
+    let joined = || {
+        namespaces::join_named(linux)?;
+        spawn()
+    };
+    thread::scope(|scope| match scope.spawn(joined).join() {
+        Ok(spawned) => spawned,
+        Err(panic) => resume_unwind(panic),
+    })
 }
 
 fn set_pid_namespace(fd: BorrowedFd<'_>) -> io::Result<()> {

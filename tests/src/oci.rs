@@ -32,10 +32,8 @@ impl Bundle {
         args: &[&str],
         change: impl FnOnce(&mut Value),
     ) -> Result<Self, String> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let tar = env::var_os("AMPOULE_ALPINE_TAR").ok_or("AMPOULE_ALPINE_TAR is not set")?;
-        let id = format!("o{}-{}x", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let bundle = Self { runtime, id, folder: tempfile::tempdir().expect("a folder") };
+        let bundle = Self::empty(runtime);
         fs::create_dir(bundle.path("rootfs")).expect("a folder");
         let mut unpack = Command::new("tar");
         unpack.arg("-xf").arg(tar).arg("-C").arg(bundle.path("rootfs"));
@@ -54,6 +52,21 @@ impl Bundle {
         // What the runtime leaves behind, which stands for a container, becomes this process's child.
         set_child_subreaper(Some(getpid())).expect("a subreaper");
         Ok(bundle)
+    }
+
+    fn empty(runtime: Runtime) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("o{}-{}x", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Self { runtime, id, folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    /// A further bundle on the same root file system.
+    pub fn beside(&self, mut spec: Value) -> Self {
+        let bundle = Self::empty(self.runtime);
+        spec["root"]["path"] = json!(self.path("rootfs"));
+        spec["linux"]["cgroupsPath"] = json!(format!("/{}", bundle.id));
+        fs::write(bundle.path("config.json"), spec.to_string()).expect("a file");
+        bundle
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -1,5 +1,8 @@
 //! Fields of the OCI spec that `ctr` has no options for, as containerd hands them on: the same with runc and ampoule.
 
+#[path = "spec/fields.rs"]
+mod fields;
+
 use std::fs;
 
 use ampoule_tests::{

@@ -22,7 +22,7 @@ mod first;
 mod hooks;
 mod identity;
 mod mounts;
-mod namespaces;
+pub mod namespaces;
 mod options;
 mod paths;
 mod random;

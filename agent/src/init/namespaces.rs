@@ -21,9 +21,25 @@ use crate::{
 /// Clocks that a time namespace can offset (time_namespaces(7)).
 const CLOCKS: [&str; 2] = ["monotonic", "boottime"];
 
-/// Joins the namespaces that the spec names by path, and makes the cgroup namespace: its root is the
-/// cgroup of its maker.
+/// Joins the namespaces that the spec names by path, unless that was done before, and makes the cgroup namespace: its
+/// root is the cgroup of its maker.
 pub fn join(linux: &Linux) -> Result<(), StepError> {
+    if !linux.has_own(NamespaceKind::User) {
+        join_named(linux)?;
+    }
+    if linux.has_own(NamespaceKind::Cgroup) {
+        // SAFETY: unshare(2) takes flags; this one concerns no memory or descriptor.
+        check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })
+            .map_err(at("make namespace", "cgroup"))?;
+    }
+    match linux.has_own(NamespaceKind::Time) {
+        true => enter_new_time(linux),
+        false => Ok(()),
+    }
+}
+
+/// Joins the namespaces that the spec names by path.
+pub fn join_named(linux: &Linux) -> Result<(), StepError> {
     for namespace in &linux.namespaces {
         let flag = match namespace.kind {
             NamespaceKind::Network => libc::CLONE_NEWNET,
@@ -39,15 +55,7 @@ pub fn join(linux: &Linux) -> Result<(), StepError> {
             setns(file.as_raw_fd(), flag).map_err(at("join namespace", path.display()))?;
         }
     }
-    if linux.has_own(NamespaceKind::Cgroup) {
-        // SAFETY: unshare(2) takes flags; this one concerns no memory or descriptor.
-        check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })
-            .map_err(at("make namespace", "cgroup"))?;
-    }
-    match linux.has_own(NamespaceKind::Time) {
-        true => enter_new_time(linux),
-        false => Ok(()),
-    }
+    Ok(())
 }
 
 /// A time namespace takes its offsets before anybody is in it; its maker is not until it joins it.
