@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     capabilities::ALL,
     config::ANNOTATION_PREFIX,
+    share::MAPPED,
     spec::{
         NAMESPACES,
         fields::{By, FIELDS},
@@ -48,7 +49,7 @@ pub fn features() -> Value {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.1",
         "hooks": hooks(),
-        "mountOptions": MOUNT_OPTIONS,
+        "mountOptions": mount_options(),
         "linux": {
             "namespaces": NAMESPACES,
             "capabilities": capabilities,
@@ -82,6 +83,13 @@ pub fn features() -> Value {
 fn is_enforced(path: &str) -> bool {
     let row = FIELDS.iter().find(|field| field.path == path);
     row.is_some_and(|row| !matches!(row.by, By::Refused | By::Strict))
+}
+
+/// The guest's, and those of the host.
+fn mount_options() -> Vec<&'static str> {
+    let mut all = [MOUNT_OPTIONS, &MAPPED].concat();
+    all.sort_unstable();
+    all
 }
 
 /// Those that are run.

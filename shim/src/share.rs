@@ -15,7 +15,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use oci_spec::runtime::{Mount, Spec};
+use ampoule_fsd_api::Owners;
+use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, open, stat};
 
 /// f_type of statfs(2), by the names of include/uapi/linux/magic.h: the kernel's own file systems.
@@ -35,6 +36,9 @@ const KERNELS: [(u32, &str); 13] = [
     (0xde5e_81e4, "efivarfs"),
 ];
 
+/// Options that ask for other owners of files than those on the disk.
+pub const MAPPED: [&str; 2] = ["idmap", "ridmap"];
+
 /// Something of the host, open.
 #[derive(Debug)]
 pub struct Share {
@@ -43,6 +47,8 @@ pub struct Share {
     /// With `O_PATH`.
     pub root: OwnedFd,
     pub read_only: bool,
+    /// If its files are to have other owners in the container than on the host.
+    pub owners: Option<Owners>,
     /// Which mount of the spec it is for.
     pub mount: usize,
 }
@@ -52,6 +58,13 @@ pub struct Share {
 pub enum ShareError {
     #[error("{}", path.display())]
     Open { path: PathBuf, source: io::Error },
+    #[error("{}: mapping the owners of its files: {why}", path.display())]
+    Unmapped { path: PathBuf, why: &'static str },
+    #[error(
+        "{}: mapping the owners of its files (uidMappings, gidMappings), which takes root and ids that the host has",
+        path.display()
+    )]
+    Owners { path: PathBuf, source: io::Error },
     #[error("{}: {what} cannot be shared with a VM; {instead}", path.display())]
     Refused { path: PathBuf, what: String, instead: &'static str },
 }
@@ -59,7 +72,10 @@ pub enum ShareError {
 impl ShareError {
     pub fn path(&self) -> &Path {
         match self {
-            Self::Open { path, .. } | Self::Refused { path, .. } => path,
+            Self::Open { path, .. }
+            | Self::Unmapped { path, .. }
+            | Self::Owners { path, .. }
+            | Self::Refused { path, .. } => path,
         }
     }
 
@@ -76,7 +92,7 @@ impl ShareError {
 
 impl Share {
     /// Opens the source of a bind mount of the spec, the `mount`th.
-    pub fn open(wanted: &Mount, mount: usize) -> Result<Self, ShareError> {
+    pub fn open(spec: &Spec, wanted: &Mount, mount: usize) -> Result<Self, ShareError> {
         let source = wanted.source().clone().unwrap_or_default();
         let failed = |source_error| ShareError::Open { path: source.clone(), source: source_error };
         let root = open(&source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
@@ -89,15 +105,50 @@ impl Share {
         if let Some((what, instead)) = refused {
             return Err(ShareError::Refused { path: source, what, instead });
         }
-        Ok(Self { root, read_only: is_read_only(wanted), mount, source })
+        let owners = owners(spec, wanted, &source)?;
+        Ok(Self { root, read_only: is_read_only(wanted), owners, mount, source })
     }
 
     /// All bind mounts of a spec.
     pub fn all(spec: &Spec) -> Result<Vec<Self>, ShareError> {
         let mounts = spec.mounts().iter().flatten().enumerate();
         let binds = mounts.filter(|(_, mount)| is_bind(mount));
-        binds.map(|(n, mount)| Self::open(mount, n)).collect()
+        binds.map(|(n, mount)| Self::open(spec, mount, n)).collect()
     }
+}
+
+/// Whether its files are to have other owners than on the disk.
+pub fn is_mapped(mount: &Mount) -> bool {
+    let lists = [mount.uid_mappings(), mount.gid_mappings()];
+    options(mount).any(|option| MAPPED.contains(&option))
+        || lists.into_iter().flatten().any(|list| !list.is_empty())
+}
+
+/// A mount's own mappings, or those of the container's user namespace.
+fn owners(spec: &Spec, mount: &Mount, source: &Path) -> Result<Option<Owners>, ShareError> {
+    if !is_mapped(mount) {
+        return Ok(None);
+    }
+    let path = || source.to_path_buf();
+    let unmapped = |why| ShareError::Unmapped { path: path(), why };
+    let own = |list: &Option<Vec<LinuxIdMapping>>| list.clone().filter(|list| !list.is_empty());
+    let maps = match (own(mount.uid_mappings()), own(mount.gid_mappings()), spec.linux()) {
+        (Some(users), Some(groups), _) => Some((users, groups)),
+        (None, None, Some(linux)) => own(linux.uid_mappings()).zip(own(linux.gid_mappings())),
+        (None, None, None) => None,
+        _ => return Err(unmapped("uidMappings and gidMappings go together")),
+    };
+    let nothing = "`idmap` takes mappings, the mount's or those of a user namespace; add them, or leave it out";
+    let (users, groups) = maps.ok_or_else(|| unmapped(nothing))?;
+    let recursive = options(mount).any(|option| option == "ridmap");
+    let owners = Owners::new(&map(&users), &map(&groups), recursive);
+    owners.map(Some).map_err(|source| ShareError::Owners { path: path(), source })
+}
+
+/// As the kernel reads it (user_namespaces(7)).
+fn map(mappings: &[LinuxIdMapping]) -> String {
+    let line = |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
+    mappings.iter().map(line).collect()
 }
 
 /// What it is that cannot be shared, and what to do instead.
@@ -156,7 +207,7 @@ mod tests {
         let mount = json!({
             "type": "bind", "source": source, "destination": "/x", "options": options,
         });
-        Share::open(&serde_json::from_value(mount).unwrap(), 3)
+        Share::open(&Spec::default(), &serde_json::from_value(mount).unwrap(), 3)
     }
 
     #[test]

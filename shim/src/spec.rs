@@ -15,6 +15,8 @@ use std::collections::HashMap;
 use oci_spec::runtime::{Process, Root, Spec};
 use serde_json::{Map, Value};
 
+use crate::share;
+
 pub use decide::{decide, decide_resources};
 use decide::{is_nothing, keep_guests};
 pub use devices::left_out;
@@ -83,6 +85,7 @@ pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
     if let Some(Value::Object(hooks)) = json.get_mut("hooks") {
         check_hooks(hooks)?;
     }
+    refuse_mapped(spec, counterparts)?;
     keep_guests(&mut json, "")?;
     json["root"] = root(&json["root"]);
     for (i, mount) in entries(&mut json, "/mounts").iter_mut().enumerate() {
@@ -159,6 +162,20 @@ fn check_hooks(hooks: &mut Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
+/// Those of shares are the host's to map.
+fn refuse_mapped(spec: &Spec, counterparts: &Counterparts) -> Result<()> {
+    let mounts = spec.mounts().iter().flatten().enumerate();
+    let mut others = mounts.filter(|(i, _)| !counterparts.shares.contains_key(i));
+    match others.find(|(_, mount)| share::is_mapped(mount)) {
+        None => Ok(()),
+        Some((i, mount)) => {
+            let at = mount.destination().to_string_lossy().escape_default().to_string();
+            let why = "only what is shared with the host can be mapped; leave it out";
+            Err(unsupported(format!("mounts[{i}] ({at}).uidMappings"), why))
+        }
+    }
+}
+
 fn check_mount(i: usize, mount: &mut Value, counterparts: &Counterparts) -> Result<()> {
     let destination = mount["destination"].as_str().unwrap_or_default().to_string();
     let field = |name: &str| format!("mounts[{i}] ({}).{name}", destination.escape_default());
@@ -171,6 +188,10 @@ fn check_mount(i: usize, mount: &mut Value, counterparts: &Counterparts) -> Resu
         if let Some(number) = counterparts.shares.get(&i) {
             mount["source"] = number.to_string().into();
             mount["type"] = SHARE.into();
+            if let Some(Value::Array(options)) = mount.get_mut("options") {
+                options
+                    .retain(|option| !option.as_str().is_some_and(|o| share::MAPPED.contains(&o)));
+            }
             return Ok(());
         }
         let source = mount["source"].as_str().unwrap_or_default();

@@ -273,7 +273,8 @@ fn watch(fsd: &Fsd) -> Result<Option<Channel>, FsdError> {
 /// All or none.
 fn add_all(fsd: &Fsd, shares: &[(u32, Share)]) -> Result<(), SharesError> {
     for (n, (number, share)) in shares.iter().enumerate() {
-        if let Err(source) = fsd.add(*number, share.root.as_fd(), share.read_only) {
+        let owners = share.owners.as_ref();
+        if let Err(source) = fsd.add(*number, share.root.as_fd(), share.read_only, owners) {
             shares[..n].iter().for_each(|(number, _)| drop(fsd.remove(*number)));
             return Err(SharesError::Add { path: share.source.clone(), source });
         }
@@ -331,7 +332,7 @@ mod tests {
 
     fn share() -> Share {
         let root = open("/tmp", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        Share { source: "/tmp".into(), root, read_only: false, mount: 2 }
+        Share { source: "/tmp".into(), root, read_only: false, owners: None, mount: 2 }
     }
 
     /// The error of a container with a share, where the server's program is this.

@@ -40,7 +40,7 @@ const NO_DISKS_OF_HOST: &str =
     "the host's disks are not in the VM; limit the sandbox's cgroup on the host instead";
 const NOT_IN_V2: &str = "not in cgroup v2, which guests have; leave it out";
 const OBSOLETE: &str = "obsolete since Linux 5.4; use linux.resources.memory.limit";
-const NO_MAPPED_MOUNTS: &str = "mounts cannot be mapped yet; leave it out";
+const MAPPED: &str = "of binds, by the host, which takes root; of others it is refused";
 const NOTHING_LISTENS: &str =
     "a listener of the host cannot be reached from the guest; use another action";
 const BY_KERNEL: &str = "";
@@ -62,8 +62,8 @@ pub const FIELDS: &[Field] = &[
         Guest,
         "those of `ampoule features`; others go to the file system, which refuses what it does not know",
     ),
-    row("mounts[].uidMappings", Refused, NO_MAPPED_MOUNTS),
-    row("mounts[].gidMappings", Refused, NO_MAPPED_MOUNTS),
+    row("mounts[].uidMappings", Host, MAPPED),
+    row("mounts[].gidMappings", Host, MAPPED),
     row("process.terminal", Guest, BY_KERNEL),
     row("process.consoleSize.height", Guest, BY_KERNEL),
     row("process.consoleSize.width", Guest, BY_KERNEL),

@@ -137,7 +137,7 @@ fn what_cannot_be_done_is_refused_by_the_name_of_its_field() {
         (
             "/mounts/-",
             json!({ "destination": "/data", "type": "tmpfs", "uidMappings": mapping }),
-            "mounts[2].uidMappings",
+            "mounts[2] (/data).uidMappings",
         ),
         (
             "/linux/devices/-",

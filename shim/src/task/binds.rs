@@ -27,7 +27,7 @@ pub fn binds(spec: &Spec) -> Result<Binds, TaskError> {
             Some(source) if mount.destination().to_str() == Some(SHM) => {
                 binds.own.push((source.into(), SHM.into()));
             }
-            _ => binds.shares.push(Share::open(mount, n)?),
+            _ => binds.shares.push(Share::open(spec, mount, n)?),
         }
     }
     Ok(binds)

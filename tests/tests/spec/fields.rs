@@ -8,7 +8,7 @@ use std::{
 };
 
 use ampoule_shim::spec::fields::{By, FIELDS};
-use ampoule_tests::{Runtime, oci::Bundle, skip};
+use ampoule_tests::{Runtime, oci::Bundle, program, skip};
 use serde_json::{Value, json};
 
 /// The containers that have their fields set; they cannot all be had at once.
@@ -421,7 +421,7 @@ const REFUSED: [(&str, &str, &str); 12] = [
 ];
 
 /// Rows that no case above is of.
-const ELSEWHERE: [(&str, &str); 17] = [
+const ELSEWHERE: [(&str, &str); 19] = [
     ("ociVersion", "runc runs any; shim/src/spec/tests.rs refuses 2.0.0"),
     ("root.path", "no container is without"),
     ("process.terminal", "oci.rs, terminal"),
@@ -440,6 +440,8 @@ const ELSEWHERE: [(&str, &str); 17] = [
     ),
     ("hooks", "spec.rs, hooks_run_at_their_time and hooks_that_fail"),
     ("annotations", "of ampoule alone; pods.rs"),
+    ("mounts[].uidMappings", "runc 1.1 does not know it; ampoule_mapped_owners"),
+    ("mounts[].gidMappings", "likewise"),
     ("linux.resources.memory.swap", "no swap here, nor in a guest; agent/src/cgroup/limits.rs"),
     (
         "linux.resources.memory.checkBeforeUpdate",
@@ -593,6 +595,76 @@ fn runc_every_field() {
 #[test]
 fn ampoule_every_field() {
     every_field("ampoule_every_field", Runtime::Ampoule);
+}
+
+/// Debian's runc has none of this: the other side is what the host's own files say.
+#[test]
+fn ampoule_mapped_owners() {
+    let disk = tempfile::tempdir().unwrap();
+    let at = |name: &str| disk.path().join(name);
+    let source = at("mounted").display().to_string();
+    let map = |first: u32, size: u32| json!([{"containerID": 0, "hostID": first, "size": size}]);
+    let bind = |to: &str, options: &[&str], mappings: Option<Value>| {
+        let mut bind = mount("bind", to, options);
+        bind["source"] = json!(source);
+        if let Some(mappings) = mappings {
+            bind["uidMappings"] = mappings.clone();
+            bind["gidMappings"] = mappings;
+        }
+        bind
+    };
+    let script = "stat -c '%u %g' /own/file /other/file /plain/file; touch /own/new /other/new; echo x >/plain/file";
+    let bundle = Bundle::new(Runtime::Ampoule, &[], |spec| {
+        *spec = base(&["sh", "-c", script]);
+        for mount in [
+            bind("/own", &["bind", "idmap"], None),
+            bind("/other", &["bind"], Some(map(100_500, 100))),
+            bind("/plain", &["rbind"], None),
+        ] {
+            set(spec, "/mounts/-", &mount, &HashMap::new());
+        }
+        set(spec, "/linux/namespaces/-", &json!({"type": "user"}), &HashMap::new());
+        spec["linux"]["uidMappings"] = map(100_000, 65_536);
+        spec["linux"]["gidMappings"] = map(100_000, 65_536);
+    });
+    let bundle = match bundle {
+        Ok(bundle) => bundle,
+        Err(why) => return skip("ampoule_mapped_owners", &why),
+    };
+    fs::create_dir(at("mounted")).unwrap();
+    for name in ["own", "other", "plain"] {
+        fs::create_dir(bundle.path("rootfs").join(name)).unwrap();
+    }
+    let sh = |line: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-ec", line]).current_dir(disk.path());
+        program(command).output().ended_with(0).text()
+    };
+    sh("truncate -s 8M image; mkfs.ext4 -q image; mount -o loop image mounted; \
+        echo text > mounted/file; chown 7:8 mounted/file; chmod 777 mounted");
+    let run = |bundle: &Bundle| bundle.verb(&["run", "--bundle", ".", &bundle.id]).output();
+    let out = run(&bundle);
+    let found = sh("stat -c '%n %u %g' mounted/new || true; cat mounted/file; umount mounted");
+    // As root of the container, and as an id that the last mapping has none for.
+    assert_eq!(out.text(), "7 8\n507 508\n65534 65534", "{}", out.error());
+    assert!(
+        out.error().contains("/other/new") && out.error().contains("/plain/file"),
+        "{}",
+        out.error()
+    );
+    assert_eq!(found, "mounted/new 0 0\ntext");
+    let refused = |mount: Value, words: &[&str]| {
+        let mut spec = base(&["true"]);
+        set(&mut spec, "/mounts/-", &mount, &HashMap::new());
+        run(&bundle.beside(spec)).ended_with(1).says(words);
+    };
+    refused(bind("/x", &["bind", "idmap"], None), &["mounted", "`idmap` takes mappings"]);
+    refused(mount("tmpfs", "/x", &["idmap"]), &["mounts[3] (/x).uidMappings"]);
+    sh("mkdir a b over; mount -t overlay over -o lowerdir=a:b over");
+    let mut unmappable = bind("/x", &["bind"], Some(map(100_000, 10)));
+    unmappable["source"] = json!(at("over"));
+    refused(unmappable, &["over", "mapping the owners", "file system"]);
+    sh("umount over");
 }
 
 /// Beside runc's: it takes no VM.

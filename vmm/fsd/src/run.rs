@@ -198,7 +198,7 @@ fn detach(path: &OwnedFd, read_only: bool) -> std::io::Result<OwnedFd> {
     if identity(path)? != identity(&here)? {
         return Err(std::io::Error::other("something else has its name"));
     }
-    mount::detach(here.as_fd(), read_only)
+    mount::detach(here.as_fd(), read_only, None)
 }
 
 fn identity(file: &OwnedFd) -> Result<(u32, u32, u64), Errno> {

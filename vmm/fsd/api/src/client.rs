@@ -17,6 +17,7 @@ use rustix::{
 use crate::{
     message::{Kind, Reply, Request},
     mount,
+    owners::Owners,
 };
 
 /// Why the file server did not do what it was asked.
@@ -28,6 +29,11 @@ pub enum FsdError {
     Socket(#[source] io::Error),
     #[error("making share {number} a mount of its own")]
     Detach { number: u32, source: io::Error },
+    #[error(
+        "mapping the owners of its files (uidMappings, gidMappings), which takes root and a file system of the host that \
+         Linux can map; leave the mapping out"
+    )]
+    Owners(#[source] io::Error),
     #[error("asking the file server")]
     Channel(#[from] ChannelError),
     #[error("waiting for the file server")]
@@ -63,10 +69,17 @@ impl Fsd {
 
     /// Shares what `root` is, a directory or a file of the caller's mount namespace, opened with O_PATH. Callers
     /// that may not mount must do so before [`Fsd::serve`].
-    pub fn add(&self, number: u32, root: BorrowedFd<'_>, read_only: bool) -> Result<(), FsdError> {
+    pub fn add(
+        &self,
+        number: u32,
+        root: BorrowedFd<'_>,
+        read_only: bool,
+        owners: Option<&Owners>,
+    ) -> Result<(), FsdError> {
         let add = |kind| Request::Add { number, read_only, kind };
-        match mount::detach(root, read_only) {
+        match mount::detach(root, read_only, owners) {
             Ok(mount) => self.ask(&add(Kind::Mount), Some(mount.as_fd())),
+            Err(source) if owners.is_some() => Err(FsdError::Owners(source)),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 self.ask(&add(Kind::Path), Some(root))
             }

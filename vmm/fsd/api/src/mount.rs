@@ -9,6 +9,8 @@ use std::{
 
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use crate::Owners;
+
 const ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID
     | libc::MOUNT_ATTR_NODEV
     | libc::MOUNT_ATTR_NOEXEC
@@ -18,8 +20,12 @@ const ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID
 /// Later mounts and unmounts on the host do not reach the clone.
 ///
 /// # Errors
-/// EPERM without CAP_SYS_ADMIN in the mount namespace's user namespace.
-pub fn detach(root: BorrowedFd<'_>, read_only: bool) -> io::Result<OwnedFd> {
+/// EPERM without CAP_SYS_ADMIN in the mount namespace's user namespace; with owners, those of [`Owners::apply`].
+pub fn detach(
+    root: BorrowedFd<'_>,
+    read_only: bool,
+    owners: Option<&Owners>,
+) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
@@ -27,6 +33,7 @@ pub fn detach(root: BorrowedFd<'_>, read_only: bool) -> io::Result<OwnedFd> {
     let mount = open_tree(root, "", flags)?;
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     set_attributes(mount.as_fd(), ATTRIBUTES | read_only)?;
+    owners.map_or(Ok(()), |owners| owners.apply(mount.as_fd()))?;
     Ok(mount)
 }
 
@@ -38,7 +45,26 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> 
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    change(mount, &attributes, true)
+}
+
+/// Shows files of other owners than they have, by the maps of a user namespace.
+pub(crate) fn map_owners(
+    mount: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_raw_fd() as u64,
+    };
+    change(mount, &attributes, recursive)
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is NUL-terminated; the structure outlives the call, which is told its size.
     let result = unsafe {
         libc::syscall(
@@ -46,7 +72,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> 
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };

@@ -65,7 +65,7 @@ impl Mounted {
         )
         .unwrap();
         for (number, (path, read_only)) in (0..).zip(shares) {
-            fsd.add(number, path_of(path).as_fd(), *read_only).unwrap();
+            fsd.add(number, path_of(path).as_fd(), *read_only, None).unwrap();
         }
         prepare(&fsd);
         let (ours, theirs) =
