@@ -84,6 +84,8 @@ pub struct Network {
     /// To be kept as long as the VM runs.
     pub joined: Joined,
     pub resolver: Option<Resolver>,
+    /// It is the first container's own, as who has users of its own has power over its own alone; else the guest's.
+    pub of_first: bool,
 }
 
 /// A network device, and what lies under it.
@@ -118,7 +120,7 @@ impl Network {
             Ok(Net { config: config(link.mac, link.mtu), tap: tap.fd })
         });
         let nets = nets.collect::<Result<_>>()?;
-        Ok(Some(Self { request, nets, joined, resolver: Resolver::find() }))
+        Ok(Some(Self { request, nets, joined, resolver: Resolver::find(), of_first: false }))
     }
 }
 

@@ -12,7 +12,7 @@ mod page;
 
 use std::collections::HashMap;
 
-use oci_spec::runtime::{Process, Root, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Root, Spec};
 use serde_json::{Map, Value};
 
 use crate::share;
@@ -135,6 +135,12 @@ pub fn needs_scratch(spec: &Spec) -> bool {
     !is_read_only || mounts.any(|mount| mount.typ().as_deref() == Some(SCRATCH))
 }
 
+/// Whether a container has a user namespace of its own.
+pub fn has_own_users(spec: &Spec) -> bool {
+    let namespaces = spec.linux().iter().filter_map(|linux| linux.namespaces().as_ref());
+    namespaces.flatten().any(|n| n.typ() == LinuxNamespaceType::User && n.path().is_none())
+}
+
 /// The path is the caller's; the guest's root file system comes from a disk.
 fn root(root: &Value) -> Value {
     serde_json::json!({ "path": "rootfs", "readonly": root["readonly"] == true })
@@ -236,7 +242,8 @@ fn share_network(namespaces: &mut Vec<Value>) -> Result<()> {
         move |namespace: &Value| namespace["type"] == kind && is_nothing(&namespace["path"])
     };
     if namespaces.iter().any(own("network")) && namespaces.iter().any(own("user")) {
-        let why = "a container with a network cannot have users of its own yet; leave it out";
+        let why =
+            "a container of a pod with a network cannot have users of its own yet; leave it out";
         return Err(unsupported("linux.namespaces (user)", why));
     }
     namespaces.retain(|namespace| !own("network")(namespace));

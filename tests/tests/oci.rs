@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{Runtime, oci::Bundle, scaled, screen::Screen, skip};
+use ampoule_tests::{Runtime, oci::Bundle, program, scaled, screen::Screen, skip};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
@@ -319,4 +319,41 @@ fn ampoule_refuses_by_its_name_what_a_sandbox_cannot_have() {
         );
     };
     run(bind, &[], &["/dev/null: a device cannot be shared"]);
+}
+
+/// runc mounts no sysfs for users that have no power over the network namespace, nor lets them set its sysctls.
+#[test]
+fn ampoule_users_of_their_own_have_the_network_of_a_namespace() {
+    let name = format!("n{}", std::process::id());
+    let ip = |line: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-ec", &line.replace("NAME", &name)]);
+        program(command).output()
+    };
+    let script = "ip -4 -o addr show dev net7 | awk '{print $4}'; ls /sys/class/net; cat /proc/self/uid_map | xargs; \
+        ping -c 1 -W 5 10.77.0.1 >/dev/null && echo reached; timeout 1 nc -l -p 80; [ $? = 143 ] && echo listened";
+    let bundle = Bundle::new(Runtime::Ampoule, &["sh", "-c", script], |spec| {
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        let path = format!("/run/netns/{name}");
+        namespaces.extend([json!({"type": "user"}), json!({"type": "network", "path": path})]);
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        spec["linux"]["uidMappings"] = map.clone();
+        spec["linux"]["gidMappings"] = map;
+        spec["linux"]["sysctl"] = json!({"net.ipv4.ping_group_range": "0 65535"});
+    });
+    let bundle = match bundle {
+        Ok(bundle) => bundle,
+        Err(why) => return skip("ampoule_users_of_their_own", &why),
+    };
+    if ip("ip netns add NAME").code != 0 {
+        return skip("ampoule_users_of_their_own", "network namespaces cannot be made");
+    }
+    ip("ip link add v77 type veth peer name net7 netns NAME; ip addr add 10.77.0.1/24 dev v77; ip link set v77 up; \
+        ip -n NAME addr add 10.77.0.2/24 dev net7; ip -n NAME link set net7 up")
+    .ended_with(0);
+    let out = bundle.verb(&["run", "--bundle", ".", &bundle.id]).output();
+    ip("ip netns delete NAME").ended_with(0);
+    let expected = "10.77.0.2/24\nlo\nnet7\n0 100000 65536\nreached\nlistened";
+    assert_eq!(out.text(), expected, "{}", out.error());
 }

@@ -72,6 +72,7 @@ impl Network {
             nets: vec![Net { config: config(MAC, MTU), tap: tap.fd }],
             joined: joined.behind(passt),
             resolver: names.map(Resolver::Listed),
+            of_first: false,
         })
     }
 }

@@ -22,7 +22,7 @@ use crate::{
         ContainerConfig, Created, FIRST_DISK, Fixed, RootFs, Sandbox, SandboxConfig, SandboxError,
         Stdio, spare_disks, vm_memory_mib,
     },
-    spec::{Counterparts, guest_spec, needs_scratch},
+    spec::{Counterparts, guest_spec, has_own_users, needs_scratch},
     task::{Binds, Bundle, HostNetwork, Size, binds, settings},
 };
 
@@ -94,7 +94,7 @@ pub fn hooks(found: &Found) -> Result<Hooks> {
 /// the future leaves nothing.
 pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     plan.hooks.create(std::process::id()).await?;
-    let network = network::join().await?;
+    let mut network = network::join().await?;
     let paths = &host.paths;
     let prepared = plan.prepare(host)?;
     let Plan { id, bundle, config, binds, .. } = &*plan;
@@ -103,6 +103,9 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
     let grows = pod::is_first(&bundle.spec);
+    if let Some(network) = &mut network {
+        network.of_first = !grows && has_own_users(&bundle.spec);
+    }
     let fsd = (grows || !binds.shares.is_empty()).then(|| paths.fsd.clone());
     let nets = network.as_ref().map_or(0, |network| network.nets.len());
     let spare_disks = if grows { spare_disks(disks.len(), nets, fsd.is_some()) } else { 0 };

@@ -2,7 +2,10 @@
 
 use std::{mem, os::fd::OwnedFd, time::Duration};
 
-use ampoule_agent_api::{AGENT_PORT, agent::HelloResponse};
+use ampoule_agent_api::{
+    AGENT_PORT,
+    agent::{ConfigureNetworkRequest, HelloResponse},
+};
 use ampoule_vmm_api::{Event, config::MAX_DISKS, guest::MAX_MARKS};
 
 use super::{
@@ -41,6 +44,8 @@ pub(super) struct Booted {
     /// Slots that [`super::Sandbox::attach_disk`] may use.
     pub spare_slots: Vec<u8>,
     pub network: Option<Joined>,
+    /// What the first container's own network is to be.
+    pub of_first: Option<ConfigureNetworkRequest>,
     pub shares: Shares,
 }
 
@@ -59,8 +64,8 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
     let (start, share) = start.transpose().map_err(SandboxError::Boot)?.unzip();
     let shares = Shares::new(start);
     let (request, nets, network) = match config.network.take() {
-        Some(Network { request, nets, joined, resolver }) => {
-            (Some((request, resolver)), nets, Some(joined))
+        Some(Network { request, nets, joined, resolver, of_first }) => {
+            (Some((request, resolver, of_first)), nets, Some(joined))
         }
         None => (None, mem::take(&mut config.spare_nets), None),
     };
@@ -73,11 +78,15 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
         guest_image,
         source: source.into(),
     })?;
-    if let Some((mut request, resolver)) = request {
+    let mut later = None;
+    if let Some((mut request, resolver, of_first)) = request {
         request.resolver_port = answers(&vm, resolver).map_err(SandboxError::Vm)?;
-        agent.configure_network(&request).await?;
+        match of_first {
+            true => later = Some(request),
+            false => agent.configure_network(&request).await?,
+        }
     }
-    Ok(Booted { vm, agent, record, spare_slots, network, shares })
+    Ok(Booted { vm, agent, record, spare_slots, network, of_first: later, shares })
 }
 
 async fn hello(

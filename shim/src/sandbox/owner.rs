@@ -10,8 +10,8 @@ use std::{
 
 use ampoule_agent_api::{
     agent::{
-        self, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, StartResponse,
-        WaitResponse,
+        self, ConfigureNetworkRequest, CreateConsoleRequest, CreateContainerRequest,
+        CreateExecRequest, StartResponse, WaitResponse,
     },
     file_path,
 };
@@ -87,6 +87,8 @@ pub(super) struct Owner {
     /// Undone when the VM has died. Containers share the network of a guest that has one.
     network: Option<Joined>,
     has_network: bool,
+    /// Until the first container is made, whose own the network is then.
+    of_first: Option<ConfigureNetworkRequest>,
     shares: Shares,
     calls: JoinSet<Done>,
     waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
@@ -109,7 +111,8 @@ impl Owner {
             record: booted.record,
             table: Table::default(),
             disks: Disks::new(booted.spare_slots),
-            has_network: booted.network.is_some(),
+            has_network: booted.network.is_some() && booted.of_first.is_none(),
+            of_first: booted.of_first,
             network: booted.network,
             shares: booted.shares,
             calls: JoinSet::new(),
@@ -228,12 +231,18 @@ impl Owner {
             ..Default::default()
         };
         let agent = self.agent.clone();
+        let network = self.of_first.take();
         self.calls.spawn(async move {
-            let created = match shares.add(&agent).await {
-                Ok(()) => agent.create_container(&request).await.map_err(SandboxError::from),
-                Err(error) => Err(error.into()),
+            let created = async {
+                shares.add(&agent).await?;
+                let pid = agent.create_container(&request).await?;
+                if let Some(mut network) = network {
+                    network.container_id = request.container_id;
+                    agent.configure_network(&network).await?;
+                }
+                Ok(pid)
             };
-            Done::Created(process, created, streams, reply)
+            Done::Created(process, created.await, streams, reply)
         });
     }
 

@@ -248,6 +248,11 @@ fn the_network_of_the_sandbox_is_the_guests_own() {
     let users = spec(json!([{ "type": "user" }, { "type": "network" }]));
     let refused = guest_spec(&users, &counterparts).unwrap_err().to_string();
     assert!(refused.starts_with("linux.namespaces (user): "), "{refused}");
+    assert!(has_own_users(&users) && !has_own_users(&member));
+    // Where the network is the container's own.
+    let own = Counterparts { network: false, ..counterparts };
+    let guest = serde_json::to_value(guest_spec(&users, &own).unwrap()).unwrap();
+    assert_eq!(guest["linux"]["namespaces"], json!([{ "type": "user" }, { "type": "network" }]));
 }
 
 #[test]

@@ -27,7 +27,7 @@ use crate::{
     paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
     sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId, SandboxError},
-    spec::needs_scratch,
+    spec::{has_own_users, needs_scratch},
 };
 
 /// What a container is made from, read and converted.
@@ -218,6 +218,7 @@ fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings, shares: bool) ->
         grows: bundle.is_grouped(),
         shares,
         oom_score_adj: bundle.oom_score_adj(),
+        own_users: has_own_users(&bundle.spec),
     }
 }
 

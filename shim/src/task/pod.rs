@@ -38,6 +38,8 @@ pub struct PodPlan {
     /// The first container has shares.
     pub shares: bool,
     pub oom_score_adj: i32,
+    /// The first container has a user namespace of its own.
+    pub own_users: bool,
 }
 
 impl Tasks {
@@ -54,7 +56,10 @@ impl Tasks {
         if let Some(hooks) = hooks {
             hooks.create(anchor.pid()).await?;
         }
-        let network = look(&anchor, Network::join).await?;
+        let mut network = look(&anchor, Network::join).await?;
+        if let Some(network) = &mut network {
+            network.of_first = !plan.grows && plan.own_users;
+        }
         let loopback = match network.is_some() && plan.grows {
             true => loopback(&anchor).await,
             false => None,

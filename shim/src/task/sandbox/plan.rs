@@ -80,6 +80,7 @@ impl Plan {
                 grows: true,
                 shares: false,
                 oom_score_adj: bundle.oom_score_adj(),
+                own_users: false,
             },
             sysctls,
             files,
