@@ -1,6 +1,6 @@
 //! What POSIX and Linux promise of files, as checks that run in any directory: `posix DIRECTORY [CHECK...]` runs them
-//! there, as root, wherever that is; without arguments they run on a directory of this machine and through
-//! `ampoule-fsd`, and what differs is compared with [`DIFFERENCES`].
+//! there, as root, wherever that is; `posix share DIRECTORY [CHECK...]` in a sandbox, on a share; without arguments they
+//! run on a directory of this machine and through `ampoule-fsd`. What differs on a share is compared with [`DIFFERENCES`].
 //!
 //! `POSIX_ENTRIES=100000` makes the large directory larger.
 
@@ -146,6 +146,9 @@ const CHECKS: &[(&str, Check)] = &[
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (passed, failed) = match arguments.split_first() {
+        Some((share, [directory, only @ ..])) if share == "share" => {
+            run("share", Path::new(directory), only, &differences())
+        }
         Some((directory, only)) if Path::new(directory).is_dir() => {
             run("here", Path::new(directory), only, &[])
         }
@@ -165,12 +168,17 @@ fn compare(only: &[String]) -> (usize, usize) {
     chmod(host.path(), 0o755).unwrap();
     let on_host = run("host", host.path(), only, &[]);
     let mounted = relay::Mounted::new(&[(host.path(), false)]);
+    let shared = run("share", &mounted.share(0), only, &differences());
+    (on_host.0 + shared.0, on_host.1 + shared.1)
+}
+
+/// By the kernel that has the share mounted.
+fn differences() -> Vec<(&'static str, &'static str)> {
     let mut differences = DIFFERENCES.to_vec();
     if kernel() < (6, 3) {
         differences.extend(BEFORE_6_3);
     }
-    let shared = run("share", &mounted.share(0), only, &differences);
-    (on_host.0 + shared.0, on_host.1 + shared.1)
+    differences
 }
 
 fn kernel() -> (u32, u32) {
