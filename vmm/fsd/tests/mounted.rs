@@ -103,6 +103,31 @@ fn what_the_host_changes_is_seen_within_a_second() {
 }
 
 #[test]
+fn a_hundred_thousand_files_are_each_listed_once() {
+    if impossible().is_some() {
+        return;
+    }
+    const FILES: usize = 100_000;
+    let host = tempfile::tempdir().unwrap();
+    for number in 0..FILES {
+        fs::File::create(host.path().join(format!("file-{number}"))).unwrap();
+    }
+    let mut mounted = Mounted::new(&[(host.path(), false)]);
+    for _ in 0..2 {
+        let entries = fs::read_dir(mounted.share(0)).unwrap();
+        let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names.len(), FILES);
+        assert_eq!(names.into_iter().collect::<HashSet<_>>().len(), FILES);
+    }
+    let pid = mounted.fsd.process().pid().as_raw_nonzero();
+    let status = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(status).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 64 << 10, "{peak} KiB for what the guest knows");
+}
+
+#[test]
 fn shares_come_and_go_and_a_killed_server_is_an_error_at_once() {
     if impossible().is_some() {
         return;
