@@ -63,8 +63,8 @@ unpack_source() {
         --exclude='*/drivers/net/ethernet/*.[ch]' --exclude='*/drivers/net/wireless/*.[ch]'
 }
 
-# The patches shorten boot and the build, but for one, without which shares have no access control lists: another source
-# than the pinned one does without those that no longer fit.
+# The patches shorten boot and the build, but for two, without which shares have no access control lists, and locks hold in
+# the guest only: another source than the pinned one does without those that no longer fit.
 apply_patches() {
     local patch
     for patch in "${patches[@]}"; do

@@ -10,7 +10,11 @@ use std::{
 };
 
 use ampoule_tests::{Detached, Outcome, detached, file_server_of, program, run};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{FlockOperation, fcntl_lock, flock},
+    io::Errno,
+    process::{Pid, Signal, kill_process},
+};
 use tempfile::TempDir;
 
 /// How long what is done to files on one side may take to be seen on the other: what is known of them is kept for 1 s.
@@ -138,6 +142,66 @@ fn fsd_is_killed(sandbox: &Detached, host: &Path) {
     assert!(out.error().matches("I/O error").count() >= 2, "{}", out.error());
     assert!(out.text().ends_with("alive"), "{}", out.text());
     assert!(!host.join("data/y").exists());
+}
+
+/// Takes a lock of a whole file by fcntl(2), as `lock FILE try|wait`, then runs a command.
+const LOCK: &str = r#"use Fcntl;
+my ($file, $how, @then) = @ARGV;
+open my $f, "+<", $file or die "$file: $!";
+my $lock = pack("ssx4qqix4", F_WRLCK, 0, 0, 0, 0);
+fcntl($f, $how eq "wait" ? F_SETLKW : F_SETLK, $lock) or exit 1;
+exit(system(@then) >> 8);
+"#;
+
+/// flock(2) and fcntl(2), of whoever comes first; who waits can be killed.
+#[test]
+fn locks_hold_against_the_host_and_waiting_for_one_can_be_ended() {
+    let host = host();
+    fs::write(host.path().join("data/lock"), LOCK).unwrap();
+    let file = fs::File::options().read(true).write(true).open(host.path().join("data/file"));
+    let file = file.unwrap();
+    let both = |operation| [flock(&file, operation), fcntl_lock(&file, operation)];
+    let volumes = [volume(&host, "data", "/data"), volume(&host, "data", "/read:ro")];
+    let volumes = volumes.iter().flat_map(|volume| ["-v", volume]);
+    let sandbox = detached(volumes.chain(["-w", "/data", "debian", "sleep", "600"]));
+    let background = |script: &str| {
+        let exec = ["exec", "-d", &sandbox.0, "sh", "-c", script];
+        ampoule_tests::ampoule(exec).output().ended_with(0);
+    };
+
+    // The host has them.
+    assert_eq!(both(FlockOperation::NonBlockingLockExclusive), [Ok(()); 2]);
+    sandbox.sh("flock -n file true").ended_with(1);
+    sandbox.sh("perl lock file try true").ended_with(1);
+    let began = Instant::now();
+    sandbox.sh("timeout -s KILL 1 flock file true").ended_with(137);
+    sandbox.sh("timeout -s KILL 1 perl lock file wait true").ended_with(137);
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    background("flock file touch got-flock");
+    background("perl lock file wait touch got-fcntl");
+    thread::sleep(Duration::from_secs(1));
+    assert!(!host.path().join("data/got-flock").exists());
+    assert_eq!(both(FlockOperation::Unlock), [Ok(()); 2]);
+    eventually(&sandbox, "[ -e got-flock ] && [ -e got-fcntl ]");
+
+    // The guest has them, until it closes the files.
+    background("echo $$ > /tmp/flock; exec flock -o file sleep 600");
+    background("echo $$ > /tmp/fcntl; exec perl lock file wait sleep 600");
+    let until = |expected: [Result<(), Errno>; 2]| {
+        let deadline = Instant::now() + SEEN;
+        while both(FlockOperation::NonBlockingLockShared) != expected {
+            both(FlockOperation::Unlock).into_iter().for_each(Result::unwrap);
+            assert!(Instant::now() < deadline, "not {expected:?}");
+            thread::sleep(Duration::from_millis(200));
+        }
+    };
+    until([Err(Errno::AGAIN); 2]);
+    sandbox.sh("kill -9 $(cat /tmp/flock /tmp/fcntl)").ended_with(0);
+    until([Ok(()); 2]);
+
+    // Of what it may only read it locks nothing on the host, and among its own it does.
+    assert_eq!(both(FlockOperation::NonBlockingLockExclusive), [Ok(()); 2]);
+    sandbox.sh("cd /read; flock -n file sh -c '! flock -n file true'").ended_with(0);
 }
 
 /// The sandbox ends with its command, and so does its file server; all that was written is there.

@@ -27,10 +27,10 @@ use rustix::{
     },
 };
 
-use crate::{caller::KEPT, handles::MAX_HANDLES, nodes::MAX_NODES};
+use crate::{caller::KEPT, handles::MAX_HANDLES, locks::MAX_OWNERS, nodes::MAX_NODES};
 
-/// Descriptors that are neither nodes nor handles: shares, streams, those of a request under way.
-const OTHER_DESCRIPTORS: usize = 1024;
+/// Descriptors that are neither nodes nor handles: locks, shares, streams, those of a request under way.
+const OTHER_DESCRIPTORS: usize = MAX_OWNERS + 1024;
 
 /// A step that must work and did not.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@
 //! - [`worker`]: one thread: a message, its answer
 //! - [`server`]: from a request to an operation
 //! - [`request`], [`reply`], [`abi`]: the messages of FUSE
-//! - [`nodes`], [`handles`]: what the guest knows and has open
+//! - [`nodes`], [`handles`], [`locks`]: what the guest knows, has open and has locked
 //! - [`caller`]: acting as the guest's process
 //! - `ops`: the operations
 //! - [`watch`]: what the host changes meanwhile
@@ -18,6 +18,7 @@ pub mod abi;
 pub mod caller;
 pub mod confine;
 pub mod handles;
+pub mod locks;
 pub mod nodes;
 mod ops;
 pub mod reply;

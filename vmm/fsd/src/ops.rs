@@ -5,6 +5,7 @@ mod create;
 mod directory;
 mod extended;
 mod file;
+mod lock;
 mod names;
 mod replay;
 mod root;

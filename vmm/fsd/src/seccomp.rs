@@ -2,8 +2,14 @@
 //! there is no `socket`, `connect`, `execve`, `fork`, `clone`, `mount` or `ioctl` in here, no way to open a file by
 //! its handle, and no memory becomes executable.
 
-use ampoule_vmm_api::seccomp::{Arguments::*, Filter, Rule, SeccompError};
+use ampoule_vmm_api::seccomp::{
+    Arguments::{self, *},
+    Filter, Rule, SeccompError,
+};
 use libc::*;
+
+/// fcntl(2) for the standard library's check, in debug builds, that what it closes is open.
+const IS_OPEN: Arguments = OneOf(1, &[F_GETFD as u32]);
 
 /// What any thread needs to live, to use the heap and to end.
 const COMMON: &[Rule] = &[
@@ -19,8 +25,6 @@ const COMMON: &[Rule] = &[
     (SYS_madvise, OneOf(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
     // What was forgotten, released or removed.
     (SYS_close, Any),
-    // The standard library's check, in debug builds, that what it closes is open; a share's root for the guest.
-    (SYS_fcntl, OneOf(1, &[F_GETFD as u32, F_DUPFD_CLOEXEC as u32])),
     // Last words.
     (SYS_write, Any),
     // Seeds of hash maps.
@@ -41,6 +45,7 @@ const COMMON: &[Rule] = &[
 
 /// The main thread: the shim's requests.
 const MAIN: &[Rule] = &[
+    (SYS_fcntl, IS_OPEN),
     // Waiting for one.
     (SYS_poll, Any),
     (SYS_ppoll, Any),
@@ -92,6 +97,15 @@ const WORKER: &[Rule] = &[
     (SYS_lseek, Any),
     (SYS_copy_file_range, Any),
     (SYS_getdents64, Any),
+    // Locks, which nobody waits for; a share's root for the guest.
+    (
+        SYS_flock,
+        OneOf(1, &[(LOCK_SH | LOCK_NB) as u32, (LOCK_EX | LOCK_NB) as u32, LOCK_UN as u32]),
+    ),
+    (
+        SYS_fcntl,
+        OneOf(1, &[F_GETFD as u32, F_DUPFD_CLOEXEC as u32, F_OFD_SETLK as u32, F_OFD_GETLK as u32]),
+    ),
 ];
 
 /// The workers, further, of a server that watches.
@@ -103,6 +117,7 @@ const WATCHING: &[Rule] = &[
 
 /// The thread that tells what the host changes.
 const WATCH: &[Rule] = &[
+    (SYS_fcntl, IS_OPEN),
     // Events.
     (SYS_read, Any),
     // Hints, and room for them.

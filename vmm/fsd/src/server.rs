@@ -18,6 +18,7 @@ use crate::{
     abi::{ATTR_SUBMOUNT, ROOT_ID, opcode},
     caller::Privileges,
     handles::{Handle, Handles},
+    locks::{Locks, MAX_OWNERS, MAX_RANGES},
     nodes::{Node, Nodes},
     ops::Replay,
     reply::Reply,
@@ -31,6 +32,7 @@ pub struct Server {
     pub(crate) shares: RwLock<BTreeMap<u32, OwnedFd>>,
     pub(crate) nodes: Nodes,
     pub(crate) handles: Handles,
+    pub(crate) locks: Locks,
     pub(crate) privileges: Privileges,
     /// Set once, if at all, before the guest's first request.
     pub(crate) watch: OnceLock<Watch>,
@@ -47,6 +49,7 @@ impl Server {
             shares: RwLock::default(),
             nodes: Nodes::new(most_nodes),
             handles: Handles::new(most_handles),
+            locks: Locks::new(MAX_OWNERS, MAX_RANGES),
             privileges,
             watch: OnceLock::new(),
             submounts: AtomicBool::new(false),
@@ -67,6 +70,7 @@ impl Server {
         let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
         shares.remove(&number).ok_or(Errno::NOENT)?;
         self.handles.release_share(number);
+        self.locks.release_share(number);
         self.nodes.forget_share(number);
         if let Some(watch) = self.watch.get() {
             watch.keep(|id| self.nodes.find(id).is_ok());
@@ -132,6 +136,8 @@ impl Server {
             opcode::WRITE => self.write(request, reply),
             opcode::FSYNC | opcode::FSYNCDIR => self.fsync(request),
             opcode::FALLOCATE => self.fallocate(request),
+            opcode::GETLK => self.getlk(node, request, reply),
+            opcode::SETLK => self.setlk(node, request),
             opcode::LSEEK => self.lseek(node, request, reply),
             opcode::COPY_FILE_RANGE => self.copy_file_range(request, reply),
             opcode::RELEASE | opcode::RELEASEDIR => self.release(request),

@@ -69,7 +69,10 @@ impl Server {
     }
 
     pub(crate) fn release(&self, request: &mut Request<'_>) -> Done {
-        self.handles.release(request.u64()?, request.header.node)
+        let number = request.u64()?;
+        self.handles.release(number, request.header.node)?;
+        self.locks.release(number);
+        Ok(())
     }
 
     pub(crate) fn read(&self, request: &mut Request<'_>, reply: &mut Reply) -> Done {

@@ -11,8 +11,8 @@ use crate::{
     server::{Done, Server},
 };
 
-/// What we would like to have. Not among it: a write-back cache (the host would see writes late), locks
-/// (virtio-fs cannot interrupt a wait for one), NO_OPEN (nothing would bound what is open).
+/// What we would like to have. Not among it: a write-back cache (the host would see writes late), NO_OPEN (nothing
+/// would bound what is open).
 const WANTED: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
@@ -30,6 +30,9 @@ const WANTED: u64 = init::ASYNC_READ
     | init::SETXATTR_EXT
     | init::INIT_EXT
     | init::CREATE_SUPP_GROUP;
+
+/// Wanted of a kernel that waits for locks by itself: virtio-fs cannot interrupt a wait.
+const LOCKS: u64 = init::POSIX_LOCKS | init::FLOCK_LOCKS;
 
 /// Without these files would get wrong modes, or messages other shapes.
 const NEEDED: u64 = init::ATOMIC_O_TRUNC
@@ -52,7 +55,9 @@ impl Server {
         }
         let extended = u64::from(flags) & init::INIT_EXT != 0;
         let more = if extended { request.u32()? } else { 0 };
-        let flags = WANTED & (u64::from(flags) | u64::from(more) << 32);
+        let offered = u64::from(flags) | u64::from(more) << 32;
+        let asks_again = offered & init::LOCKS_ASK_AGAIN != 0;
+        let flags = offered & if asks_again { WANTED | LOCKS } else { WANTED };
         if flags & NEEDED != NEEDED {
             return Err(Errno::PROTO);
         }
@@ -76,6 +81,7 @@ impl Server {
 
     pub(crate) fn destroy(&self) -> Done {
         self.handles.clear();
+        self.locks.clear();
         self.nodes.clear();
         if let Some(watch) = self.watch.get() {
             watch.clear();

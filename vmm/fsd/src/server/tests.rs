@@ -15,7 +15,8 @@ use rustix::{
 
 use super::*;
 use crate::{
-    abi::{IN_HEADER, MAX_DATA, MAX_MESSAGE, OUT_HEADER},
+    abi::{IN_HEADER, LK_FLOCK, MAX_DATA, MAX_MESSAGE, OUT_HEADER, init},
+    locks::{Kind, Range},
     worker,
 };
 
@@ -355,6 +356,74 @@ fn what_is_only_repeated_does_nothing() {
     names.sort();
     assert_eq!(names, ["d", "f", "l", "up"]);
     assert_eq!(fs::read_to_string(guest.share().join("f")).unwrap(), "text");
+}
+
+/// struct fuse_lk_in.
+fn lock_body(handle: u64, owner: u64, bytes: [u64; 2], kind: i32, flags: u32) -> Vec<u8> {
+    [longs(&[handle, owner, bytes[0], bytes[1]]), words(&[kind as u32, 0, flags, 0])].concat()
+}
+
+#[test]
+fn locks_hold_against_others_until_they_are_released() {
+    let mut guest = Guest::new();
+    let root = guest.root();
+    let file = guest.lookup(root, b"f").unwrap();
+    let handle = guest.open(file, OFlags::RDWR).unwrap();
+    let name = guest.share().join("f");
+    let open_it = || fs::File::options().read(true).write(true).open(&name).unwrap();
+    let on_host = open_it();
+    let (others, owner) = (Locks::new(1, 1), (0, 0));
+    let theirs = || {
+        let bytes = Range::new(10, 19).unwrap();
+        others.set(owner, (0, 0), bytes, Kind::Exclusive, || Ok(open_it().into()))
+    };
+    let mut ask = |opcode, owner, bytes, kind| {
+        guest.ask(opcode, file, &lock_body(handle, owner, bytes, kind, 0))
+    };
+    assert_eq!(theirs(), Ok(()));
+    let all = [0, i64::MAX as u64];
+    assert_eq!(ask(opcode::SETLK, 1, all, libc::F_RDLCK), Err(Errno::AGAIN));
+    let found = ask(opcode::GETLK, 1, all, libc::F_RDLCK).unwrap();
+    assert_eq!(found, [longs(&[10, 19]), words(&[libc::F_WRLCK as u32, 0])].concat());
+    assert_eq!(ask(opcode::SETLK, 1, [20, 29], libc::F_WRLCK), Ok(vec![]));
+    assert_eq!(ask(opcode::SETLK, 2, [20, 20], libc::F_RDLCK), Err(Errno::AGAIN));
+    others.clear();
+    assert_eq!(ask(opcode::SETLK, 1, [0, 15], libc::F_WRLCK), Ok(vec![]));
+    assert_eq!(theirs(), Err(Errno::AGAIN));
+    assert_eq!(ask(opcode::SETLK, 1, [0, 15], libc::F_UNLCK), Ok(vec![]));
+    assert_eq!(theirs(), Ok(()));
+    others.clear();
+    assert_eq!(ask(opcode::SETLK, 3, [10, 10], libc::F_RDLCK), Ok(vec![]));
+    for (owner, bytes, kind) in [(1, [2, 1], 0), (1, [0, 1 << 63], 0), (1, [0, 0], 7)] {
+        assert_eq!(ask(opcode::SETLK, owner, bytes, kind), Err(Errno::INVAL));
+    }
+
+    // flock(2), which is the open file's.
+    let whole = |kind| lock_body(handle, 0, all, kind, LK_FLOCK);
+    rustix::fs::flock(&on_host, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert_eq!(guest.ask(opcode::SETLK, file, &whole(libc::F_RDLCK)), Err(Errno::AGAIN));
+    rustix::fs::flock(&on_host, rustix::fs::FlockOperation::Unlock).unwrap();
+    assert_eq!(guest.ask(opcode::SETLK, file, &whole(libc::F_WRLCK)), Ok(vec![]));
+    let share = rustix::fs::FlockOperation::NonBlockingLockShared;
+    assert_eq!(rustix::fs::flock(&on_host, share), Err(Errno::AGAIN));
+
+    // What is closed has none, though nobody unlocked it.
+    guest.ask(opcode::RELEASE, file, &[longs(&[handle]), vec![0; 16]].concat()).unwrap();
+    assert_eq!((theirs(), rustix::fs::flock(&on_host, share)), (Ok(()), Ok(())));
+    let closed = guest.ask(opcode::SETLK, file, &lock_body(handle, 1, [0, 0], libc::F_RDLCK, 0));
+    assert_eq!(closed, Err(Errno::BADF));
+}
+
+#[test]
+fn locks_are_for_a_kernel_that_waits_for_them_itself() {
+    let mut guest = Guest::new();
+    let offered = |guest: &mut Guest, more: u32| {
+        let body = [words(&[7, 41, 128 << 10, u32::MAX, more]), vec![0; 44]].concat();
+        let reply = guest.ask(opcode::INIT, 0, &body).unwrap();
+        u64_at(&reply, 12) & (init::POSIX_LOCKS | init::FLOCK_LOCKS)
+    };
+    assert_eq!(offered(&mut guest, !(1 << 30)), 0);
+    assert_eq!(offered(&mut guest, 1 << 30), init::POSIX_LOCKS | init::FLOCK_LOCKS);
 }
 
 #[test]
