@@ -93,9 +93,14 @@ impl Container {
         // Until the container's mounts have them.
         let _files = Files::write(&id, &files)?;
         let name = id.clone();
-        let (shares, rootfs, spec) =
-            blocking(move || Ok((Shares::mount_for(&spec)?, Rootfs::mount(&name, &rootfs)?, spec)))
-                .await?;
+        let (shares, rootfs, spec) = blocking(move || {
+            let mut spec = spec;
+            let shares = Shares::mount_for(&spec)?;
+            let mut rootfs = Rootfs::mount(&name, &rootfs)?;
+            rootfs.number_disks(&mut spec.linux)?;
+            Ok((shares, rootfs, spec))
+        })
+        .await?;
         let cgroup = match Cgroup::create(&id, &spec.linux.resources) {
             Ok(cgroup) => Arc::new(cgroup),
             Err(error) => {

@@ -14,14 +14,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_agent_api::agent::{
-    RootFs,
-    root_fs::{Lower, Upper},
+use ampoule_agent_api::{
+    DISK_MAJOR,
+    agent::{
+        RootFs,
+        root_fs::{Lower, Upper},
+    },
 };
-use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
+use rustix::{
+    fs::{major, minor},
+    mount::{MountAttrFlags, UnmountFlags, unmount},
+};
 
 use crate::{
-    mount, pace,
+    mount,
+    oci::{DeviceRule, Linux},
+    pace,
     plan::{StepError, at, refuse},
 };
 
@@ -41,7 +49,7 @@ pub struct Rootfs {
     directory: PathBuf,
     /// In the order they were mounted.
     mounts: Vec<PathBuf>,
-    /// The disks written to, which must be free again; others may be shared by several containers.
+    /// The disks written to or passed on, which must be free again; others may be shared by several containers.
     disks: Vec<PathBuf>,
 }
 
@@ -77,6 +85,26 @@ impl Rootfs {
     /// Where what the container writes is kept, if that is beside its root.
     pub fn scratch(&self) -> PathBuf {
         self.directory.join("scratch")
+    }
+
+    /// Puts the numbers of disks in the place of their slots. They, too, must be free again in the end.
+    pub fn number_disks(&mut self, linux: &mut Linux) -> Result<(), StepError> {
+        for device in linux.devices.iter_mut().filter(|device| device.major == DISK_MAJOR) {
+            let slot = device.minor;
+            let path = disk(slot)?;
+            let number = fs::metadata(&path).map_err(at("device", path.display()))?.rdev();
+            (device.major, device.minor) = (major(number), minor(number));
+            let named = |rule: &&mut DeviceRule| {
+                (rule.major, rule.minor) == (Some(DISK_MAJOR.into()), Some(slot.into()))
+            };
+            for rule in linux.resources.devices.iter_mut().filter(named) {
+                (rule.major, rule.minor) = (Some(device.major.into()), Some(device.minor.into()));
+            }
+            if !self.disks.contains(&path) {
+                self.disks.push(path);
+            }
+        }
+        Ok(())
     }
 
     fn mount_lower(&mut self, name: &str, lower: &Lower) -> Result<(), StepError> {

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod container;
+mod device;
 mod egress;
 mod network;
 mod values;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{id::Id, pace::BOOT_TIMEOUT, paths::Paths, signal_name::Signal, timings::Format};
 pub use container::{CapabilityName, ContainerArgs, SecurityOption, Sysctl, Tmpfs, Ulimit};
+pub use device::DeviceOption;
 pub use egress::{Destination, Egress, Host, MAX_DESTINATIONS, is_elsewhere};
 pub use network::{NetworkArgs, NetworkChoice, Publish};
 pub use values::{ClockStart, Cpus, Memory, Seed};

@@ -7,6 +7,7 @@
 //! - [`rootfs`]: a root file system as disks; [`mountinfo`]: what is mounted where
 //! - [`network`]: a network namespace's interfaces as the guest's
 //! - [`share`]: directories and files of the host that a container sees as they are
+//! - [`device`]: disks of the host that a container is given
 //! - [`sandbox`]: one VM and the containers in it, owned by one task
 //! - [`vm`], [`kvm`]: the VMM process and its control socket; `/dev/kvm`
 //! - [`agent`]: the guest agent's calls, [`pace`]: how long they and other steps may take
@@ -38,6 +39,7 @@ pub mod config;
 pub mod control;
 mod cpus;
 pub mod daemon;
+pub mod device;
 pub mod error;
 pub mod event_loop;
 pub mod features;

@@ -38,9 +38,10 @@ use ampoule_vmm_api::config::MAX_DISKS;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
+    device::Device,
     image::{self, Dialect, ImageError, Marks, Store},
     mountinfo::erofs_image,
-    sandbox::{FIRST_DISK, Lower, RootFs, Sandbox, SandboxError, Upper},
+    sandbox::{DeviceDisk, FIRST_DISK, Lower, RootFs, Sandbox, SandboxError, Upper},
     vm::Disk,
 };
 use plan::{Kind, Layer, Plan, Writes};
@@ -107,7 +108,25 @@ impl Prepared {
             Upper::Kept(place) => Upper::Kept(slot(place)),
             upper @ (Upper::None | Upper::Tmpfs) => upper,
         };
-        RootFs { lowers: self.layout.lowers.iter().map(lower).collect(), upper }
+        let devices = self.layout.devices.iter();
+        let devices = devices.map(|disk| DeviceDisk { slot: slot(disk.slot), ..disk.clone() });
+        let lowers = self.layout.lowers.iter().map(lower).collect();
+        RootFs { lowers, upper, devices: devices.collect() }
+    }
+
+    /// Adds devices of the host.
+    pub fn with_devices(mut self, devices: Vec<Device>) -> Result<Self, RootFsError> {
+        for Device { file, read_only, entries } in devices {
+            let slot = add(&mut self.disks, "device", file, read_only);
+            self.layout.devices.push(DeviceDisk { slot, read_only, entries });
+        }
+        let (count, most) = (self.disks.len(), MAX_DISKS - usize::from(FIRST_DISK));
+        if count > most {
+            let reason =
+                format!("with its root file system it takes {count} disks, and a VM has {most}");
+            return Err(plan::refuse("linux.devices", reason));
+        }
+        Ok(self)
     }
 
     /// The disks for the boot of a VM, from slot `first` on, and the root file system they make.
@@ -207,7 +226,8 @@ impl Stack {
             );
             return Err(plan::refuse("mounts", reason));
         }
-        Ok(Prepared { disks: self.disks, layout: RootFs { lowers: self.lowers, upper } })
+        let layout = RootFs { lowers: self.lowers, upper, devices: Vec::new() };
+        Ok(Prepared { disks: self.disks, layout })
     }
 
     /// Layers that are one file system; but Docker's own is another in each container, and those below it are not.
@@ -265,12 +285,16 @@ impl Stack {
         self.lowers.push(Lower { slot, kind: Kind::Erofs.name().into(), devices: Vec::new() });
     }
 
-    /// Adds a disk and gives its place.
     fn disk(&mut self, what: &str, file: File, read_only: bool) -> u8 {
-        let place = u8::try_from(self.disks.len()).unwrap_or(u8::MAX);
-        self.disks.push(Disk { id: format!("{what}{place}"), read_only, file: file.into() });
-        place
+        add(&mut self.disks, what, file, read_only)
     }
+}
+
+/// Adds a disk and gives its place.
+fn add(disks: &mut Vec<Disk>, what: &str, file: File, read_only: bool) -> u8 {
+    let place = u8::try_from(disks.len()).unwrap_or(u8::MAX);
+    disks.push(Disk { id: format!("{what}{place}"), read_only, file: file.into() });
+    place
 }
 
 /// Opens an image file or a block device.

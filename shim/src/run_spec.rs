@@ -75,8 +75,23 @@ pub struct RunOptions {
     pub sysctls: Vec<Sysctl>,
     pub tmpfs: Vec<Tmpfs>,
     pub volumes: Vec<Volume>,
+    pub devices: Vec<BlockDevice>,
     /// Size of /dev/shm in bytes; [`SHM_SIZE`] if none is given.
     pub shm_size: Option<u64>,
+}
+
+/// A block device of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockDevice {
+    pub number: (i64, i64),
+    /// In the container.
+    pub path: String,
+    /// Of "rwm".
+    pub access: String,
+    /// Permission bits, owner and group of its node.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
 }
 
 /// Which system call filter.
@@ -120,6 +135,11 @@ pub fn run_spec(image: &ImageConfig, options: &RunOptions) -> Result<Spec, RunSp
     if !options.privileged && !options.open_system_paths {
         linux["maskedPaths"] = MASKED_PATHS.into();
         linux["readonlyPaths"] = READ_ONLY_PATHS.into();
+    }
+    if !options.devices.is_empty() {
+        // As docker has it: beside all devices of a host, those asked for are listed once more.
+        let times = if options.privileged { 2 } else { 1 };
+        linux["devices"] = options.devices.iter().flat_map(|d| vec![node(d); times]).collect();
     }
     Ok(serde_json::from_value(json!({
         "ociVersion": "1.1.0",
@@ -300,9 +320,16 @@ fn mounts(options: &RunOptions) -> Value {
     mounts.into()
 }
 
+fn node(device: &BlockDevice) -> Value {
+    let BlockDevice { number: (major, minor), path, mode, uid, gid, .. } = device;
+    json!({
+        "path": path, "type": "b", "major": major, "minor": minor, "fileMode": mode, "uid": uid, "gid": gid,
+    })
+}
+
 fn resources(options: &RunOptions) -> Value {
     let mut resources = json!({
-        "devices": if options.privileged { json!([{ "allow": true, "access": "rwm" }]) } else { devices(options.seeded) },
+        "devices": if options.privileged { json!([{ "allow": true, "access": "rwm" }]) } else { devices(options) },
         "memory": { "limit": options.memory },
         "pids": { "limit": options.pids_limit },
     });
@@ -314,7 +341,8 @@ fn resources(options: &RunOptions) -> Value {
 }
 
 /// Nodes of any device may be made; opened may be only the harmless ones.
-fn devices(seeded: bool) -> Value {
+fn devices(options: &RunOptions) -> Value {
+    let seeded = options.seeded;
     let allow = |kind: &str, major: Option<u32>, minor: Option<u32>, access: &str| {
         // The kernel's own random numbers are denied by their names: the agent would grant them to anybody.
         let own = seeded && matches!((kind, major, minor), ("c", Some(1), Some(8 | 9)));
@@ -327,8 +355,11 @@ fn devices(seeded: bool) -> Value {
         rule
     };
     let random = if seeded { "rw" } else { "rwm" };
-    json!([
-        { "allow": false, "access": "rwm" },
+    let given = options.devices.iter().map(|BlockDevice { number: (major, minor), access, .. }| {
+        json!({ "allow": true, "type": "b", "major": major, "minor": minor, "access": access })
+    });
+    let usual = [
+        json!({ "allow": false, "access": "rwm" }),
         allow("c", None, None, "m"),
         allow("b", None, None, "m"),
         // null, zero, full, random, urandom
@@ -342,7 +373,8 @@ fn devices(seeded: bool) -> Value {
         allow("c", Some(5), Some(1), "rwm"),
         allow("c", Some(5), Some(2), "rwm"),
         allow("c", Some(136), None, "rwm"),
-    ])
+    ];
+    usual.into_iter().chain(given).collect()
 }
 
 #[cfg(test)]

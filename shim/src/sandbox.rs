@@ -23,6 +23,7 @@ mod table;
 mod wire;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::Future,
     net::{IpAddr, SocketAddr},
@@ -38,6 +39,7 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
+    time::timeout,
 };
 
 use crate::{
@@ -54,6 +56,9 @@ pub use disks::{FIRST_DISK, GUEST_IMAGE, spare_disks};
 use owner::Input;
 pub use shares::SharesError;
 pub use table::Refused;
+
+/// How long a guest usually may take to write to disks that are kept.
+const WRITTEN: Duration = Duration::from_secs(10);
 
 /// RAM of a VM in MiB whose containers may use `limit` bytes: these, and for the guest kernel and agent 64 MiB and
 /// a sixteenth (its page tables and page descriptors grow with the memory). So a limit is met in the container,
@@ -188,12 +193,22 @@ pub struct ConsoleConfig {
     pub size: Option<(u16, u16)>,
 }
 
-/// Where a container's root file system lies.
+/// Where a container's root file system lies, and the disks it has besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootFs {
     /// Read-only file systems, top first. With none, the root is the disk of [`Upper::Kept`] itself.
     pub lowers: Vec<Lower>,
     pub upper: Upper,
+    pub devices: Vec<DeviceDisk>,
+}
+
+/// A block device of the host that a container was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceDisk {
+    pub slot: u8,
+    pub read_only: bool,
+    /// Which of `linux.devices` of its spec it takes the place of.
+    pub entries: Vec<usize>,
 }
 
 /// A read-only file system.
@@ -229,7 +244,21 @@ impl RootFs {
         };
         let lowers =
             self.lowers.iter().flat_map(|l| std::iter::once(&l.slot).chain(&l.devices).copied());
-        lowers.chain(upper).collect()
+        let devices = self.devices.iter().map(|device| device.slot);
+        lowers.chain(upper).chain(devices).collect()
+    }
+
+    /// By the place in `linux.devices`.
+    pub fn device_slots(&self) -> BTreeMap<usize, u8> {
+        let slots =
+            |disk: &DeviceDisk| disk.entries.iter().map(|&n| (n, disk.slot)).collect::<Vec<_>>();
+        self.devices.iter().flat_map(slots).collect()
+    }
+
+    /// Some of what is written outlives the sandbox. It is on the host when the container has been deleted, which must
+    /// then come before the end of the VM.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.upper, Upper::Kept(_)) || self.devices.iter().any(|device| !device.read_only)
     }
 }
 
@@ -545,6 +574,14 @@ impl Sandbox {
             tracing::warn!(%error, "the guest does not switch itself off");
         }
         self.ended().await
+    }
+
+    /// Ends the VM; where something is `kept`, after the guest has written that to the host's disks.
+    pub async fn end(&self, kept: bool) -> Arc<Death> {
+        if kept && timeout(self.pace().limit(WRITTEN), self.power_off()).await.is_err() {
+            tracing::warn!("the guest has not written its disks in time");
+        }
+        self.shutdown().await
     }
 
     /// The PID of its VMM on this host, while that is there.

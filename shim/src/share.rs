@@ -157,7 +157,7 @@ fn refusal(found: &Stat, kernels: Option<&str>) -> Option<(String, &'static str)
     match FileType::from_raw_mode(found.st_mode) {
         FileType::CharacterDevice | FileType::BlockDevice => refuse(
             "a device",
-            "leave it out: its number means one of the guest's own; of a disk, share a directory",
+            "leave it out: its number means one of the guest's own; a disk is for --device",
         ),
         FileType::Socket => {
             refuse("a socket", "leave it out: nobody of the host can be reached by it")

@@ -10,7 +10,7 @@ pub mod fields;
 mod labels;
 mod page;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Root, Spec};
 use serde_json::{Map, Value};
@@ -19,7 +19,7 @@ use crate::share;
 
 pub use decide::{decide, decide_resources};
 use decide::{is_nothing, keep_guests};
-pub use devices::left_out;
+pub use devices::{Wanted, block_devices, left_out};
 pub use page::page;
 
 /// Why a spec cannot be run.
@@ -65,6 +65,8 @@ pub struct Counterparts {
     pub binds: HashMap<String, String>,
     /// By the number of a mount in the spec: the number of the share that is bound.
     pub shares: HashMap<usize, u32>,
+    /// By the number of a device in the spec: the slot of the disk that takes its place.
+    pub disks: BTreeMap<usize, u8>,
     /// The process of the guest whose namespaces are joined where the caller names one by its path.
     pub namespaces_of: Option<u32>,
     /// The guest has the network of the sandbox: it is in the guest's own namespace.
@@ -100,7 +102,7 @@ pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
         share_network(namespaces)?;
     }
     if let Some(linux) = json.get_mut("linux") {
-        devices::replace(linux)?;
+        devices::replace(linux, &counterparts.disks)?;
     }
     Ok(serde_json::from_value(json)?)
 }

@@ -12,6 +12,7 @@
 //! - [`engine`]: a Podman or a Docker of a test's own
 //! - [`host_address`]: by which guests reach the host
 //! - [`screen`]: a terminal with its user
+//! - [`Disk`]: a block device of the host
 //! - [`skip`]: a test that cannot run here says why, and is counted
 //! - [`scaled`]: how much of something there is, every day and on demand
 
@@ -19,6 +20,7 @@ mod address;
 mod command;
 pub mod containerd;
 pub mod cri;
+mod disk;
 pub mod engine;
 mod footprint;
 mod memory;
@@ -35,6 +37,7 @@ pub use address::{host_address, no_passt};
 pub use command::{
     Ampoule, Detached, Outcome, Running, ampoule, detached, detached_with, program, run,
 };
+pub use disk::Disk;
 pub use footprint::Footprint;
 pub use memory::Memory;
 pub use runtime::Runtime;

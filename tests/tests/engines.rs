@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use ampoule_tests::{
-    Runtime,
+    Disk, Runtime,
     engine::{Engine, Kind},
     program,
     screen::Screen,
@@ -25,13 +25,13 @@ macro_rules! engine {
     };
 }
 
-engine!(runc_podman = Podman Runc: life foreground network pod);
-engine!(runc_docker = Docker Runc: life foreground network names compose);
+engine!(runc_podman = Podman Runc: life foreground network pod disk);
+engine!(runc_docker = Docker Runc: life foreground network names compose disk);
 engine!(runc_docker_26 = Docker26 Runc: network names);
-engine!(ampoule_podman = Podman Ampoule: life foreground network pod refusals);
-engine!(ampoule_docker = Docker Ampoule: life compose refusals);
+engine!(ampoule_podman = Podman Ampoule: life foreground network pod disk refusals);
+engine!(ampoule_docker = Docker Ampoule: life compose disk refusals);
 engine!(ampoule_docker_again = Docker Ampoule: foreground network names);
-engine!(ampoule_docker_26 = Docker26 Ampoule: network names);
+engine!(ampoule_docker_26 = Docker26 Ampoule: network names disk);
 
 /// A workload that ends by TERM with 43.
 const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";
@@ -216,6 +216,24 @@ fn pod(e: &Engine) {
     e.does(&["rm", "-f", "-t", "0", "web"]).ended_with(0);
     assert_eq!(e.inspect("other", "{{.State.Status}}"), "running");
     e.does(&["pod", "rm", "-f", "-t", "0", "pod"]).ended_with(0);
+}
+
+/// A block device of the host, for writing or for reading only; and, with it, no other.
+fn disk(e: &Engine) {
+    let disk = Disk::new();
+    let device = |access: &str| format!("{}:/dev/xvda{access}", disk.device);
+    let script = "mount -t ext4 /dev/xvda /mnt && cat /mnt/host && echo from the guest > /mnt/guest; umount /mnt; \
+        printf 'raw bytes' | dd of=/dev/xvda conv=notrunc 2>/dev/null; ls /dev/vd* /dev/loop* 2>/dev/null";
+    let options = ["--rm", "--cap-add", "SYS_ADMIN", "--device", &device("")];
+    let run = e.run(&[&options[..], &["alpine", "sh", "-c", script]].concat()).output();
+    assert_eq!(run.text(), "from the host", "{run:?}");
+    assert_eq!(disk.read("guest"), "from the guest");
+    assert_eq!(&disk.start()[..9], b"raw bytes");
+    let script = "head -c 9 /dev/xvda; echo; echo x > /dev/xvda || echo refused";
+    let options = ["--rm", "--device", &device(":r")];
+    let run = e.run(&[&options[..], &["alpine", "sh", "-c", script]].concat()).output();
+    assert_eq!(run.ended_with(0).text(), "raw bytes\nrefused");
+    assert_eq!(&disk.start()[..9], b"raw bytes");
 }
 
 /// An application of three services that call each other by name.

@@ -1,8 +1,8 @@
 //! Options of `run` that shape the container, as the container sees them.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
-use ampoule_tests::run;
+use ampoule_tests::{Disk, run};
 use tempfile::TempDir;
 
 /// What a shell script says in a container run with these options.
@@ -43,6 +43,41 @@ fn a_volume_of_its_own_is_no_part_of_the_roots_overlay() {
     let out = run(options).output().ended_with(1);
     assert_eq!(out.text(), "x86_64\nx");
     assert!(out.error().contains("Read-only file system"), "{}", out.error());
+}
+
+#[test]
+fn disks_of_the_host() {
+    let (disk, other) = (Disk::new(), Disk::new());
+    let options = [
+        "--cap-add",
+        "SYS_ADMIN",
+        "--device",
+        &format!("{}:/dev/xvda", disk.device),
+        "--device",
+        &format!("{}:/dev/disks/other:r", other.device),
+    ];
+    // The guest writes its caches out in the end.
+    let script = "mount -t ext4 /dev/xvda /mnt && cat /mnt/host && echo from the guest > /mnt/guest; \
+        dd if=/dev/disks/other bs=16M 2>/dev/null | wc -c; echo x 2>/dev/null > /dev/disks/other || echo refused; \
+        stat -c '%F %a' /dev/xvda; ls /dev/vd* /dev/loop* 2>/dev/null; true";
+    let said = says(&options, script);
+    let mode = fs::metadata(&disk.device).unwrap().permissions().mode() & 0o7777;
+    let expected = format!("from the host\n16777216\nrefused\nblock special file {mode:o}");
+    assert_eq!(said, expected);
+    assert_eq!(disk.read("guest"), "from the guest");
+    assert_eq!(disk.read("host"), "from the host");
+
+    let given = |device: &str| run(["--device", device, "alpine", "true"]).output();
+    disk.while_mounted(|| {
+        given(&disk.device).ended_with(125).says(&[
+            "disks",
+            &disk.device,
+            "is in use",
+            "read-only",
+        ]);
+    });
+    given("/dev/null").ended_with(125).says(&["--device /dev/null", "not a block device"]);
+    given("/dev/nosuch").ended_with(125).says(&["--device", "/dev/nosuch", "No such file"]);
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::{
 };
 
 use ampoule_tests::{
+    Disk,
     containerd::{BY_SHIM, Containerd, LIMIT, Runtime},
-    cri::{ContainerConfig, NamespaceOption, Pod, Streams},
+    cri::{ContainerConfig, Device, NamespaceOption, Pod, Streams},
     host, program, scaled,
 };
 
@@ -106,6 +107,7 @@ fn a_pod(containerd: &Containerd) {
     let side = pod.start("side", 1, 0, "cat /volume/file && exit 5");
     let ended = pod.exited(&side);
     assert_eq!((ended.exit_code, &*ended.reason), (5, "Error"));
+    a_block_volume(&pod);
     containerd.expects("out of memory of a member", || {
         let script = "dd if=/dev/zero of=/dev/null bs=200M count=1; sleep 2; exit 1";
         let hog = pod.start("hog", 0, 64 << 20, script);
@@ -121,6 +123,31 @@ fn a_pod(containerd: &Containerd) {
     assert_eq!(pod.exited(&web).exit_code, 137);
     pod.stop();
     pod.remove();
+}
+
+/// As the kubelet has a raw block volume; and gives it to the next container when one has ended.
+fn a_block_volume(pod: &Pod) {
+    let disk = Disk::new();
+    let with = |name: &str, permissions: &str, script: &str| {
+        let container_path = "/dev/block/data".into();
+        let device = Device {
+            container_path,
+            host_path: disk.device.clone(),
+            permissions: permissions.into(),
+        };
+        let config = pod.container_of(name, 0, 0, script);
+        let container = pod.start_this(ContainerConfig { devices: vec![device], ..config });
+        let code = pod.exited(&container).exit_code;
+        pod.remove_container(&container);
+        code
+    };
+    let write = "printf 'raw bytes' | dd of=/dev/block/data conv=notrunc && \
+        head -c 16777216 /dev/block/data | wc -c | grep -x 16777216";
+    assert_eq!(with("writer", "rwm", write), 0);
+    assert_eq!(&disk.start()[..9], b"raw bytes");
+    let read = "[ \"$(head -c 9 /dev/block/data)\" = 'raw bytes' ] && ! echo x > /dev/block/data && exit 7";
+    assert_eq!(with("reader", "r", read), 7);
+    assert_eq!(&disk.start()[..9], b"raw bytes");
 }
 
 fn a_pod_that_shares_processes(containerd: &Containerd) {

@@ -14,6 +14,10 @@ pub use generated::{agent, agent_ttrpc};
 /// Host vsock port that the agent dials when it is ready.
 pub const AGENT_PORT: u32 = 1024;
 
+/// The major number of a block device in a guest's spec that stands for a disk, by its slot for a minor one: the agent puts
+/// the numbers that the kernel has given it there. No device has so large a one.
+pub const DISK_MAJOR: u32 = 1 << 12;
+
 /// Where the agent puts the nth file of a request for a container.
 pub fn file_path(container: &str, n: usize) -> String {
     format!("{}/{n}", files_of(container))

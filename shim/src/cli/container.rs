@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 use clap::Args;
 use oci_spec::runtime::{Capability, PosixRlimitType};
 
-use super::{Memory, Volume, values::ValueError};
+use super::{DeviceOption, Memory, Volume, values::ValueError};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Container")]
@@ -47,6 +47,9 @@ pub struct ContainerArgs {
     /// sandbox's own scratch disk, not in the overlay that the rest of the root is
     #[arg(short, long, value_name = "[SOURCE:]DIR[:ro]")]
     pub volume: Vec<Volume>,
+    /// Give the container a disk of this host, as /dev/sdb:/dev/xvda; r for reading only
+    #[arg(long, value_name = "DISK[:PATH][:rwm]")]
+    pub device: Vec<DeviceOption>,
     /// Size of /dev/shm
     #[arg(long, value_name = "SIZE", default_value = "64m")]
     pub shm_size: Memory,

@@ -69,6 +69,10 @@ pub enum ValueError {
     NamedVolume,
     #[error("the only options of a volume are ro and rw")]
     VolumeOption,
+    #[error(
+        "must be a disk's absolute path, then the container's or the access (of r, w and m) or both, as in /dev/sdb:/dev/xvda:r"
+    )]
+    Device,
     #[error("must be none, user, or netns:PATH, as in netns:/run/netns/lab")]
     Network,
     #[error(

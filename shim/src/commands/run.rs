@@ -9,6 +9,7 @@ mod supervise;
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -24,9 +25,10 @@ use super::{
 };
 use crate::{
     budget::Budget,
-    cli::{ContainerArgs, Memory, RunArgs, SecurityOption},
+    cli::{ContainerArgs, DeviceOption, Memory, RunArgs, SecurityOption},
     config::ConfigError,
     control::{Container, Phase, Server},
+    device::{self, Device, DeviceError},
     error::{exit_code, tell},
     event_loop::event_loop,
     id::Id,
@@ -36,7 +38,7 @@ use crate::{
     paths::Paths,
     registry::{Claim, Ended, Record, Registry, RegistryError},
     rootfs::{self, Mount, RootFsError},
-    run_spec::{RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
+    run_spec::{BlockDevice, RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
         ContainerConfig, Created, Exit, FIRST_DISK, Fixed, HostFile, ProcessId, Sandbox,
         SandboxConfig, SandboxError, Stdio, Streams, vm_memory_mib,
@@ -70,6 +72,8 @@ pub enum RunError {
     Spec(#[from] RunSpecError),
     #[error(transparent)]
     Share(#[from] ShareError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     RootFs(#[from] RootFsError),
     #[error("the input is not a terminal")]
@@ -179,7 +183,7 @@ async fn run_async(
     let mut claim = Registry::new(&paths.state).claim(&name, record)?;
     // From here on signals are ours: what was begun is ended in order.
     let mut signals = Signals::listen().map_err(|e| RunError::Host("listen for signals", e))?;
-    let (sandbox, created) = tokio::select! {
+    let (sandbox, created, kept) = tokio::select! {
         biased;
         prepared = prepare(args, paths, &image, &name, (spec, shares, files), timings) => prepared?,
         signal = signals.end() => return Err(RunError::Interrupted(signal)),
@@ -211,7 +215,7 @@ async fn run_async(
         Supervised { sandbox: &sandbox, process: &process, signals: &mut signals, caps: &caps };
     let (exit, cap) = supervised.run(connected.outputs).await?;
     drop(connected.terminal);
-    let death = sandbox.shutdown().await;
+    let death = sandbox.end(kept).await;
     timings.ended(connected.first_byte.load(Ordering::Relaxed), death.exits);
     let mut ended = Ended::from(exit.clone());
     ended.reason = cap.map(|cap| format!("{cap} ({})", cap.option())).or(ended.reason);
@@ -308,12 +312,13 @@ async fn prepare(
     name: &Id,
     (spec, shares, files): (Spec, Vec<Share>, Vec<HostFile>),
     timings: &mut Timings,
-) -> Result<(Sandbox, Created), RunError> {
+) -> Result<(Sandbox, Created, bool), RunError> {
     let scratch = needs_scratch(&spec).then_some(args.scratch_size.0);
     let store = Store::open(&paths.store)?;
     let mounts = [Mount::image(&image.rootfs)];
-    let (disks, rootfs) =
-        rootfs::prepare(&store, &mounts, Path::new(""), scratch)?.from_slot(FIRST_DISK);
+    let prepared = rootfs::prepare(&store, &mounts, Path::new(""), scratch)?;
+    let (disks, rootfs) = prepared.with_devices(Device::all(&spec)?)?.from_slot(FIRST_DISK);
+    let kept = rootfs.is_kept();
     let boot_timeout = Duration::from_secs(args.boot_timeout.into());
     let network = network::connect(&args.network, Pace::of(boot_timeout)).await?;
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
@@ -353,7 +358,7 @@ async fn prepare(
         joins: None,
     };
     let created = sandbox.create_container(config).await?;
-    Ok((sandbox, created))
+    Ok((sandbox, created, kept))
 }
 
 fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
@@ -379,6 +384,7 @@ fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
         sysctls: args.container.sysctl.clone(),
         tmpfs: args.container.tmpfs.clone(),
         volumes: args.container.volume.clone(),
+        devices: args.container.device.iter().map(device).collect::<Result<_, _>>()?,
         shm_size: Some(args.container.shm_size.0),
         ..Default::default()
     };
@@ -391,6 +397,17 @@ fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {
         }
     }
     Ok(options)
+}
+
+fn device(option: &DeviceOption) -> Result<BlockDevice, RunError> {
+    let path = &option.source;
+    let found = fs::metadata(path).map_err(FileError::of("--device", path))?;
+    let Some(number) = device::number(&found) else {
+        return Err(DeviceError::NotBlock { path: path.clone() }.into());
+    };
+    let (path, access) = (option.path.clone(), option.access.clone());
+    let (mode, uid, gid) = (found.mode() & 0o7777, found.uid(), found.gid());
+    Ok(BlockDevice { number, path, access, mode, uid, gid })
 }
 
 fn seccomp_file(path: &Path) -> Result<SeccompChoice, RunError> {

@@ -127,6 +127,7 @@ fn run(error: &RunError) -> Facts {
         RunError::Registry(error) => registry(error),
         RunError::Spec(error) => spec(error),
         RunError::Share(error) => share(error),
+        RunError::Device(error) => Facts::at(Phase::Disks).of(error.object()),
         RunError::RootFs(error) => rootfs(error),
         RunError::NotATerminal => Facts::at(Phase::Options)
             .of("-t")

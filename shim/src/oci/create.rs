@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    device::{self, Device},
     hooks::Hooks,
     id::Id,
     image::Store,
@@ -30,6 +31,8 @@ use crate::{
 pub struct Parked {
     pub sandbox: Sandbox,
     pub created: Created,
+    /// What it writes to disks of the host is kept.
+    pub kept: bool,
 }
 
 /// Reads a bundle, whose path is absolute from then on.
@@ -78,8 +81,12 @@ pub fn plan(id: &str, mut bundle: Bundle, host: &Host) -> Result<Plan> {
 fn check(spec: &Spec, binds: &Binds, joins: bool) -> Result<()> {
     let own = binds.own.iter().cloned().collect();
     let shares = binds.shares.iter().map(|share| (share.mount, 0)).collect();
+    let devices = device::wanted(spec)?;
+    let disks =
+        devices.into_iter().flat_map(|device| device.entries).map(|entry| (entry, 0)).collect();
     let namespaces_of = joins.then_some(1);
-    let counterparts = Counterparts { binds: own, shares, namespaces_of, ..Default::default() };
+    let counterparts =
+        Counterparts { binds: own, shares, disks, namespaces_of, ..Default::default() };
     let checked = guest_spec(spec, &counterparts);
     checked.map(drop).map_err(|e| SandboxError::from(e).into())
 }
@@ -128,18 +135,20 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
         fsd,
     })
     .await?;
+    let kept = rootfs.is_kept();
     let created = sandbox.create_container(plan.container(rootfs, None)).await?;
-    Ok(Parked { sandbox, created })
+    Ok(Parked { sandbox, created, kept })
 }
 
 impl Plan {
-    /// Its root file system. Blocks.
+    /// Its root file system and its devices. Blocks.
     pub fn prepare(&self, host: &Host) -> Result<Prepared> {
         let store = Store::open(&host.paths.store).map_err(RootFsError::Convert)?;
         let store = store.with_snapshots(self.config.store.snapshots.0);
         let scratch =
             needs_scratch(&self.bundle.spec).then_some(self.config.sandbox.scratch_size.0);
-        Ok(rootfs::prepare(&store, &[], &self.bundle.root(), scratch)?)
+        let prepared = rootfs::prepare(&store, &[], &self.bundle.root(), scratch)?;
+        Ok(prepared.with_devices(Device::all(&self.bundle.spec)?)?)
     }
 
     /// With what was opened for it, once; it joins the namespaces of another container if it names some by path.

@@ -6,6 +6,7 @@ use std::{io, path::PathBuf};
 use crate::{
     config::ConfigError,
     control::ControlError,
+    device::DeviceError,
     hooks::HookError,
     network::NetworkError,
     rootfs::RootFsError,
@@ -38,6 +39,8 @@ pub enum OciError {
     Bundle(#[from] BundleError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     RootFs(#[from] RootFsError),
     #[error(transparent)]

@@ -48,6 +48,7 @@ fn an_overlay_is_one_disk_and_a_scratch_disk() {
     let expected = |lower_slot, upper_slot| RootFs {
         lowers: vec![lower(lower_slot, "erofs")],
         upper: Upper::Disk(upper_slot),
+        devices: Vec::new(),
     };
     assert_eq!(prepared.rootfs(&[9, 4]), expected(9, 4));
     assert_eq!(prepared.rootfs(&[9, 4]).slots(), [9, 4]);
@@ -149,12 +150,16 @@ fn an_image_that_is_written_to_has_one_user() {
     };
     let first = bench.prepare(&[ext4("rw")]);
     assert_eq!(disks(&first), [("upper0", false)]);
-    assert_eq!(first.rootfs(&[5]), RootFs { lowers: vec![], upper: Upper::Kept(5) });
+    assert_eq!(
+        first.rootfs(&[5]),
+        RootFs { lowers: vec![], upper: Upper::Kept(5), devices: Vec::new() }
+    );
     let again = prepare(&bench.store, &[ext4("rw")], Path::new(""), None).unwrap_err();
     assert!(matches!(again, RootFsError::InUse { .. }), "{again}");
     drop(first);
     let read_only = bench.prepare(&[ext4("ro")]);
-    let expected = RootFs { lowers: vec![lower(5, "ext4")], upper: Upper::None };
+    let expected =
+        RootFs { lowers: vec![lower(5, "ext4")], upper: Upper::None, devices: Vec::new() };
     assert_eq!((disks(&read_only), read_only.rootfs(&[5])), (vec![("lower0", true)], expected));
 }
 

@@ -207,7 +207,7 @@ impl Owner {
         let shares = self.shares.number(mem::take(&mut config.shares)).map_err(SandboxError::from);
         let prepared = shares.and_then(|shares| {
             let counterparts = self.counterparts(&config, &shares)?;
-            let devices = left_out(&config.spec)?;
+            let devices = left_out(&config.spec, &counterparts.disks)?;
             if !devices.is_empty() {
                 tracing::info!(container = %config.id, ?devices, "not in the VM, left out");
             }
@@ -262,6 +262,7 @@ impl Owner {
         Ok(Counterparts {
             binds: copies.chain(config.binds.clone()).collect(),
             shares: shares.by_mount(),
+            disks: config.rootfs.device_slots(),
             namespaces_of,
             network: self.has_network,
         })

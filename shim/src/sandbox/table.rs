@@ -26,7 +26,9 @@ pub enum Refused {
     Exists(ProcessId),
     #[error("{process}: {is}, not {wanted}")]
     State { process: ProcessId, is: &'static str, wanted: &'static str },
-    #[error("no free disk slot")]
+    #[error(
+        "no free disk: a VM has 16 and this one's are all in use; remove containers of its pod, or give this one fewer devices"
+    )]
     NoSlot,
 }
 

@@ -134,6 +134,7 @@ pub fn container(id: &str) -> ContainerConfig {
         rootfs: RootFs {
             lowers: vec![Lower { slot: 1, kind: "erofs".into(), devices: Vec::new() }],
             upper: Upper::Tmpfs,
+            devices: Vec::new(),
         },
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
         files: Vec::new(),

@@ -179,10 +179,14 @@ pub const FIELDS: &[Field] = &[
     row(
         "linux.devices[].path",
         Guest,
-        "devices every Linux has under the same numbers: null, zero, full, random, urandom, tty, kmsg, fuse, net/tun, loop-control; FIFOs; others are refused. Where `linux.resources.devices` allows all of them (`--privileged`) the list is that of the host, and the guest's own take its place: these, and loop0 to loop7",
+        "devices every Linux has under the same numbers: null, zero, full, random, urandom, tty, kmsg, fuse, net/tun, loop-control; FIFOs; block devices of the host become disks of the VM; others are refused. Where `linux.resources.devices` allows all of them (`--privileged`) the list is that of the host, and the guest's own take its place: these, and loop0 to loop7; a block device is passed in if it is listed twice, or at another path than the host's",
     ),
     row("linux.devices[].type", Guest, BY_KERNEL),
-    row("linux.devices[].major", Guest, BY_KERNEL),
+    row(
+        "linux.devices[].major",
+        Guest,
+        "of a disk that is passed in, the guest's takes its place, here and in `linux.resources.devices`",
+    ),
     row("linux.devices[].minor", Guest, BY_KERNEL),
     row("linux.devices[].fileMode", Guest, BY_KERNEL),
     row("linux.devices[].uid", Guest, BY_KERNEL),

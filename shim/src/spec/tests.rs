@@ -206,7 +206,7 @@ fn what_the_guest_has_of_its_own_takes_the_hosts_place() {
         binds: [("/pods/1/hosts".to_string(), "/run/files/0".to_string())].into(),
         shares: [(3, 5)].into(),
         namespaces_of: Some(42),
-        network: false,
+        ..Default::default()
     };
     let guest = serde_json::to_value(guest_spec(&spec, &counterparts).unwrap()).unwrap();
     assert_eq!(guest["mounts"][2]["source"], "/run/files/0");

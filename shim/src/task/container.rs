@@ -9,12 +9,7 @@ use std::{
 use containerd_shim_protos::api;
 
 use super::{error::TaskError, pod::Pod, process::Process};
-use crate::{
-    hooks::Hooks,
-    id::Id,
-    pace::Pace,
-    sandbox::{RootFs, Upper},
-};
+use crate::{hooks::Hooks, id::Id, pace::Pace, sandbox::RootFs};
 
 #[derive(Debug)]
 pub struct Container {
@@ -91,7 +86,7 @@ impl Container {
 
     /// What it writes is on a disk of the host when the agent has deleted it, and not before.
     pub fn is_kept(&self) -> bool {
-        self.place.get().is_some_and(|place| matches!(place.rootfs.upper, Upper::Kept(_)))
+        self.place.get().is_some_and(|place| place.rootfs.is_kept())
     }
 
     /// Its init for an empty exec id.

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     bootstrap::start::INIT_PID,
     config::{Config, SandboxSettings},
+    device::Device,
     hooks::Hooks,
     id::Id,
     image::Store,
@@ -200,7 +201,9 @@ fn parts(
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
     let store = store.with_snapshots(config.store.snapshots.0);
     let scratch = needs_scratch(&bundle.spec).then_some(config.sandbox.scratch_size.0);
+    let devices = Device::all(&bundle.spec)?;
     let prepared = rootfs::prepare(&store, &mounts, &bundle.root(), scratch)?;
+    let prepared = prepared.with_devices(devices)?;
     of_pod.bind_into(&mut bundle.spec);
     let binds = binds::binds(&bundle.spec)?;
     Ok(Parts { bundle, config, prepared, binds, hooks, ignored })

@@ -8,6 +8,7 @@ use super::{anchor::AnchorError, bundle::BundleError, stdio::StdioError};
 use crate::{
     agent::AgentError,
     cpus::CpusError,
+    device::DeviceError,
     error::chain_text,
     hooks::HookError,
     id::BadId,
@@ -62,6 +63,8 @@ pub enum TaskError {
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
     Hook(#[from] HookError),
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
@@ -79,6 +82,7 @@ impl TaskError {
             | Self::Id(_)
             | Self::Bundle(_)
             | Self::Share(_)
+            | Self::Device(_)
             | Self::Stdio(_)
             | Self::Network(NetworkError::Hosts | NetworkError::Refused { .. }) => {
                 Code::INVALID_ARGUMENT

@@ -18,6 +18,8 @@ pub enum NotHermetic {
     Privileged,
     #[error("--hermetic: --volume {0} would bring files of this host")]
     Volume(String),
+    #[error("--hermetic: --device {0} would bring a disk of this host")]
+    Device(String),
     #[error("--hermetic: --network {0} would bring what is not of this run")]
     Network(NetworkChoice),
     #[error("--hermetic: variable {0} would come from the environment here: write {0}=VALUE")]
@@ -34,6 +36,9 @@ pub fn check(args: &RunArgs) -> Result<(), RunError> {
     }
     if let Some(source) = args.container.volume.iter().find_map(|volume| volume.source.as_ref()) {
         return Err(NotHermetic::Volume(source.display().to_string()).into());
+    }
+    if let Some(device) = args.container.device.first() {
+        return Err(NotHermetic::Device(device.source.display().to_string()).into());
     }
     // Nor is the configuration's looked at.
     let network = args.network.choice();
@@ -73,6 +78,7 @@ mod tests {
             (&["-e", "A=1", "-e", "HOME"], "HOME=VALUE"),
             (&["--env-file", file], "FROM_HERE=VALUE"),
             (&["-v", "/srv:/srv:ro"], "--volume /srv"),
+            (&["--device", "/dev/sdb:r"], "--device /dev/sdb"),
             (&["--network", "user"], "--network user"),
         ] {
             assert_eq!(checked(options), Ok(()));

@@ -36,6 +36,7 @@ const DEVICES: [&str; 5] = [
     "virtio-blk: scratch",
 ];
 const NET: &str = "virtio-net";
+const DISK: &str = "virtio-blk: disk of this host";
 const SHARES: &str = "virtio-fs: files of this host";
 
 /// Digests are those of OCI: `sha256:` and 64 hexadecimal digits.
@@ -126,7 +127,8 @@ impl Receipt {
         let shares = args.container.volume.iter().any(|volume| volume.source.is_some());
         let network = args.network.choice();
         let connected = network != NetworkChoice::None;
-        let further = [(shares, SHARES), (connected, NET)];
+        let disk = !args.container.device.is_empty();
+        let further = [(disk, DISK), (shares, SHARES), (connected, NET)];
         let further = further.into_iter().filter_map(|(there, name)| there.then_some(name));
         let facts = Facts {
             ampoule: env!("CARGO_PKG_VERSION"),

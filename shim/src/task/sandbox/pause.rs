@@ -48,7 +48,7 @@ fn container(plan: &Plan) -> std::result::Result<ContainerConfig, RunSpecError> 
     Ok(ContainerConfig {
         id: plan.pod.first.clone(),
         spec,
-        rootfs: RootFs { lowers: vec![image], upper: Upper::None },
+        rootfs: RootFs { lowers: vec![image], upper: Upper::None, devices: Vec::new() },
         stdio: Stdio::default(),
         files: Vec::new(),
         binds: Vec::new(),
