@@ -148,6 +148,8 @@ const TYPE_HASH: u32 = 1;
 const TYPE_SOCKMAP: u32 = 15;
 /// Memory is taken for what is in a map only.
 const NO_PREALLOCATION: u32 = 1;
+/// How often a program is given to the kernel that says to try again, as libbpf does it.
+const LOADS: usize = 5;
 
 impl Program {
     pub fn load(kind: Kind, program: &[Instruction]) -> io::Result<Self> {
@@ -160,6 +162,13 @@ impl Program {
             attach_type,
             ..Default::default()
         };
+        // The kernel gives up looking at a program when a signal comes.
+        for _ in 1..LOADS {
+            match made(PROG_LOAD, &attributes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                loaded => return Ok(Self(loaded?, kind)),
+            }
+        }
         Ok(Self(made(PROG_LOAD, &attributes)?, kind))
     }
 
