@@ -146,7 +146,7 @@ pub fn run_spec(image: &ImageConfig, options: &RunOptions) -> Result<Spec, RunSp
         "hostname": hostname(&options.hostname),
         "root": { "path": "rootfs", "readonly": options.read_only },
         "process": process(image, options, &capabilities)?,
-        "mounts": mounts(options),
+        "mounts": mounts(image, options),
         "linux": linux,
     }))?)
 }
@@ -280,7 +280,7 @@ fn set(env: &mut Vec<String>, entry: &str) {
     }
 }
 
-fn mounts(options: &RunOptions) -> Value {
+fn mounts(image: &ImageConfig, options: &RunOptions) -> Value {
     let mount = |destination: &str, kind: &str, options: &[&str]| {
         let source = if kind == "cgroup2" { "cgroup" } else { kind };
         json!({ "destination": destination, "type": kind, "source": source, "options": options })
@@ -300,24 +300,45 @@ fn mounts(options: &RunOptions) -> Value {
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
     ];
+    let mut given = Vec::new();
     for tmpfs in &options.tmpfs {
         // Docker's defaults; what is given comes later and wins.
         let mut all = vec!["noexec", "nosuid", "nodev"];
         all.extend(tmpfs.options.iter().map(String::as_str));
-        mounts.push(mount(&tmpfs.destination, "tmpfs", &all));
+        given.push(mount(&tmpfs.destination, "tmpfs", &all));
     }
     for Volume { source, destination, read_only } in &options.volumes {
         let Some(source) = source else {
-            mounts.push(mount(destination, SCRATCH, &[]));
+            given.push(mount(destination, SCRATCH, &[]));
             continue;
         };
         let access = if *read_only { "ro" } else { "rw" };
-        mounts.push(json!({
+        given.push(json!({
             "destination": destination, "type": "bind", "source": source,
             "options": ["rbind", "rprivate", access],
         }));
     }
+    for volume in image.volumes.iter().filter(|volume| !is_kernels(volume)) {
+        let same = |path: &str| names(path).eq(names(volume));
+        let there = |mount: &Value| mount["destination"].as_str().is_some_and(same);
+        if !given.iter().any(there) {
+            let names: Vec<_> = names(volume).collect();
+            given.push(mount(&format!("/{}", names.join("/")), SCRATCH, &[]));
+        }
+    }
+    // What lies in another one comes after it, whoever asked for it.
+    given.sort_by_key(|mount| names(mount["destination"].as_str().unwrap_or_default()).count());
+    mounts.extend(given);
     mounts.into()
+}
+
+/// A path whose mount is the kernel's, whatever an image would have there.
+fn is_kernels(path: &str) -> bool {
+    names(path).next().is_none_or(|name| ["proc", "sys", "dev"].contains(&name))
+}
+
+fn names(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|name| !["", "."].contains(name))
 }
 
 fn node(device: &BlockDevice) -> Value {

@@ -1,8 +1,8 @@
 //! Options of `run` that shape the container, as the container sees them.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use ampoule_tests::{Disk, run};
+use ampoule_tests::{Disk, program, run};
 use tempfile::TempDir;
 
 /// What a shell script says in a container run with these options.
@@ -43,6 +43,26 @@ fn a_volume_of_its_own_is_no_part_of_the_roots_overlay() {
     let out = run(options).output().ended_with(1);
     assert_eq!(out.text(), "x86_64\nx");
     assert!(out.error().contains("Read-only file system"), "{}", out.error());
+}
+
+#[test]
+fn an_images_volumes_begin_with_its_content_beside_a_read_only_root() {
+    let folder = TempDir::new().unwrap();
+    let layout = format!("{}/image", folder.path().display());
+    let archive = std::env::var("AMPOULE_ALPINE_ARCHIVE").expect("see tests/run");
+    for line in [
+        format!("skopeo --insecure-policy copy --quiet oci-archive:{archive} oci:{layout}:1"),
+        format!("umoci config --image {layout}:1 --config.volume /etc/apk --config.volume /new"),
+    ] {
+        let mut words = line.split(' ');
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
+        program(command).output().ended_with(0);
+    }
+    let script = "cat /etc/apk/arch; touch /etc/apk/x /new/x && ls /new; touch /x";
+    let image = format!("oci:{layout}:1");
+    let out = run(["--read-only", &image, "sh", "-c", script]).output().ended_with(1);
+    assert_eq!(out.text(), "x86_64\nx");
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub struct ContainerArgs {
     #[arg(long, value_name = "DIR[:OPTIONS]")]
     pub tmpfs: Vec<Tmpfs>,
     /// Share a directory or a file of this host with the container, ro for reading only; or DIR alone: a directory of the
-    /// sandbox's own scratch disk, not in the overlay that the rest of the root is
+    /// sandbox's own scratch disk, not in the overlay that the rest of the root is, as the image's own volumes are
     #[arg(short, long, value_name = "[SOURCE:]DIR[:ro]")]
     pub volume: Vec<Volume>,
     /// Give the container a disk of this host, as /dev/sdb:/dev/xvda; r for reading only

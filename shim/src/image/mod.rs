@@ -75,7 +75,7 @@ pub struct Image {
     pub config: ImageConfig,
 }
 
-/// The part of the OCI image configuration a run obeys. Labels, volumes and ports stay behind.
+/// The part of the OCI image configuration a run obeys. Labels and ports stay behind.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {
     #[serde(default)]
@@ -94,6 +94,9 @@ pub struct ImageConfig {
     /// As written in the image: `SIGQUIT`, `QUIT` or a number.
     #[serde(default)]
     pub stop_signal: Option<String>,
+    /// Directories that are not to be part of the root file system.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
 }
 
 impl ImageConfig {

@@ -271,6 +271,7 @@ fn run_config(image: &ImageConfiguration) -> ImageConfig {
         entrypoint: config.entrypoint().clone().unwrap_or_default(),
         cmd: config.cmd().clone().unwrap_or_default(),
         env: config.env().clone().unwrap_or_default(),
+        volumes: config.volumes().clone().unwrap_or_default(),
         user: config.user().clone().unwrap_or_default(),
         working_dir: config.working_dir().clone().unwrap_or_default(),
         stop_signal: config.stop_signal().clone(),

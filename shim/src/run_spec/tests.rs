@@ -201,3 +201,31 @@ fn an_exec_is_as_the_first_process_but_for_what_is_said() {
     let relative = ExecRequest { workdir: Some("tmp".into()), ..Default::default() };
     assert!(matches!(exec_process(first, relative), Err(RunSpecError::Workdir(_))));
 }
+
+#[test]
+fn an_images_volumes_lie_on_the_scratch_disk_unless_something_else_is_there() {
+    let volumes = ["/data/", "/srv/www", "/sys/fs/cgroup", "logs", "/"].map(String::from).into();
+    let image = ImageConfig { volumes, ..image() };
+    let options = RunOptions {
+        volumes: ["/host:/srv/./www", "/host:/data/sub"].map(|v| v.parse().unwrap()).into(),
+        tmpfs: vec!["/data/sub/tmp".parse().unwrap()],
+        read_only: true,
+        ..Default::default()
+    };
+    let spec = run_spec(&image, &options).unwrap();
+    assert!(crate::spec::needs_scratch(&spec));
+    let mounts = spec.mounts().iter().flatten().skip(7);
+    let mounts: Vec<_> = mounts
+        .map(|mount| (mount.destination().to_str().unwrap(), mount.typ().as_deref().unwrap()))
+        .collect();
+    assert_eq!(
+        mounts,
+        [
+            ("/data", SCRATCH),
+            ("/logs", SCRATCH),
+            ("/srv/./www", "bind"),
+            ("/data/sub", "bind"),
+            ("/data/sub/tmp", "tmpfs"),
+        ]
+    );
+}

@@ -37,7 +37,7 @@ fn all_of_the_config_that_a_run_obeys_is_read() {
     let layout = TestLayout::new();
     let config = json!({
         "User": "app:grp", "WorkingDir": "/w", "StopSignal": "SIGQUIT", "Entrypoint": ["/e"],
-        "Cmd": null, "Env": ["A=b"], "Labels": {"x": "y"}, "ExposedPorts": {"80/tcp": {}},
+        "Cmd": null, "Env": ["A=b"], "Volumes": {"/v": {}}, "Labels": {"x": "y"}, "ExposedPorts": {"80/tcp": {}},
     });
     let config = layout.config("amd64", &[Digest::of(&tar())], config);
     let image = layout.manifest(&config, &[layout.blob(LAYER, &tar())]);
@@ -50,6 +50,7 @@ fn all_of_the_config_that_a_run_obeys_is_read() {
         user: "app:grp".into(),
         working_dir: "/w".into(),
         stop_signal: Some("SIGQUIT".into()),
+        volumes: vec!["/v".into()],
     };
     assert_eq!(config, expected);
 }
