@@ -113,6 +113,14 @@ impl Engine {
         program(command)
     }
 
+    /// What the runtime is called in `--runtime`.
+    pub fn runtime_name(&self) -> String {
+        match self.kind {
+            Kind::Podman | Kind::Docker => self.runtime.name().into(),
+            Kind::Docker26 => format!("io.containerd.{}.v2", self.runtime.name()),
+        }
+    }
+
     /// `podman ARGS...` or `docker ARGS...`
     pub fn call(&self, args: &[&str]) -> Ampoule {
         match self.kind {
@@ -140,11 +148,9 @@ impl Engine {
 
     pub fn run_with_network(&self, network: &str, args: &[&str]) -> Ampoule {
         let mut all = vec!["run", "--network", network];
-        let of_containerd = format!("io.containerd.{}.v2", self.runtime.name());
-        match self.kind {
-            Kind::Podman => {}
-            Kind::Docker => all.extend(["--runtime", self.runtime.name()]),
-            Kind::Docker26 => all.extend(["--runtime", &of_containerd]),
+        let runtime = self.runtime_name();
+        if self.kind != Kind::Podman {
+            all.extend(["--runtime", &runtime]);
         }
         self.call(&[&all, args].concat())
     }

@@ -31,6 +31,8 @@ use crate::spec::decide_resources;
 
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
+/// containerd's namespace of Docker, which looks for the pids of a task among the processes of the host.
+const DOCKERS: &str = "moby";
 
 /// The services by name, for [`ttrpc::r#async::Server::register_service`]: these two, and those beside them.
 pub fn services(tasks: Arc<Tasks>) -> HashMap<String, Service> {
@@ -101,7 +103,11 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let container = self.0.table.get(&request.id)?;
-        Ok(PidsResponse { processes: pids(&container).await?, ..Default::default() })
+        let processes = match self.0.config.namespace.as_str() {
+            DOCKERS => on_host(&container),
+            _ => pids(&container).await?,
+        };
+        Ok(PidsResponse { processes, ..Default::default() })
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
@@ -227,16 +233,19 @@ fn state(container: &Container, process: &Process) -> StateResponse {
     }
 }
 
+fn on_host(container: &Container) -> Vec<ProcessInfo> {
+    vec![ProcessInfo { pid: container.pid(), ..Default::default() }]
+}
+
 /// The guest's processes, by their pids there. containerd takes a task without any for one that is lost, so
 /// one that has ended, or is about to, still has its process on the host.
 async fn pids(container: &Container) -> Result<Vec<ProcessInfo>> {
-    let own = || vec![ProcessInfo { pid: container.pid(), ..Default::default() }];
     if container.init.status().is_over() {
-        return Ok(own());
+        return Ok(on_host(container));
     }
     let found = container.pod()?.sandbox.pids(&container.id).await?;
     if found.processes.is_empty() {
-        return Ok(own());
+        return Ok(on_host(container));
     }
     let info = found.processes.into_iter().map(|process| {
         let mut info = ProcessInfo { pid: process.pid, ..Default::default() };
