@@ -56,7 +56,7 @@ pub fn features() -> Value {
             "cgroup": {
                 "v1": false,
                 "v2": true,
-                "systemd": false,
+                "systemd": true,
                 "systemdUser": false,
                 "rdma": is_enforced("linux.resources.rdma"),
             },

@@ -5,7 +5,7 @@
 //! - [`create`]: from a bundle to a container in a VM, parked before its workload
 //! - [`keeper`]: the process that stands for a container, [`exec`]: and for a further process in it
 //! - [`place`], [`pod`]: the VM of its own that a container has, or shares with those whose namespaces it joins
-//! - [`cgroup`], [`console`], [`pid_file`]: what it has of its caller
+//! - [`cgroup`], [`systemd`], [`console`], [`pid_file`]: what it has of its caller
 //! - [`namespaces`], [`network`], [`view`]: what is found by who looks at that process instead of the container
 //! - [`verbs`], [`events`]: the short-lived others, clients of the keeper's socket
 //! - [`error`], [`log`]: what is printed when something is wrong, in the words callers look for
@@ -30,6 +30,7 @@ mod network;
 mod pid_file;
 mod place;
 mod pod;
+mod systemd;
 mod verbs;
 mod view;
 
@@ -58,6 +59,8 @@ struct Host {
     paths: Paths,
     containers: Containers,
     log: Log,
+    /// Cgroups are systemd's to make.
+    systemd_cgroup: bool,
 }
 
 /// Whether a command line, the program's name first, is one for an OCI runtime.
@@ -99,7 +102,8 @@ pub fn main(words: &[OsString]) -> u8 {
     let paths = Paths::new(&Environment::current());
     let root = cli.global.root.unwrap_or_else(|| root(&paths));
     let log = Log::new(cli.global.log, cli.global.log_format);
-    let host = Arc::new(Host { containers: Containers::new(&root), paths, log });
+    let systemd_cgroup = cli.global.systemd_cgroup;
+    let host = Arc::new(Host { containers: Containers::new(&root), paths, log, systemd_cgroup });
     let (verb, failure) = (cli.command.name(), cli.command.failure());
     let done = match cli.command {
         Command::Create(args) => keeper::create(&args, &host),

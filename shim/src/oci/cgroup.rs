@@ -1,28 +1,47 @@
 //! The cgroup on the host that a container's specification names: the keeper and the VM are in it, so that whoever looks
 //! there finds what the sandbox uses. Its limits are not set: those are met in the guest.
 //!
-//! Only with cgroup v2, and where we may: systemd's names of cgroups, which have colons, are for it to make.
+//! Only with cgroup v2, and where we may. With `--systemd-cgroup` the specification has `SLICE:PREFIX:NAME`, and it is
+//! systemd that makes `PREFIX-NAME.scope` of it and puts the keeper there: `systemd.rs`.
 
 use std::{
     fs,
     fs::File,
     io,
     path::{Component, Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use oci_spec::runtime::Spec;
 
-use super::{OciError, Result};
+use super::{OciError, Result, systemd::Scope};
 
 const ROOT: &str = "/sys/fs/cgroup";
 const KVM: &str = "/dev/kvm";
+/// How long systemd may take to make a scope.
+const ARRIVAL: Duration = Duration::from_secs(10);
+const TICK: Duration = Duration::from_millis(5);
 
 /// Makes the cgroup and enters it; gives its folder. To be left with [`remove`].
-pub fn enter(spec: &Spec) -> Result<Option<PathBuf>> {
+pub fn enter(spec: &Spec, systemd: bool) -> Result<Option<PathBuf>> {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-    let Some(folder) = path.and_then(|path| folder(Path::new(ROOT), path)) else { return Ok(None) };
+    let Some(path) = path.filter(|_| is_unified(Path::new(ROOT))) else { return Ok(None) };
     let before = current().map_err(|e| OciError::Host("find the own cgroup", e))?;
-    let entered = fs::create_dir_all(&folder).and_then(|()| join(&folder));
+    let (folder, entered) = match systemd {
+        // For an ordinary user it would be another systemd's to make.
+        true if !is_root() => return Ok(None),
+        true => {
+            let scope = Scope::parse(path)?;
+            scope.enter()?;
+            (Path::new(ROOT).join(scope.path()), arrive(&scope.path()))
+        }
+        false => {
+            let Some(folder) = folder(Path::new(ROOT), path) else { return Ok(None) };
+            let entered = fs::create_dir_all(&folder).and_then(|()| join(&folder));
+            (folder, entered)
+        }
+    };
     match entered {
         // That of a Podman pod filters devices, and what is below it too.
         Ok(()) if Path::new(KVM).exists() && is_refused(File::open(KVM)) => {
@@ -46,6 +65,26 @@ fn join(folder: &Path) -> io::Result<()> {
     fs::write(folder.join("cgroup.procs"), "0")
 }
 
+/// Root of the host, not of a user namespace.
+fn is_root() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    rustix::process::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Waits until systemd has put us there.
+fn arrive(path: &Path) -> io::Result<()> {
+    let end = Instant::now() + ARRIVAL;
+    // There may be more above it: systemd's own cgroup, where that runs in a container.
+    while !current()?.ends_with(path) {
+        if Instant::now() > end {
+            let late = "systemd did not put this process there in time";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+        }
+        thread::sleep(TICK);
+    }
+    Ok(())
+}
+
 fn is_refused(opened: io::Result<File>) -> bool {
     opened.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
 }
@@ -57,8 +96,12 @@ fn current() -> io::Result<PathBuf> {
     Ok(Path::new(ROOT).join(path.trim_start_matches('/')))
 }
 
+fn is_unified(root: &Path) -> bool {
+    root.join("cgroup.controllers").exists()
+}
+
 fn folder(root: &Path, path: &Path) -> Option<PathBuf> {
-    if !root.join("cgroup.controllers").exists() || path.to_str()?.contains(':') {
+    if path.to_str()?.contains(':') {
         return None;
     }
     let names = path.components().filter(|part| !matches!(part, Component::RootDir));
@@ -86,8 +129,9 @@ mod tests {
     fn a_path_is_below_the_root_or_not_ours() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
-        assert_eq!(folder(root, Path::new("/a")), None, "cgroup v1");
+        assert!(!is_unified(root));
         fs::write(root.join("cgroup.controllers"), "").unwrap();
+        assert!(is_unified(root));
         for (path, found) in [
             ("/libpod_parent/libpod-1", Some("libpod_parent/libpod-1")),
             ("a", Some("a")),

@@ -36,7 +36,7 @@ pub struct Global {
     pub log: Option<PathBuf>,
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-    /// Accepted: cgroups of a sandbox are those of its guest
+    /// The path of a cgroup is SLICE:PREFIX:NAME, for systemd to make a scope of
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Accepted; AMPOULE_LOG chooses what is logged

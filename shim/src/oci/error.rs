@@ -61,6 +61,8 @@ pub enum OciError {
     #[error(transparent)]
     Answered(ControlError),
     #[error("{0}")]
+    Systemd(String, #[source] io::Error),
+    #[error("{0}")]
     Host(&'static str, #[source] io::Error),
     #[error("interrupted")]
     Interrupted,

@@ -103,7 +103,7 @@ async fn keep(
 ) -> Result<u8> {
     let mut claim = host.containers.claim(record(&args.id, &plan))?;
     if manner.kept {
-        claim.cgroup(cgroup::enter(&plan.bundle.spec)?);
+        claim.cgroup(cgroup::enter(&plan.bundle.spec, host.systemd_cgroup)?);
     }
     let has_terminal = plan.bundle.terminal();
     // From here on signals are ours: what was begun is ended in order.
