@@ -2,7 +2,8 @@
 //! user or of root. Pure: the environment is an argument.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +12,7 @@ use std::{
 pub struct Environment {
     /// This program's file.
     pub exe: PathBuf,
-    /// Effective user id.
+    /// Effective user id; 0 is root of this host, or of a container that is one's whole system.
     pub uid: u32,
     pub root: Option<OsString>,
     pub vmm: Option<OsString>,
@@ -32,7 +33,11 @@ impl Environment {
         let var = |name| std::env::var_os(name).filter(|v| !v.is_empty());
         Self {
             exe: std::env::current_exe().unwrap_or_default(),
-            uid: rustix::process::geteuid().as_raw(),
+            uid: user(
+                rustix::process::geteuid().as_raw(),
+                &fs::read_to_string("/proc/self/uid_map").unwrap_or_default(),
+                var("XDG_RUNTIME_DIR").as_deref(),
+            ),
             root: var("AMPOULE_ROOT"),
             vmm: var("AMPOULE_VMM"),
             fsd: var("AMPOULE_FSD"),
@@ -45,6 +50,18 @@ impl Environment {
             auth_file: var("REGISTRY_AUTH_FILE"),
             docker_config: var("DOCKER_CONFIG"),
         }
+    }
+}
+
+/// Whose folders are meant. Who is root in a user namespace and has the runtime folder of an ordinary user is that one, as
+/// Podman without root's help is (user_namespaces(7), /proc/[pid]/uid_map).
+fn user(uid: u32, map: &str, runtime: Option<&OsStr>) -> u32 {
+    let mut root =
+        map.lines().map(str::split_whitespace).filter(|line| line.clone().next() == Some("0"));
+    let outside = root.next().and_then(|mut line| line.nth(1)?.parse().ok());
+    match (uid, outside, runtime) {
+        (0, Some(outside), Some(runtime)) if runtime != "/run/user/0" => outside,
+        _ => uid,
     }
 }
 
@@ -136,6 +153,26 @@ mod tests {
         assert_eq!(paths.vmm, Path::new("/usr/local/bin/ampoule-vmm"));
         assert_eq!(paths.kernel, Path::new("/usr/local/share/ampoule/vmlinux"));
         assert_eq!(paths.guest, Path::new("/usr/local/share/ampoule/guest.erofs"));
+    }
+
+    #[test]
+    fn root_of_a_user_namespace_is_who_made_it_unless_it_is_a_whole_system() {
+        let (whole, podmans) = ("         0          0 4294967295\n", "0 1000 1\n1 100000 65536\n");
+        for (uid, map, runtime, expected) in [
+            (0, whole, None, 0),
+            (0, whole, Some("/run/user/0"), 0),
+            (0, podmans, Some("/run/user/1000"), 1000),
+            (0, "0 100000 65536\n", None, 0),
+            (0, "0 100000 65536\n", Some("/run/user/0"), 0),
+            (1000, whole, Some("/run/user/1000"), 1000),
+            (1000, "", None, 1000),
+        ] {
+            assert_eq!(
+                user(uid, map, runtime.map(OsStr::new)),
+                expected,
+                "{uid} {map} {runtime:?}"
+            );
+        }
     }
 
     #[test]
