@@ -68,6 +68,7 @@ fn live() -> Result<(), StepError> {
         let sandbox = Arc::new(Sandbox {
             reaper,
             containers: Registry::default(),
+            networks: Default::default(),
             shutdown: Default::default(),
         });
         ports::mark(Mark::Hello);

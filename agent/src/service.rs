@@ -39,6 +39,7 @@ const SIGNALS: std::ops::RangeInclusive<u32> = 0..=64;
 pub struct Sandbox {
     pub reaper: Reaper,
     pub containers: Registry<Container>,
+    pub networks: network::Told,
     /// Somebody asked to switch the VM off.
     pub shutdown: Notify,
 }
@@ -76,7 +77,7 @@ impl Agent for Service {
             "" => None,
             id => Some(self.container(id)?.pid()),
         };
-        let sockets = network::configure(&req, process).map_err(Error::from)?;
+        let sockets = self.0.networks.configure(&req, process).map_err(Error::from)?;
         if let Some(sockets) = sockets {
             let stream = stdio::dial(req.resolver_port).await.map_err(Error::from)?;
             let served = stream.map_or(Ok(()), |stream| sockets.serve(stream));
@@ -233,7 +234,10 @@ impl Agent for Service {
             }
             let (held, container) = sandbox.containers.take(&id).ok_or_else(none)?;
             match container.delete().await {
-                Ok(()) => Ok(Empty::new()),
+                Ok(()) => {
+                    sandbox.networks.forget(&id);
+                    Ok(Empty::new())
+                }
                 Err(error) => {
                     held.put(container);
                     Err(error)

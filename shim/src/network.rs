@@ -9,11 +9,11 @@
 //! ```
 //!
 //! No bridge is made and no address is changed: the namespace's own IP sees none of the frames, and whoever looks into it
-//! finds what was configured. The guest is told of it once: at its boot, or, where an engine configures it only when the
-//! container has been created (`ctr run --cni`), before that is started ([`Late`]).
+//! finds what was configured. The guest is told of it at its boot, and from then on of what changes ([`follow`]).
 //!
 //! - [`found`]: what there is, and what the guest is told of it
 //! - [`tap`], [`redirect`]: how frames get to it
+//! - [`follow`]: what comes and goes while it runs
 //! - [`resolver`]: Docker's DNS, which frames do not reach
 //! - [`loopback`]: connections from within the namespace, which are no frames
 //! - [`user`], [`private`], [`passt`]: a network that nobody has made, for `ampoule run`
@@ -22,6 +22,7 @@
 //! [`Network::join`] does all of it; what it has changed is undone when [`Joined`] is dropped.
 
 mod egress;
+mod follow;
 mod found;
 mod loopback;
 mod passt;
@@ -46,11 +47,12 @@ use ampoule_agent_api::{agent::ConfigureNetworkRequest, netlink::Netlink};
 use ampoule_vmm_api::{NetConfig, RateLimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+pub use follow::{Change, Changes};
 use found::Found;
+pub use found::Link;
 pub use loopback::Loopback;
 pub use redirect::Joined;
 pub use resolver::{ADDRESS as LISTED_DNS, Resolver};
-use tap::Tap;
 pub use user::DNS;
 
 /// Why a guest cannot be given a network.
@@ -74,12 +76,16 @@ pub enum NetworkError {
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
+/// Network devices besides those that a guest has from its boot on, for interfaces that come later. Each costs the boot a
+/// look into an empty window.
+const SPARE: u8 = 2;
+
 /// What a sandbox is booted with.
 #[derive(Debug)]
 pub struct Network {
     /// For the agent.
     pub request: ConfigureNetworkRequest,
-    /// In the same order as there.
+    /// In the same order as there, then those for what comes later.
     pub nets: Vec<Net>,
     /// To be kept as long as the VM runs.
     pub joined: Joined,
@@ -96,99 +102,44 @@ pub struct Net {
 }
 
 impl Network {
-    /// Joins a guest that is yet to be booted to a namespace. `None` if that has loopback alone. Blocks, for milliseconds.
-    pub fn join(namespace: &File) -> Result<Option<Self>> {
-        if is_own(namespace).map_err(looked)? {
+    /// Joins a guest that is yet to be booted to a namespace, with spare devices as far as there is room for so many. Blocks,
+    /// for milliseconds.
+    pub fn join(namespace: &File, room: u8) -> Result<Self> {
+        if is_own(namespace).map_err(|e| NetworkError::Host("look at the network namespace", e))? {
             return Err(NetworkError::Hosts);
         }
-        inside(namespace, Self::join_own)
+        inside(namespace, || Self::join_own(room))
     }
 
     /// Likewise, in the namespace of this thread.
-    fn join_own() -> Result<Option<Self>> {
+    fn join_own(room: u8) -> Result<Self> {
         let mut netlink = netlink()?;
+        // What changes from here on is not missed.
+        let changes = Changes::listen()?;
         let found = Found::look(&mut netlink)?;
-        let links = found.links()?;
-        if links.is_empty() {
-            return Ok(None);
-        }
+        let links = found.links(&[]).collect::<Result<Vec<_>>>()?;
         let request = found.request(&links);
-        let mut joined = Joined::new(netlink);
-        let nets = links.iter().map(|link| {
+        let mut joined = Joined::new(netlink, Some(changes));
+        let joined_links = links.into_iter().map(|link| {
             let tap = tap::make(&link.name)?;
-            joined.join(link, &tap.name)?;
-            Ok(Net { config: config(link.mac, link.mtu), tap: tap.fd })
+            let config = config(Some(&link));
+            joined.add(tap.name, Some(link))?;
+            Ok(Net { config, tap: tap.fd })
         });
-        let nets = nets.collect::<Result<_>>()?;
-        Ok(Some(Self { request, nets, joined, resolver: Resolver::find(), of_first: false }))
-    }
-}
-
-/// The taps of network devices that a guest has had from its boot for what comes later, by their names.
-#[derive(Clone, Debug, Default)]
-pub struct Spares(Vec<String>);
-
-/// Makes some in a namespace that has loopback alone yet. Until they are used they are down.
-pub fn spare(namespace: &File, count: u8) -> Result<(Vec<Net>, Spares)> {
-    let taps = || (0..count).map(|_| tap::make("to come")).collect::<Result<Vec<_>>>();
-    let taps = inside(namespace, taps)?;
-    let names = taps.iter().map(|tap| tap.name.clone()).collect();
-    let net =
-        |(number, tap): (u8, Tap)| Net { config: config(spare_mac(number), u16::MAX), tap: tap.fd };
-    Ok(((0..).zip(taps).map(net).collect(), Spares(names)))
-}
-
-/// By which the guest finds a device before it is told what it is.
-fn spare_mac(number: u8) -> [u8; 6] {
-    [2, 0, 0, 0, 0xff, number]
-}
-
-/// What a guest is given after its boot: see [`Network`]. Its devices are the first of the spare ones.
-#[derive(Debug)]
-pub struct Late {
-    pub request: ConfigureNetworkRequest,
-    pub nets: Vec<NetConfig>,
-    pub joined: Joined,
-    pub resolver: Option<Resolver>,
-}
-
-impl Late {
-    /// Joins a guest to what a namespace has got since the boot, if anything. The host's own is left alone.
-    pub fn join(namespace: &File, spares: &Spares) -> Result<Option<Self>> {
-        match is_own(namespace).map_err(looked)? {
-            true => Ok(None),
-            false => inside(namespace, || Self::join_own(spares)),
+        let mut nets = joined_links.collect::<Result<Vec<_>>>()?;
+        for _ in nets.len()..usize::from(room).min(nets.len() + usize::from(SPARE)) {
+            let tap = tap::make("to come")?;
+            joined.add(tap.name, None)?;
+            nets.push(Net { config: config(None), tap: tap.fd });
         }
+        let resolver = joined.changes.as_mut().and_then(Changes::resolver);
+        Ok(Self { request, nets, joined, resolver, of_first: false })
     }
 
-    fn join_own(Spares(taps): &Spares) -> Result<Option<Self>> {
-        let mut netlink = netlink()?;
-        let found = Found::look(&mut netlink)?;
-        let links = found.links()?;
-        if links.is_empty() {
-            return Ok(None);
-        }
-        if let Some(link) = links.get(taps.len()) {
-            let why = format!(
-                "it came after the VM was booted, which has room for {} then; let who boots it find it there: \
-                 a CRI pod, a hook createRuntime, or a namespace with a path",
-                taps.len()
-            );
-            return Err(NetworkError::Refused { name: link.name.clone(), why });
-        }
-        let mut request = found.request(&links);
-        for (number, interface) in (0..).zip(&mut request.interfaces) {
-            interface.device = spare_mac(number).into();
-        }
-        let mut joined = Joined::new(netlink);
-        links.iter().zip(taps).try_for_each(|(link, tap)| joined.join(link, tap))?;
-        let nets = links.iter().map(|link| config(link.mac, link.mtu)).collect();
-        Ok(Some(Self { request, nets, joined, resolver: Resolver::find() }))
+    /// Whether there is more than loopback now.
+    pub fn connects(&self) -> bool {
+        !self.request.interfaces.is_empty()
     }
-}
-
-fn looked(error: io::Error) -> NetworkError {
-    NetworkError::Host("look at the network namespace", error)
 }
 
 fn netlink() -> Result<Netlink> {
@@ -210,9 +161,11 @@ fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
-fn config(mac: [u8; 6], mtu: u16) -> NetConfig {
+/// Of a device that the guest has from its boot on, or may have later.
+fn config(link: Option<&Link>) -> NetConfig {
     let unlimited = RateLimit::default();
-    NetConfig { mac, mtu, from_guest: unlimited, to_guest: unlimited }
+    let (mac, mtu) = link.map_or(([0; 6], u16::MAX), |link| (link.mac, link.mtu));
+    NetConfig { mac, mtu, plugged: link.is_some(), from_guest: unlimited, to_guest: unlimited }
 }
 
 /// Whether it is that of this thread.

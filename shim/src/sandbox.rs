@@ -17,6 +17,7 @@
 mod boot;
 mod disks;
 mod follow;
+mod follower;
 mod owner;
 mod shares;
 mod table;
@@ -46,7 +47,7 @@ use crate::{
     agent::{Agent, AgentError},
     cpus::{self, Cpus, CpusError},
     id::Id,
-    network::{Late, Net, Network},
+    network::{Network, NetworkError},
     pace::Pace,
     share::Share,
     spec::{SpecError, guest_resources},
@@ -84,10 +85,9 @@ pub struct SandboxConfig {
     pub disks: Vec<Disk>,
     /// Empty slots after those, for [`Sandbox::attach_disk`].
     pub spare_disks: u8,
-    /// What its containers are connected by; else each has a loopback of its own, or the one it joins.
+    /// What its containers are connected by, if that is more than loopback; else each has a loopback of its own, or the one
+    /// it joins. The guest follows what changes there.
     pub network: Option<Network>,
-    /// Without one: devices for [`Sandbox::attach_network`].
-    pub spare_nets: Vec<Net>,
     /// Further words of the guest kernel's command line.
     pub cmdline: String,
     /// Containers may be given seeds: the guest has no source of randomness that cannot be replaced.
@@ -381,6 +381,8 @@ pub enum SandboxError {
     Disk(u8),
     #[error(transparent)]
     Cpus(#[from] CpusError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("share files")]
     Shares(#[from] SharesError),
     #[error(transparent)]
@@ -526,13 +528,10 @@ impl Sandbox {
         self.ask(|reply| Input::DetachDisk(slot, reply)).await
     }
 
-    /// Gives a created container what its network namespace on the host has got since the boot.
-    pub async fn attach_network(&self, container: &Id, late: Late) -> Result<()> {
-        let Late { mut request, nets, joined, resolver } = late;
-        let attach = |reply| Input::AttachNetwork(nets, joined, resolver, reply);
-        request.resolver_port = self.ask(attach).await?;
-        request.container_id = container.to_string();
-        self.alive(self.agent.configure_network(&request)).await
+    /// Gives a created container, before it is started, what its network namespace on the host has got since the boot, if
+    /// the guest had no network then; and from then on what changes there.
+    pub async fn attach_network(&self, container: &Id) -> Result<()> {
+        self.ask(|reply| Input::AttachNetwork(container.clone(), reply)).await
     }
 
     /// Connects to a TCP server in the guest's own network namespace.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use ampoule_vmm_api::{
-    Channel, ChannelError, DiskConfig, Event, NetConfig, Request, StopCause, VmConfig,
+    Channel, ChannelError, DiskConfig, Event, Request, StopCause, VmConfig,
     console::ConsoleReader,
     message::ExitCounts,
     spawn::{SpawnError, VmmExit, VmmProcess},
@@ -31,7 +31,7 @@ pub use death::{Cause, Death};
 
 use crate::{
     kvm::{self, KvmError},
-    network::Net,
+    network::{Link, Net},
     oom,
 };
 
@@ -180,9 +180,13 @@ impl Vm {
         self.send(&Request::DetachDisk { slot }, &[])
     }
 
-    /// Says what the guest's address and MTU on a network device are from now on.
-    pub fn set_net(&self, number: u8, net: &NetConfig) -> Result<(), VmError> {
-        self.send(&Request::SetNet { number, mac: net.mac, mtu: net.mtu }, &[])
+    /// Has the guest find a network device.
+    pub fn plug_net(&self, number: u8, link: &Link) -> Result<(), VmError> {
+        self.send(&Request::PlugNet { number, mac: link.mac, mtu: link.mtu }, &[])
+    }
+
+    pub fn unplug_net(&self, number: u8) -> Result<(), VmError> {
+        self.send(&Request::UnplugNet { number }, &[])
     }
 
     /// Asks the VMM to end; it is killed if it does not in time.

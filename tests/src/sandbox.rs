@@ -63,7 +63,6 @@ pub fn config(name: &str) -> SandboxConfig {
         disks: Vec::new(),
         spare_disks: 4,
         network: None,
-        spare_nets: Vec::new(),
         cmdline: String::new(),
         seeded: false,
         oom_score_adj: 0,

@@ -11,11 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{ampoule, detached, host_address, no_passt, program, root, run, skip, stage};
+use ampoule_tests::{
+    Outcome, ampoule, detached, host_address, no_passt, program, root, run, skip, stage,
+};
 use rustix::{
     process::{Pid, Signal, kill_process},
     thread::{UnshareFlags, unshare_unsafe},
 };
+use serde_json::{Value, json};
 
 /// How long an answer may take, even in the bed.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -486,8 +489,228 @@ fn a_network_namespace_is_the_guests() {
     ip("-n NAME address add 10.77.0.2/24 dev net7").ended_with(0);
     ip("-n NAME link set net7 up").ended_with(0);
     let out = run(words).output();
-    ip("netns delete NAME");
     assert!(out.ended_with(0).text().contains("10.77.0.2/24"));
+    follows(ip, &path);
+    ip("netns delete NAME").ended_with(0);
+}
+
+/// A running guest gets what comes, and loses what goes. Its `net7` is there.
+fn follows(ip: impl Fn(&str) -> Outcome, path: &str) {
+    let serve = "while :; do nc -l -p 80 -e sha256sum; done";
+    let sandbox = detached(["--network", path, "alpine", "sh", "-c", serve]);
+    let guest = |script: &str| Some(sandbox.sh(script).text());
+    ip("-n NAME address add 10.77.1.2/24 dev net7").ended_with(0);
+    ip("-n NAME route add 10.98.0.0/16 via 10.77.0.1").ended_with(0);
+    let address = "ip -o -4 address show net7 | grep -o '10[^ ]*/24'; ip route | grep -c 10.98";
+    eventually("10.77.0.2/24\n10.77.1.2/24\n1", || guest(address));
+    ip("-n NAME address delete 10.77.1.2/24 dev net7").ended_with(0);
+    ip("-n NAME route delete 10.98.0.0/16").ended_with(0);
+    eventually("10.77.0.2/24\n0", || guest(address));
+
+    let come = || {
+        ip("link add v78 mtu 9000 type veth peer name late8 mtu 9000 netns NAME").ended_with(0);
+        ip("address add 10.78.0.1/24 dev v78").ended_with(0);
+        ip("link set v78 up").ended_with(0);
+        ip("-n NAME address add 10.78.0.2/24 dev late8").ended_with(0);
+        ip("-n NAME link set late8 up").ended_with(0);
+        let both = "nexthop via 10.77.0.1 dev net7 nexthop via 10.78.0.1 dev late8";
+        ip(&format!("-n NAME route add 10.99.0.0/16 {both}")).ended_with(0);
+    };
+    let there = "ip link show late8 2>&1 | grep -o 'mtu 9000'; ip -4 address show late8 2>&1 | grep -o 10.78.0.2/24";
+    let spread =
+        "for n in $(seq 40); do ip route get 10.99.0.$n; done | grep -o 'dev [a-z0-9]*' | sort -u";
+    let gone = "ip link show late8 2>&1 | grep -c 'mtu'";
+    come();
+    eventually("mtu 9000\n10.78.0.2/24", || guest(there));
+    eventually("dev late8\ndev net7", || guest(spread));
+    // By either, with frames of either size, both ways.
+    let bytes: Vec<u8> = (0..8 * LARGE).map(|n| (n * 7 / 3) as u8).collect();
+    let port = server(bytes.clone());
+    let sum = sha256(&bytes);
+    for (host, own) in [([10, 77, 0, 1], [10, 77, 0, 2]), ([10, 78, 0, 1], [10, 78, 0, 2])] {
+        let host = Ipv4Addr::from(host);
+        let out = sandbox.sh(&format!(
+            "wget -qO- {host}:{port} | sha256sum; ping -c 1 -w 20 -s 8000 {host} >&2"
+        ));
+        assert!(out.ended_with(0).text().starts_with(&sum));
+        let mut stream =
+            TcpStream::connect_timeout(&(Ipv4Addr::from(own), 80).into(), LIMIT).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.write_all(&bytes).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&sum), "{answer}");
+    }
+    ip("link delete v78").ended_with(0);
+    eventually("0", || guest(gone));
+    // Its device can be another one's, as often as that comes.
+    come();
+    eventually("mtu 9000\n10.78.0.2/24", || guest(there));
+    ip("link delete v78").ended_with(0);
+    eventually("0", || guest(gone));
+    sandbox.verb("kill").ended_with(0);
+}
+
+/// What Debian's CNI plugins make of a namespace, one after the other as of a list: a bridge with a published port and a
+/// limited bandwidth, a macvlan, a point-to-point link.
+struct Cni {
+    namespace: String,
+    folder: tempfile::TempDir,
+    made: Vec<(String, &'static str, Value)>,
+}
+
+const PLUGINS: &str = "/usr/lib/cni";
+
+impl Cni {
+    fn call(&self, verb: &str, plugin: &str, interface: &str, config: &Value) -> Outcome {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), config.to_string()).unwrap();
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "exec $0 < $1"])
+            .arg(Path::new(PLUGINS).join(plugin))
+            .arg(file.path())
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", &self.namespace)
+            .env("CNI_NETNS", format!("/run/netns/{}", self.namespace))
+            .env("CNI_IFNAME", interface)
+            .env("CNI_PATH", PLUGINS);
+        program(command).output()
+    }
+
+    /// Adds an interface by these plugins.
+    fn add(&mut self, interface: &'static str, plugins: Vec<Value>) {
+        let mut result = Value::Null;
+        for mut config in plugins {
+            let plugin = config["type"].as_str().unwrap().to_string();
+            config["cniVersion"] = "0.4.0".into();
+            config["name"] = format!("net-{interface}").into();
+            if !result.is_null() {
+                config["prevResult"] = result;
+            }
+            let said = self.call("ADD", &plugin, interface, &config).ended_with(0).text();
+            result = serde_json::from_str(&said).unwrap();
+            self.made.push((plugin, interface, config));
+        }
+    }
+
+    fn ipam(&self, subnet: &str) -> Value {
+        json!({
+            "type": "host-local", "dataDir": self.folder.path(), "ranges": [[{ "subnet": subnet }]],
+        })
+    }
+}
+
+impl Drop for Cni {
+    fn drop(&mut self) {
+        for (plugin, interface, config) in self.made.iter().rev() {
+            self.call("DEL", plugin, interface, config);
+        }
+        let mut ip = Command::new("ip");
+        ip.args(["netns", "delete", &self.namespace]);
+        program(ip).output();
+    }
+}
+
+#[test]
+fn what_cni_plugins_make_is_the_guests() {
+    const NAME: &str = "what_cni_plugins_make_is_the_guests";
+    const MEGABYTES: usize = 4;
+    // Bits in a second: that takes 2 s.
+    const RATE: u32 = 16_000_000;
+    if !Path::new(PLUGINS).join("portmap").exists() {
+        return skip(NAME, "Debian's containernetworking-plugins are not installed");
+    }
+    let namespace = format!("ampoule-cni-{}", std::process::id());
+    let ip = |words: &str| {
+        let mut ip = Command::new("ip");
+        ip.args(words.split(' '));
+        program(ip).output()
+    };
+    if ip(&format!("netns add {namespace}")).code != 0 {
+        return skip(NAME, "no network namespace can be made here");
+    }
+    let path = format!("netns:/run/netns/{namespace}");
+    let mut cni = Cni { namespace, folder: tempfile::tempdir().unwrap(), made: Vec::new() };
+    ip("link add cni-up type veth peer name cni-lower").ended_with(0);
+    ip("address add 10.86.0.1/24 dev cni-up").ended_with(0);
+    ip("link set cni-up up").ended_with(0);
+    ip("link set cni-lower up").ended_with(0);
+    let published = free_port();
+    cni.add(
+        "eth0",
+        vec![
+            json!({ "type": "bridge", "bridge": "cni-bridge", "isGateway": true, "ipam": cni.ipam("10.87.0.0/24") }),
+            json!({ "type": "portmap", "snat": true, "runtimeConfig": { "portMappings": [
+                { "hostPort": published, "containerPort": 80, "protocol": "tcp" },
+            ] } }),
+            json!({
+                "type": "bandwidth", "ingressRate": RATE, "ingressBurst": RATE / 8,
+                "egressRate": RATE, "egressBurst": RATE / 8,
+            }),
+        ],
+    );
+    let lower = json!({ "type": "macvlan", "master": "cni-lower", "ipam": {
+        "type": "static", "addresses": [{ "address": "10.86.0.2/24" }],
+    } });
+    cni.add("net1", vec![lower]);
+    let pair = json!({ "type": "ptp", "mtu": 1400, "ipam": cni.ipam("10.85.0.0/24") });
+    cni.add("net2", vec![pair]);
+
+    let serve = "while :; do nc -l -p 80 -e sha256sum; done";
+    let sandbox = detached(["--network", &path, "alpine", "sh", "-c", serve]);
+    let script = "for to in 10.87.0.1 10.86.0.1 10.85.0.1; do ping -c 1 -w 20 $to > /dev/null && echo $to; done; \
+        ip -o link show net2 | grep -o 'mtu 1400'";
+    let reached = sandbox.sh(script).ended_with(0).text();
+    assert_eq!(reached, "10.87.0.1\n10.86.0.1\n10.85.0.1\nmtu 1400");
+
+    let bytes: Vec<u8> = (0..MEGABYTES << 20).map(|n| (n * 7 / 3) as u8).collect();
+    let (port, sum) = (server(bytes.clone()), sha256(&bytes));
+    // Less the burst, which may pass at once.
+    let least = Duration::from_secs_f64((MEGABYTES << 23) as f64 / f64::from(RATE) - 1.0 / 8.0);
+    let limited = |what: &str, began: Instant| {
+        let took = began.elapsed();
+        assert!(took > least.mul_f32(0.8) && took < least * 10, "{what}: {took:?}, not {least:?}");
+    };
+    let began = Instant::now();
+    let to = SocketAddr::from((Ipv4Addr::new(10, 87, 0, 1), published));
+    let mut stream = TcpStream::connect_timeout(&to, LIMIT).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(&bytes).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    limited("to the guest", began);
+    assert!(answer.starts_with(&sum), "{answer}");
+    let began = Instant::now();
+    let got = sandbox.sh(&format!("wget -qO- 10.87.0.1:{port} | sha256sum")).ended_with(0).text();
+    limited("to the guest, which asked", began);
+    assert!(got.starts_with(&sum), "{got}");
+    let (listener, began) =
+        (TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap(), Instant::now());
+    let port = listener.local_addr().unwrap().port();
+    let receiving = thread::spawn(move || {
+        let mut all = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut all).unwrap();
+        all.len()
+    });
+    let send = format!("dd if=/dev/zero bs=1M count={MEGABYTES} 2>&- | nc 10.87.0.1 {port}");
+    sandbox.sh(&send).ended_with(0);
+    assert_eq!(receiving.join().unwrap(), MEGABYTES << 20);
+    limited("from the guest", began);
+    sandbox.verb("kill").ended_with(0);
+    drop(cni);
+    ip("link delete cni-up");
+    ip("link delete cni-bridge");
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    let mut sum = Command::new("sha256sum");
+    sum.arg(file.path());
+    program(sum).output().ended_with(0).text()[..64].into()
 }
 
 #[test]

@@ -87,11 +87,13 @@ impl Control {
                 self.disk(slot)?.detach().map_err(|e| describe(&e))?;
                 Ok(Some(Event::DiskDetached { slot }))
             }
-            Request::SetNet { number, mac, mtu } => {
+            Request::PlugNet { number, mac, mtu } => {
                 check_net(mac, mtu).map_err(|e| describe(&e))?;
-                let net = self.nets.get(usize::from(number));
-                let missing = || format!("there is no network device {number}");
-                lock(net.ok_or_else(missing)?).set(mac, mtu);
+                self.net(number)?.plug(mac, mtu);
+                Ok(None)
+            }
+            Request::UnplugNet { number } => {
+                self.net(number)?.unplug();
                 Ok(None)
             }
         }
@@ -101,6 +103,11 @@ impl Control {
         let disk =
             self.disks.get(usize::from(slot)).ok_or_else(|| format!("there is no slot {slot}"))?;
         Ok(lock(disk))
+    }
+
+    fn net(&self, number: u8) -> Result<MutexGuard<'_, Net>, String> {
+        let net = self.nets.get(usize::from(number));
+        Ok(lock(net.ok_or_else(|| format!("there is no network device {number}"))?))
     }
 }
 
@@ -200,10 +207,11 @@ mod tests {
             (Request::ListenVsock { port: 1 }, &[], "0 descriptors instead of 1"),
             (Request::ConnectVsock { port: 1 }, &[], "0 descriptors instead of 1"),
             (
-                Request::SetNet { number: 0, mac: [2; 6], mtu: 1500 },
+                Request::PlugNet { number: 0, mac: [2; 6], mtu: 1500 },
                 &[],
                 "there is no network device 0",
             ),
+            (Request::UnplugNet { number: 1 }, &[], "there is no network device 1"),
         ] {
             let (answer, control) = ask(request.clone(), fds);
             let Some(Event::RequestFailed { error, .. }) = answer else {

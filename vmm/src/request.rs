@@ -106,7 +106,8 @@ fn check(config: &VmConfig) -> Result<(), RequestError> {
             return Err(RequestError::Range { what, value, min, max });
         }
     }
-    config.nets.iter().try_for_each(|net| check_net(net.mac, net.mtu))
+    let mut plugged = config.nets.iter().filter(|net| net.plugged);
+    plugged.try_for_each(|net| check_net(net.mac, net.mtu))
 }
 
 /// Whether a network device can have this address and MTU.
@@ -177,6 +178,7 @@ mod tests {
         let net = NetConfig {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
+            plugged: true,
             from_guest: RateLimit::default(),
             to_guest: RateLimit::default(),
         };
@@ -189,6 +191,7 @@ mod tests {
         assert!(refused(NetConfig { mtu: 67, ..net.clone() }, 1, 0).contains("MTU"));
         for mac in [[0; 6], [1, 0, 0, 0, 0, 1], [0xff; 6]] {
             assert!(refused(NetConfig { mac, ..net.clone() }, 1, 0).contains("MAC"));
+            with(NetConfig { mac, plugged: false, ..net.clone() }, 1, 0).unwrap();
         }
     }
 

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use ampoule_agent_api::agent::{Address, Neighbour, NextHop, Route};
-use netlink_packet_core::{DecodeError, DefaultNla, NlasIterator, Parseable, parse_u32};
+use netlink_packet_core::{
+    DecodeError, DefaultNla, NlasIterator, Parseable, parse_string, parse_u32,
+};
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage},
@@ -18,6 +20,7 @@ use netlink_packet_route::{
 /// What is looked at of an RTM_NEWLINK: to read them whole is much code.
 pub struct Device {
     pub index: u32,
+    pub name: String,
     pub mac: Vec<u8>,
 }
 
@@ -25,11 +28,14 @@ impl Parseable<[u8]> for Device {
     /// A `struct ifinfomsg` of 16 bytes, then attributes.
     fn parse(message: &[u8]) -> Result<Self, DecodeError> {
         let (head, attributes) = message.split_at_checked(16).ok_or("no ifinfomsg")?;
-        let mut device = Self { index: parse_u32(&head[4..8])?, mac: Vec::new() };
+        let mut device =
+            Self { index: parse_u32(&head[4..8])?, name: String::new(), mac: Vec::new() };
         for attribute in NlasIterator::new(attributes) {
             let attribute = attribute?;
-            if attribute.kind() == libc::IFLA_ADDRESS {
-                device.mac = attribute.value().to_vec();
+            match attribute.kind() {
+                libc::IFLA_ADDRESS => device.mac = attribute.value().to_vec(),
+                libc::IFLA_IFNAME => device.name = parse_string(attribute.value())?,
+                _ => {}
             }
         }
         Ok(device)
@@ -40,13 +46,9 @@ pub fn rename(index: u32, name: &str) -> LinkMessage {
     link(index, vec![LinkAttribute::IfName(name.into())])
 }
 
-pub fn mac(index: u32, mac: &[u8]) -> LinkMessage {
-    link(index, vec![LinkAttribute::Address(mac.into())])
-}
-
-/// Into the network namespace of a process.
-pub fn hand_over(index: u32, process: u32) -> LinkMessage {
-    link(index, vec![LinkAttribute::NetNsPid(process)])
+/// Into the network namespace of a process, under this name, or what the kernel makes of it, if its own is taken there.
+pub fn hand_over(index: u32, process: u32, name: &str) -> LinkMessage {
+    link(index, vec![LinkAttribute::NetNsPid(process), LinkAttribute::IfName(name.into())])
 }
 
 pub fn mtu(index: u32, mtu: u32) -> LinkMessage {

@@ -99,7 +99,8 @@ fn with_devices(test: impl FnOnce() + Send + 'static) {
 #[test]
 fn the_guest_gets_what_the_host_says() {
     with_devices(|| {
-        configure(&request(), None).unwrap();
+        let told = Told::default();
+        told.configure(&request(), None).unwrap();
         if Command::new("ip").arg("-V").output().is_err() {
             return eprintln!("skipped in part: there is no ip(8) to look with");
         }
@@ -118,6 +119,24 @@ fn the_guest_gets_what_the_host_says() {
         assert!(links.iter().all(|l| l.contains("mtu 1400") && l.contains("02:00:00:00:00:01")));
         let neighbours = ip("neigh show nud permanent");
         assert!(neighbours.contains("10.1.0.9 dev eth1 lladdr 02:00:00:00:00:09 PERMANENT"));
+
+        // Another address and route, one of each less, and no neighbour.
+        let mut request = request();
+        request.interfaces[0].addresses[0].ip = vec![10, 1, 0, 6];
+        let other = Address { ip: vec![10, 9, 0, 5], prefix_length: 32, ..Default::default() };
+        request.interfaces[1].addresses.push(other);
+        request.routes[3].destination = vec![10, 4, 0, 0];
+        request.neighbours.clear();
+        told.configure(&request, None).unwrap();
+        let routes = ip("-4 route");
+        assert!(routes.contains("10.4.0.0/16 proto static"), "{routes:#?}");
+        assert!(routes.contains("default via 10.1.0.1 dev eth1 proto static metric 7 mtu 1300"));
+        assert_eq!(routes.len(), 6, "{routes:#?}");
+        let addresses: Vec<_> = ip("-4 -o address").into_iter().collect();
+        let has = |ip: &str| addresses.iter().any(|address| address.contains(ip));
+        assert!(has("10.1.0.6/24") && has("10.2.0.5/24") && has("10.9.0.5/32"), "{addresses:?}");
+        assert!(!has("10.1.0.5/"), "{addresses:?}");
+        assert!(ip("neigh show nud permanent").is_empty());
     });
 }
 
@@ -134,15 +153,10 @@ fn a_process_gets_devices_that_become_what_the_host_says() {
             Command::new("ip").arg("-V").output().is_ok().then(|| ip("-o link"))
         });
         let process = told.recv().unwrap().as_raw_pid().unsigned_abs();
-        let mut request = request();
-        for (number, interface) in (7..).zip(&mut request.interfaces) {
-            interface.device = interface.mac.clone();
-            interface.mac[5] = number;
-        }
-        configure(&request, Some(process)).unwrap();
+        Told::default().configure(&request(), Some(process)).unwrap();
         go.send(()).unwrap();
         let Some(links) = other.join().unwrap() else { return };
-        for expected in [["eth1", "02:00:00:00:00:07"], ["net-1", "02:00:00:00:00:08"]] {
+        for expected in [["eth1", "02:00:00:00:00:01"], ["net-1", "02:00:00:00:00:02"]] {
             let all = |link: &String| expected.iter().all(|word| link.contains(word));
             assert!(links.iter().any(all), "no {expected:?} in {links:?}");
         }
@@ -155,7 +169,7 @@ fn what_cannot_be_is_named() {
         with_devices(move || {
             let mut request = request();
             change(&mut request);
-            assert_eq!(configure(&request, None).unwrap_err().to_string(), message);
+            assert_eq!(Told::default().configure(&request, None).unwrap_err().to_string(), message);
         });
     };
     fails(

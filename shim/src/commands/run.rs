@@ -41,7 +41,7 @@ use crate::{
     run_spec::{BlockDevice, RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
         ContainerConfig, Created, Exit, FIRST_DISK, Fixed, HostFile, ProcessId, Sandbox,
-        SandboxConfig, SandboxError, Stdio, Streams, vm_memory_mib,
+        SandboxConfig, SandboxError, Stdio, Streams, spare_disks, vm_memory_mib,
     },
     share::{Share, ShareError},
     signal_name::Signal,
@@ -320,7 +320,8 @@ async fn prepare(
     let (disks, rootfs) = prepared.with_devices(Device::all(&spec)?)?.from_slot(FIRST_DISK);
     let kept = rootfs.is_kept();
     let boot_timeout = Duration::from_secs(args.boot_timeout.into());
-    let network = network::connect(&args.network, Pace::of(boot_timeout)).await?;
+    let room = spare_disks(disks.len(), 0, !shares.is_empty());
+    let network = network::connect(&args.network, room, Pace::of(boot_timeout)).await?;
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: name.clone(),
         hostname: hostname(name.as_str()).to_string(),
@@ -332,7 +333,6 @@ async fn prepare(
         disks,
         spare_disks: 0,
         network,
-        spare_nets: Vec::new(),
         cmdline: String::new(),
         seeded: args.seed.is_some(),
         boot_timeout,

@@ -245,7 +245,7 @@ fn sandbox(error: &SandboxError) -> Facts {
         SandboxError::Spec(_) | SandboxError::Json(_) | SandboxError::Cpus(_) => {
             Facts::at(Phase::Spec)
         }
-        SandboxError::Agent(_) => Facts::at(Phase::Create),
+        SandboxError::Agent(_) | SandboxError::Network(_) => Facts::at(Phase::Create),
         SandboxError::Shares(error) => shares(error),
         SandboxError::Start { process, source } => {
             let facts = Facts::at(Phase::Start).of(&process.container);

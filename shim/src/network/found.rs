@@ -55,12 +55,18 @@ impl Found {
         })
     }
 
-    /// Those that are up, but for loopback. One that a guest cannot be joined to is refused: nothing is left out silently.
-    pub fn links(&self) -> Result<Vec<Link>> {
-        let connects = |flags: LinkFlags| {
+    /// Those that are up, but for loopback and these taps. One that a guest cannot be joined to is refused: nothing is left
+    /// out silently.
+    pub fn links<'a>(&'a self, taps: &'a [&str]) -> impl Iterator<Item = Result<Link>> + 'a {
+        let connects = |message: &&LinkMessage| {
+            let flags = message.header.flags;
             flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback)
         };
-        self.links.iter().filter(|message| connects(message.header.flags)).map(link).collect()
+        let is_tap = |message: &&LinkMessage| {
+            let mut attributes = message.attributes.iter();
+            attributes.any(|a| matches!(a, LinkAttribute::IfName(name) if taps.contains(&&**name)))
+        };
+        self.links.iter().filter(connects).filter(move |message| !is_tap(message)).map(link)
     }
 
     /// What goes with these.
@@ -148,6 +154,12 @@ fn link(message: &LinkMessage) -> Result<Link> {
 }
 
 impl Link {
+    /// Whether a guest's device stands for both.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.index, &self.name, self.mac, self.mtu)
+            == (other.index, &other.name, other.mac, other.mtu)
+    }
+
     /// One that is the guest's by IPv4 alone.
     pub fn ipv4(index: u32, name: String, mac: [u8; 6], mtu: u16) -> Self {
         Self { index, name, mac, mtu, disable_ipv6: true, accept_ra: 0 }

@@ -15,7 +15,7 @@ use netlink_packet_route::{
 };
 use rustix::net::netdevice::name_to_index;
 
-use super::{NetworkError, Result, found::Link, passt::Passt};
+use super::{Changes, NetworkError, Result, found::Link, passt::Passt};
 
 /// `ffff:`
 const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
@@ -29,20 +29,41 @@ const CATCH: &str = "catch what comes in (tc)";
 /// namespace alive.
 #[derive(Debug)]
 pub struct Joined {
-    netlink: Netlink,
+    pub(super) netlink: Netlink,
+    /// Of the guest's network devices, in their order.
+    pub(super) seats: Vec<Seat>,
     /// Those with a filter of ours.
     indexes: Vec<u32>,
+    /// What the namespace tells of, if the guest is to follow it.
+    pub(super) changes: Option<Changes>,
     _passt: Option<Passt>,
+}
+
+/// One of a guest's network devices.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub tap: String,
+    /// What it stands for, if it is in use.
+    pub link: Option<Link>,
 }
 
 impl Joined {
     /// None yet, in the namespace of this socket.
-    pub fn new(netlink: Netlink) -> Self {
-        Self { netlink, indexes: Vec::new(), _passt: None }
+    pub fn new(netlink: Netlink, changes: Option<Changes>) -> Self {
+        Self { netlink, seats: Vec::new(), indexes: Vec::new(), changes, _passt: None }
+    }
+
+    /// Adds a device by its tap, and joins that to an interface.
+    pub fn add(&mut self, tap: String, link: Option<Link>) -> Result<()> {
+        if let Some(link) = &link {
+            self.join(link, &tap)?;
+        }
+        self.seats.push(Seat { tap, link });
+        Ok(())
     }
 
     /// Joins an interface and a tap, by its name, in both directions.
-    pub fn join(&mut self, link: &Link, tap: &str) -> Result<()> {
+    pub(super) fn join(&mut self, link: &Link, tap: &str) -> Result<()> {
         let failed = |what| {
             let name = link.name.clone();
             move |source| NetworkError::Interface { name, what, source }
@@ -55,6 +76,29 @@ impl Joined {
         self.catch(link.index).map_err(failed(CATCH))?;
         self.indexes.push(link.index);
         self.redirect(link.index, index).map_err(failed("redirect its frames to its tap (tc)"))
+    }
+
+    /// Gives the frames of an interface back to the namespace.
+    pub(super) fn leave(&mut self, index: u32) {
+        self.indexes.retain(|joined| *joined != index);
+        match self.netlink.change(libc::RTM_DELQDISC, 0, &ingress(index)) {
+            // The interface has gone, and all that it had with it.
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+                tracing::warn!(index, %error, "an interface keeps the redirection to its tap");
+            }
+            _ => {}
+        }
+    }
+
+    /// Undoes a joining, or what has been done of it.
+    pub(super) fn part(&mut self, index: u32, tap: &str) {
+        if self.indexes.contains(&index) {
+            self.leave(index);
+        }
+        if let Ok(tap) = name_to_index(self.netlink.as_fd(), tap) {
+            // It may have none yet.
+            let _ = self.netlink.change(libc::RTM_DELQDISC, 0, &ingress(tap));
+        }
     }
 
     /// Keeps what is behind its interfaces as long as them.
@@ -120,15 +164,7 @@ impl Joined {
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        for index in mem::take(&mut self.indexes) {
-            match self.netlink.change(libc::RTM_DELQDISC, 0, &ingress(index)) {
-                // The interface has gone, and all that it had with it.
-                Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
-                    tracing::warn!(index, %error, "an interface keeps the redirection to its tap");
-                }
-                _ => {}
-            }
-        }
+        mem::take(&mut self.indexes).into_iter().for_each(|index| self.leave(index));
     }
 }
 

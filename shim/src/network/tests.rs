@@ -55,14 +55,14 @@ fn interfaces_that_are_up_are_joined_or_refused_by_name() {
     let mut down = link_message(2, "gre0", Some(InfoKind::GreTap));
     down.header.flags = LinkFlags::empty();
     let veth = link_message(3, "eth0", Some(InfoKind::Veth));
-    let links = found(vec![lo, down, veth]).links().unwrap();
+    let links = fit(&found(vec![lo, down, veth])).unwrap();
     assert_eq!(links.len(), 1);
     assert_eq!((&*links[0].name, links[0].mac, links[0].mtu), ("eth0", MAC, 1450));
 
     let refused = |change: fn(&mut LinkMessage), kind, words: &str| {
         let mut message = link_message(3, "net1", kind);
         change(&mut message);
-        let error = found(vec![message]).links().unwrap_err().to_string();
+        let error = fit(&found(vec![message])).unwrap_err().to_string();
         assert!(error.starts_with("interface net1: ") && error.contains(words), "{error}");
     };
     refused(|_| (), Some(InfoKind::IpVlan), "ipvlan: its MAC");
@@ -77,9 +77,9 @@ fn interfaces_that_are_up_are_joined_or_refused_by_name() {
 
     let mut elsewhere = link_message(3, "net1", Some(InfoKind::MacVlan));
     elsewhere.attributes.extend([LinkAttribute::Link(2), LinkAttribute::LinkNetNsId(0)]);
-    assert_eq!(found(vec![elsewhere]).links().unwrap().len(), 1);
+    assert_eq!(fit(&found(vec![elsewhere])).unwrap().len(), 1);
     let tap = link_message(4, "ampoule0", Some(InfoKind::Tun));
-    let error = found(vec![tap]).links().unwrap_err().to_string();
+    let error = fit(&found(vec![tap])).unwrap_err().to_string();
     assert!(error.contains("another sandbox"), "{error}");
 }
 
@@ -140,7 +140,7 @@ fn routes_of_the_main_table_follow_their_interfaces() {
         routes: vec![gateway, on_link, local, lost, learnt, link_local, nowhere, subnet],
         ..Default::default()
     };
-    let routes = all.request(&all.links().unwrap()).routes;
+    let routes = all.request(&fit(&all).unwrap()).routes;
     assert_eq!(routes.len(), 4, "{routes:?}");
     // Without a gateway first.
     let nowhere = &routes[0];
@@ -288,18 +288,15 @@ fn a_veth_is_joined_with_all_that_it_has_and_left_as_it_was() {
         assert_eq!(joined.request.neighbours[0].mac, NEIGHBOUR);
         assert_eq!((joined.nets[0].config.mac, joined.nets[0].config.mtu), (MAC, 1400));
 
-        let own = File::open("/proc/thread-self/ns/net").unwrap();
-        let late = elsewhere(move || Late::join(&own, &Spares::default())).unwrap_err().to_string();
-        assert!(late.contains("another sandbox"), "{late}");
         // A second sandbox cannot have it as well.
         assert_eq!(redirected(netlink).len(), 2);
-        let second = Network::join_own().unwrap_err().to_string();
+        let second = Network::join_own(0).unwrap_err().to_string();
         assert!(second.contains("ampoule0: another sandbox"), "{second}");
         let Network { nets, joined, .. } = joined;
         // A VMM that ended, and a shim that was killed before it could undo anything.
         drop(nets);
         settles(netlink, &[index("eth0")]);
-        let again = Network::join_own().unwrap().unwrap();
+        let again = Network::join_own(0).unwrap();
         drop(again);
         settles(netlink, &[]);
         drop(joined);
@@ -315,7 +312,7 @@ fn filters_of_somebody_else_stay_and_the_interface_is_refused() {
         make(netlink, libc::RTM_NEWQDISC, &redirect::ingress(eth0)).unwrap();
         let to_lo = redirect::filter(eth0, "u32", redirect::match_u32(index("lo")));
         make(netlink, libc::RTM_NEWTFILTER, &to_lo).unwrap();
-        let error = crate::error::chain_text(&Network::join_own().unwrap_err());
+        let error = crate::error::chain_text(&Network::join_own(0).unwrap_err());
         assert!(error.contains("eth0") && error.contains("somebody else"), "{error}");
         // No tap is left, and no filter lost.
         settles(netlink, &[eth0]);
@@ -323,8 +320,8 @@ fn filters_of_somebody_else_stay_and_the_interface_is_refused() {
 }
 
 fn joined_or_skipped() -> Option<Network> {
-    match Network::join_own() {
-        Ok(joined) => joined,
+    match Network::join_own(0) {
+        Ok(joined) => Some(joined),
         Err(error @ NetworkError::Interface { .. }) => {
             eprintln!("skipped: {}", crate::error::chain_text(&error));
             None
@@ -336,41 +333,92 @@ fn joined_or_skipped() -> Option<Network> {
 #[test]
 fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
     let own = File::open("/proc/thread-self/ns/net").unwrap();
-    assert!(matches!(Network::join(&own), Err(NetworkError::Hosts)));
+    assert!(matches!(Network::join(&own, 0), Err(NetworkError::Hosts)));
     with_veth(|netlink| {
         let mut veth = LinkMessage::default();
         veth.header.index = index("eth0");
         netlink.change(libc::RTM_DELLINK, 0, &veth).unwrap();
         let empty = File::open("/proc/thread-self/ns/net").unwrap();
-        let late = |empty: &File| Late::join(empty, &Spares::default());
-        let joined = elsewhere(move || (Network::join(&empty), late(&empty)));
-        assert!(joined.0.unwrap().is_none() && joined.1.unwrap().is_none());
+        let joined = elsewhere(move || Network::join(&empty, 0)).unwrap();
+        assert!(!joined.connects() && joined.nets.is_empty());
     });
 }
 
 #[test]
-fn what_comes_after_the_boot_is_joined_as_far_as_there_are_spares() {
+fn a_guest_follows_what_comes_and_goes_as_far_as_it_has_devices() {
     with_veth(|netlink| {
-        let own = File::open("/proc/thread-self/ns/net").unwrap();
-        let Ok((nets, spares)) = elsewhere(move || spare(&own, 2)) else {
-            return eprintln!("skipped: no tap can be made here");
+        let Network { nets, mut joined, request, .. } = match Network::join_own(2) {
+            Ok(network) => network,
+            Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
         };
+        assert_eq!((nets.len(), request.interfaces.len()), (2, 1));
+        assert_eq!([nets[0].config.plugged, nets[1].config.plugged], [true, false]);
+        let same = joined.follow().unwrap();
+        assert_eq!((same.plugged.len(), same.unplugged.len(), &same.request), (0, 0, &request));
+
         fill(netlink);
+        let filled = joined.follow().unwrap();
+        assert!(filled.plugged.is_empty() && filled.request.neighbours.len() == 1);
+        assert!(!filled.request.interfaces[0].addresses.is_empty());
+        assert!(filled.request.routes.len() >= 2, "{:?}", filled.request);
+
         set_up(netlink, "peer0");
-        let few = Spares(spares.0[..1].to_vec());
-        let refused = Late::join_own(&few).unwrap_err().to_string();
-        assert!(refused.contains("has room for 1 then"), "{refused}");
-        assert!(redirected(netlink).is_empty());
-        let late = Late::join_own(&spares).unwrap().unwrap();
-        for (net, interface) in nets.iter().zip(&late.request.interfaces) {
-            assert_eq!(interface.device, net.config.mac);
+        let more = joined.follow().unwrap();
+        assert_eq!((more.plugged[0].0, &*more.plugged[0].1.name), (1, "peer0"));
+        assert_eq!((more.request.interfaces.len(), redirected(netlink).len()), (2, 4));
+        // A third one has no device.
+        let mut third = LinkMessage::default();
+        third.attributes = vec![
+            LinkAttribute::IfName("third".into()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]),
+        ];
+        if make(netlink, libc::RTM_NEWLINK, &third).is_some() {
+            set_up(netlink, "third");
+            assert_eq!(joined.follow().unwrap().request, more.request);
+            let refused = joined.follow_all().unwrap_err().to_string();
+            assert!(
+                refused.contains("third") && refused.contains("2 network devices"),
+                "{refused}"
+            );
+            third.header.index = index("third");
+            netlink.change(libc::RTM_DELLINK, 0, &third).unwrap();
         }
-        assert!(late.nets.iter().any(|net| (net.mac, net.mtu) == (MAC, 1400)));
-        assert_eq!((late.nets.len(), late.request.neighbours.len()), (2, 1));
-        assert_eq!(redirected(netlink).len(), 4);
-        drop(late);
-        // Of the taps, which go with the VM.
-        assert_eq!(redirected(netlink).len(), 2);
-        drop(nets);
+        // One goes, and comes again.
+        let mut down = LinkMessage::default();
+        down.header.index = index("eth0");
+        down.header.change_mask = LinkFlags::Up;
+        netlink.change(libc::RTM_SETLINK, 0, &down).unwrap();
+        let less = joined.follow().unwrap();
+        assert_eq!((less.plugged.len(), &*less.unplugged), (0, &[0][..]));
+        assert_eq!((less.request.interfaces.len(), redirected(netlink).len()), (1, 2));
+        set_up(netlink, "eth0");
+        let again = joined.follow().unwrap();
+        assert_eq!((again.plugged[0].0, again.unplugged.len()), (0, 0));
+        assert_eq!((again.request.interfaces.len(), redirected(netlink).len()), (2, 4));
+        // Both at once, and the namespace is left as it was.
+        down.header.change_mask = LinkFlags::empty();
+        netlink.change(libc::RTM_DELLINK, 0, &down).unwrap();
+        assert_eq!(joined.follow().unwrap().unplugged, [0, 1]);
+        drop((joined, nets));
+        settles(netlink, &[]);
     });
+}
+
+#[test]
+fn changes_are_told_of() {
+    with_veth(|netlink| {
+        let changes = Changes::listen().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let comes =
+            |limit| runtime.block_on(async { tokio::time::timeout(limit, changes.come()).await });
+        assert!(comes(Duration::from_millis(300)).is_err());
+        set_up(netlink, "peer0");
+        comes(Duration::from_secs(10)).unwrap().unwrap();
+        assert!(comes(Duration::from_millis(300)).is_err(), "told once");
+    });
+}
+
+/// Those of a namespace without taps.
+fn fit(found: &Found) -> Result<Vec<Link>> {
+    found.links(&[]).collect()
 }

@@ -60,16 +60,17 @@ impl Network {
             |source| NetworkError::Interface { name: NAME.into(), what: "set it up", source };
         let Tap { name, fd } = tap::plain(passts, NAME)?;
         let index = name_to_index(&netlink, &name).map_err(|e| failed(e.into()))?;
-        let mut joined = Joined::new(netlink);
+        let mut joined = Joined::new(netlink, None);
         joined.set_up(index, MTU).map_err(failed)?;
         let link = Link::ipv4(index, name, MAC, MTU);
         let tap = tap::of(guests, NAME)?;
-        joined.join(&link, &tap.name)?;
+        let config = config(Some(&link));
+        joined.add(tap.name, Some(link))?;
         let ipv6 = has_ipv6();
         let passt = Passt::start(fd, ports, ipv6, cgroup, pace)?;
         Ok(Self {
             request: request(ipv6),
-            nets: vec![Net { config: config(MAC, MTU), tap: tap.fd }],
+            nets: vec![Net { config, tap: tap.fd }],
             joined: joined.behind(passt),
             resolver: names.map(Resolver::Listed),
             of_first: false,

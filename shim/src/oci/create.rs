@@ -101,7 +101,6 @@ pub fn hooks(found: &Found) -> Result<Hooks> {
 /// the future leaves nothing.
 pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     plan.hooks.create(std::process::id()).await?;
-    let mut network = network::join().await?;
     let paths = &host.paths;
     let prepared = plan.prepare(host)?;
     let Plan { id, bundle, config, binds, .. } = &*plan;
@@ -110,12 +109,15 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
     let grows = pod::is_first(&bundle.spec);
+    let fsd = (grows || !binds.shares.is_empty()).then(|| paths.fsd.clone());
+    let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
+    // Who makes a pod makes its network first.
+    let mut network = network::join(if grows { 0 } else { room(0) }).await?;
     if let Some(network) = &mut network {
         network.of_first = !grows && has_own_users(&bundle.spec);
     }
-    let fsd = (grows || !binds.shares.is_empty()).then(|| paths.fsd.clone());
     let nets = network.as_ref().map_or(0, |network| network.nets.len());
-    let spare_disks = if grows { spare_disks(disks.len(), nets, fsd.is_some()) } else { 0 };
+    let spare_disks = if grows { room(nets) } else { 0 };
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: id.clone(),
         hostname: hostname(name.unwrap_or(id.as_str())).into(),
@@ -127,7 +129,6 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
         disks,
         spare_disks,
         network,
-        spare_nets: Vec::new(),
         cmdline: String::new(),
         boot_timeout: Duration::from_secs(sandbox.boot_timeout.into()),
         seeded: false,
@@ -137,6 +138,7 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     .await?;
     let kept = rootfs.is_kept();
     let created = sandbox.create_container(plan.container(rootfs, None)).await?;
+    sandbox.attach_network(&plan.id).await?;
     Ok(Parked { sandbox, created, kept })
 }
 

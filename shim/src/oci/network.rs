@@ -46,14 +46,17 @@ pub fn enter(network: &HostNetwork) -> Result<()> {
     }
 }
 
-/// Joins a guest to the namespace that our first thread is in, unless it was left in the host's.
-pub async fn join() -> Result<Option<Network>> {
-    let joining = tokio::task::spawn_blocking(|| {
+/// Joins a guest to the namespace that our first thread is in, unless that was left in the host's or has loopback alone; with
+/// spare devices as far as there is room for so many.
+pub async fn join(room: u8) -> Result<Option<Network>> {
+    let joining = tokio::task::spawn_blocking(move || {
         let namespace = File::open("/proc/self/ns/net").map_err(looked)?;
         if is_own(&namespace).map_err(looked)? {
             return Ok(None);
         }
-        Network::join(&namespace).map_err(|e| OciError::Network(NAMESPACE, e))
+        let network = Network::join(&namespace, room);
+        let network = network.map_err(|e| OciError::Network(NAMESPACE, e))?;
+        Ok(network.connects().then_some(network))
     });
     joining.await.map_err(|e| OciError::Host("look at the network", e.into()))?
 }

@@ -1,6 +1,6 @@
 //! The phase `Creating`: from nothing to an agent that has answered.
 
-use std::{mem, os::fd::OwnedFd, time::Duration};
+use std::{os::fd::OwnedFd, time::Duration};
 
 use ampoule_agent_api::{
     AGENT_PORT,
@@ -44,8 +44,8 @@ pub(super) struct Booted {
     /// Slots that [`super::Sandbox::attach_disk`] may use.
     pub spare_slots: Vec<u8>,
     pub network: Option<Joined>,
-    /// What the first container's own network is to be.
-    pub of_first: Option<ConfigureNetworkRequest>,
+    /// What the guest was told of it, if it has it itself; else it is for a container.
+    pub told: Option<ConfigureNetworkRequest>,
     pub shares: Shares,
 }
 
@@ -63,12 +63,14 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
     });
     let (start, share) = start.transpose().map_err(SandboxError::Boot)?.unzip();
     let shares = Shares::new(start);
+    let of_guest = config.network.as_ref().is_some_and(|n| n.connects() && !n.of_first);
     let (request, nets, network) = match config.network.take() {
-        Some(Network { request, nets, joined, resolver, of_first }) => {
-            (Some((request, resolver, of_first)), nets, Some(joined))
+        Some(Network { request, nets, joined, resolver, of_first: _ }) => {
+            (of_guest.then_some((request, resolver)), nets, Some(joined))
         }
-        None => (None, mem::take(&mut config.spare_nets), None),
+        None => (None, Vec::new(), None),
     };
+    let told = request.as_ref().map(|(request, _)| request.clone());
     let (mut vm, agent_stream) =
         Vm::boot(setup(config, nets, share)).map_err(SandboxError::Boot)?;
     let agent = Agent::new(agent_stream, pace);
@@ -78,15 +80,11 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
         guest_image,
         source: source.into(),
     })?;
-    let mut later = None;
-    if let Some((mut request, resolver, of_first)) = request {
+    if let Some((mut request, resolver)) = request {
         request.resolver_port = answers(&vm, resolver).map_err(SandboxError::Vm)?;
-        match of_first {
-            true => later = Some(request),
-            false => agent.configure_network(&request).await?,
-        }
+        agent.configure_network(&request).await?;
     }
-    Ok(Booted { vm, agent, record, spare_slots, network, of_first: later, shares })
+    Ok(Booted { vm, agent, record, spare_slots, network, told, shares })
 }
 
 async fn hello(

@@ -10,12 +10,11 @@ use std::{
 
 use ampoule_agent_api::{
     agent::{
-        self, ConfigureNetworkRequest, CreateConsoleRequest, CreateContainerRequest,
-        CreateExecRequest, StartResponse, WaitResponse,
+        self, CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, StartResponse,
+        WaitResponse,
     },
     file_path,
 };
-use ampoule_vmm_api::NetConfig;
 use tokio::{
     net::UnixStream,
     sync::{mpsc, watch},
@@ -27,14 +26,16 @@ use super::{
     Refused, Reply, SandboxError, Stdio, Streams, answer,
     boot::Booted,
     disks::{Disks, Turn},
+    follower::{Follower, Looked},
     shares::{Batch, Shares},
     table::Table,
     wire::{UNKNOWN, answers, exit, exit_of, failure, file, listen, realtime_ns, rootfs, streams},
 };
 use crate::{
     agent::{Agent, AgentError, Code},
+    error::chain_text,
     id::Id,
-    network::{Joined, Resolver},
+    network::{Link, Resolver},
     spec::{Counterparts, guest_process, guest_spec, left_out},
     text::one_line,
     vm::{Cause, Death, Disk, Report, Vm},
@@ -58,7 +59,7 @@ pub(super) enum Input {
     Delete(ProcessId, Reply<()>),
     AttachDisk(Disk, Reply<u8>),
     DetachDisk(u8, Reply<()>),
-    AttachNetwork(Vec<NetConfig>, Joined, Option<Resolver>, Reply<u32>),
+    AttachNetwork(Id, Reply<()>),
     Listen(Reply<(u32, UnixStream)>),
     BootRecord(Reply<BootRecord>),
     Shutdown,
@@ -74,6 +75,8 @@ enum Done {
     Oom(Id, Result<u64, AgentError>),
     ExecsOverdue(Id),
     DiskOverdue(u8, Turn),
+    NetworkLooked(Looked, Option<Reply<()>>),
+    NetworkTold(Vec<u8>, Result<(), AgentError>, Option<Reply<()>>),
 }
 
 /// The state of a sandbox. `vm` is there until the VM has died, `death` from then on.
@@ -84,11 +87,7 @@ pub(super) struct Owner {
     record: BootRecord,
     table: Table,
     disks: Disks,
-    /// Undone when the VM has died. Containers share the network of a guest that has one.
-    network: Option<Joined>,
-    has_network: bool,
-    /// Until the first container is made, whose own the network is then.
-    of_first: Option<ConfigureNetworkRequest>,
+    network: Follower,
     shares: Shares,
     calls: JoinSet<Done>,
     waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
@@ -111,9 +110,7 @@ impl Owner {
             record: booted.record,
             table: Table::default(),
             disks: Disks::new(booted.spare_slots),
-            has_network: booted.network.is_some() && booted.of_first.is_none(),
-            of_first: booted.of_first,
-            network: booted.network,
+            network: Follower::new(booted.network, booted.told),
             shares: booted.shares,
             calls: JoinSet::new(),
             waiters: HashMap::new(),
@@ -125,6 +122,7 @@ impl Owner {
 
     /// Serves until the last handle is gone: after the VM's death too, so that ends can be asked for.
     pub async fn run(mut self) {
+        self.follow_network();
         loop {
             tokio::select! {
                 biased;
@@ -136,7 +134,11 @@ impl Owner {
                 // Last, because a hostile VMM may report without end.
                 report = next(&mut self.vm) => match report {
                     Report::Event(event) => self.event(&event),
-                    Report::Died(death) => self.died(death.into()),
+                    Report::Died(death) => {
+                        // With what they have of the host's.
+                        self.calls.shutdown().await;
+                        self.died(death.into());
+                    }
                 },
             }
         }
@@ -153,9 +155,7 @@ impl Owner {
             Input::Delete(process, reply) => self.delete(process, reply),
             Input::AttachDisk(disk, reply) => self.attach(&disk, reply),
             Input::DetachDisk(slot, reply) => self.detach(slot, reply),
-            Input::AttachNetwork(nets, joined, resolver, reply) => {
-                answer(reply, self.attach_network(&nets, joined, resolver));
-            }
+            Input::AttachNetwork(container, reply) => self.attach_network(container, reply),
             Input::Listen(reply) => {
                 let listening = self.alive().and_then(|vm| listen(vm).map_err(SandboxError::Vm));
                 answer(reply, listening);
@@ -197,6 +197,10 @@ impl Owner {
                 self.publish(events);
             }
             Done::DiskOverdue(slot, turn) => self.disks.overdue(slot, turn),
+            Done::NetworkLooked(looked, reply) => self.network_looked(looked, reply),
+            Done::NetworkTold(unplugged, result, reply) => {
+                self.network_told(unplugged, result, reply);
+            }
         }
     }
 
@@ -231,18 +235,12 @@ impl Owner {
             ..Default::default()
         };
         let agent = self.agent.clone();
-        let network = self.of_first.take();
         self.calls.spawn(async move {
-            let created = async {
-                shares.add(&agent).await?;
-                let pid = agent.create_container(&request).await?;
-                if let Some(mut network) = network {
-                    network.container_id = request.container_id;
-                    agent.configure_network(&network).await?;
-                }
-                Ok(pid)
+            let created = match shares.add(&agent).await {
+                Ok(()) => agent.create_container(&request).await.map_err(SandboxError::from),
+                Err(error) => Err(error.into()),
             };
-            Done::Created(process, created.await, streams, reply)
+            Done::Created(process, created, streams, reply)
         });
     }
 
@@ -264,7 +262,7 @@ impl Owner {
             shares: shares.by_mount(),
             disks: config.rootfs.device_slots(),
             namespaces_of,
-            network: self.has_network,
+            network: self.network.is_guests(),
         })
     }
 
@@ -503,22 +501,6 @@ impl Owner {
         self.watch_disk(moving);
     }
 
-    /// Returns the port on which the guest has names looked up.
-    fn attach_network(
-        &mut self,
-        nets: &[NetConfig],
-        joined: Joined,
-        resolver: Option<Resolver>,
-    ) -> Result<u32, SandboxError> {
-        let vm = self.alive()?;
-        for (number, net) in (0..).zip(nets) {
-            vm.set_net(number, net).map_err(SandboxError::Vm)?;
-        }
-        let port = answers(vm, resolver).map_err(SandboxError::Vm)?;
-        self.network = Some(joined);
-        Ok(port)
-    }
-
     fn detach(&mut self, slot: u8, reply: Reply<()>) {
         let Some(vm) = &self.vm else { return answer(reply, Err(self.gone())) };
         let moving = self.disks.detach(vm, slot, reply);
@@ -533,6 +515,79 @@ impl Owner {
                 Done::DiskOverdue(slot, turn)
             });
         }
+    }
+
+    // The network.
+
+    fn attach_network(&mut self, container: Id, reply: Reply<()>) {
+        match self.network.attach(container) {
+            Some(look) => {
+                self.calls.spawn(async move { Done::NetworkLooked(look.await, Some(reply)) });
+            }
+            None => answer(reply, Ok(())),
+        }
+    }
+
+    fn follow_network(&mut self) {
+        if let Some(change) = self.network.follow() {
+            self.calls.spawn(async move { Done::NetworkLooked(change.await, None) });
+        }
+    }
+
+    fn network_looked(&mut self, looked: Looked, reply: Option<Reply<()>>) {
+        let change = match self.network.looked(looked) {
+            Ok(Some(change)) => change,
+            Ok(None) => return self.network_told(Vec::new(), Ok(()), reply),
+            Err(error) => {
+                return match reply {
+                    Some(reply) => answer(reply, Err(error.into())),
+                    None => {
+                        let error = chain_text(&error);
+                        tracing::warn!(error, "the guest's network does not follow any more");
+                    }
+                };
+            }
+        };
+        let plugged = self.plug(&change.plugged, change.resolver);
+        let mut request = change.request;
+        match plugged {
+            Ok(port) => request.resolver_port = port,
+            Err(error) => return reply.map_or((), |reply| answer(reply, Err(error))),
+        }
+        let agent = self.agent.clone();
+        self.calls.spawn(async move {
+            let told = agent.configure_network(&request).await;
+            Done::NetworkTold(change.unplugged, told, reply)
+        });
+    }
+
+    /// Returns the port on which the guest has names looked up.
+    fn plug(&self, links: &[(u8, Link)], resolver: Option<Resolver>) -> Result<u32, SandboxError> {
+        let vm = self.alive()?;
+        for (number, link) in links {
+            vm.plug_net(*number, link).map_err(SandboxError::Vm)?;
+        }
+        answers(vm, resolver).map_err(SandboxError::Vm)
+    }
+
+    fn network_told(
+        &mut self,
+        unplugged: Vec<u8>,
+        told: Result<(), AgentError>,
+        reply: Option<Reply<()>>,
+    ) {
+        if let Some(vm) = &self.vm {
+            // Without it the VM ends, whose death says why.
+            unplugged.into_iter().for_each(|number| drop(vm.unplug_net(number)));
+        }
+        match (reply, told) {
+            (Some(reply), told) => self.pass_on(reply, told.map_err(SandboxError::from)),
+            (None, Err(error)) => {
+                tracing::warn!(%error, "the guest's network is not what the host's is");
+            }
+            (None, Ok(())) => {}
+        }
+        self.follow_network();
     }
 
     // The VM.
@@ -557,9 +612,8 @@ impl Owner {
     fn died(&mut self, death: Arc<Death>) {
         self.vm = None;
         self.death = Some(death.clone());
-        self.calls.abort_all();
         self.disks.forget();
-        drop(self.network.take());
+        self.network.end();
         self.shares.end();
         let events = self.table.ended(&death, SystemTime::now());
         self.publish(events);

@@ -115,7 +115,7 @@ pub async fn bed(script: &str) -> Bed {
         record: BootRecord::default(),
         spare_slots: vec![2],
         network: None,
-        of_first: None,
+        told: None,
         shares: shares::Shares::new(None),
     };
     let (sandbox, events) = Sandbox::owned(booted);

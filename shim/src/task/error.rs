@@ -125,11 +125,15 @@ fn sandbox_code(error: &SandboxError) -> Code {
             | Code::INVALID_ARGUMENT => *code,
             _ => Code::INTERNAL,
         },
+        SandboxError::Network(NetworkError::Hosts | NetworkError::Refused { .. }) => {
+            Code::INVALID_ARGUMENT
+        }
         SandboxError::Cpus(CpusError::Bind(_)) => Code::INTERNAL,
         SandboxError::Cpus(_) => Code::INVALID_ARGUMENT,
         SandboxError::Boot(_)
         | SandboxError::Died { .. }
         | SandboxError::Vm(_)
+        | SandboxError::Network(_)
         | SandboxError::Shares(_) => Code::INTERNAL,
     }
 }

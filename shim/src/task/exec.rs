@@ -57,7 +57,7 @@ impl Tasks {
         let (container, process) = self.process(container, exec)?;
         if process.id.exec.is_none() {
             let pod = container.pod()?;
-            pod.attach_late_network(&container.id).await?;
+            pod.sandbox.attach_network(&container.id).await?;
             pod.sandbox.start(&process.id).await?;
         } else {
             let plan = process.take_plan().ok_or_else(|| process.refuse("created"))?;

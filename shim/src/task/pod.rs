@@ -2,8 +2,6 @@
 
 use std::{fmt, fs::File, sync::Arc, time::Duration};
 
-use tokio::sync::Mutex;
-
 use super::{
     Result, Tasks,
     anchor::{Anchor, HostNetwork},
@@ -15,14 +13,11 @@ use crate::{
     error::chain_text,
     hooks::Hooks,
     id::Id,
-    network::{Late, Loopback, Net, Network, NetworkError, Spares, spare},
+    network::{Loopback, Network, NetworkError},
     run_spec::hostname,
     sandbox::{Sandbox, SandboxConfig, spare_disks, vm_memory_mib},
     vm::Disk,
 };
-
-/// Each costs every boot without a network a little.
-const SPARE_NETS: u8 = 2;
 
 /// What a pod is booted from, but for its disks.
 #[derive(Clone, Debug)]
@@ -56,29 +51,19 @@ impl Tasks {
         if let Some(hooks) = hooks {
             hooks.create(anchor.pid()).await?;
         }
-        let mut network = look(&anchor, Network::join).await?;
-        if let Some(network) = &mut network {
-            network.of_first = !plan.grows && plan.own_users;
-        }
-        let loopback = match network.is_some() && plan.grows {
-            true => loopback(&anchor).await,
-            false => None,
-        };
         let paths = &self.config.paths;
         let fsd = (plan.grows || plan.shares).then(|| paths.fsd.clone());
         let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
-        let (spare_nets, late) = match (&network, plan.grows) {
-            (Some(_), _) => (Vec::new(), None),
-            // Who makes a pod makes its network first.
-            (None, true) => (Vec::new(), Some(Spares::default())),
-            (None, false) => {
-                let (nets, spares) = spares(&anchor, room(0)).await;
-                (nets, Some(spares))
-            }
+        // Who makes a pod makes its network first.
+        let room_for_nets = if plan.grows { 0 } else { room(0) };
+        let mut network = look(&anchor, move |n| Network::join(n, room_for_nets)).await?;
+        network.of_first = !plan.grows && plan.own_users;
+        let loopback = match network.connects() && plan.grows {
+            true => loopback(&anchor).await,
+            false => None,
         };
-        let nets = network.as_ref().map_or(0, |network| network.nets.len());
         // A slot costs every boot a little.
-        let spare_disks = if plan.grows { room(nets) } else { 0 };
+        let spare_disks = if plan.grows { room(network.nets.len()) } else { 0 };
         let (sandbox, events) = Sandbox::create(SandboxConfig {
             name: self.config.id.clone(),
             hostname: hostname(&plan.hostname).into(),
@@ -89,8 +74,7 @@ impl Tasks {
             guest_image: settings.guest_image.unwrap_or_else(|| paths.guest.clone()),
             disks,
             spare_disks,
-            network,
-            spare_nets,
+            network: Some(network),
             cmdline: String::new(),
             boot_timeout: Duration::from_secs(settings.boot_timeout.into()),
             seeded: false,
@@ -98,7 +82,7 @@ impl Tasks {
             fsd,
         })
         .await?;
-        let pod = Arc::new(Pod { late: late.into(), ..Pod::new(sandbox, anchor, first) });
+        let pod = Arc::new(Pod::new(sandbox, anchor, first));
         tokio::spawn(self.clone().follow(events));
         tokio::spawn({
             let pod = pod.clone();
@@ -130,17 +114,6 @@ async fn loopback(anchor: &Anchor) -> Option<Loopback> {
     opened.inspect_err(lost).ok()
 }
 
-/// Network devices for what comes after the boot, if there is room.
-async fn spares(anchor: &Anchor, room: u8) -> (Vec<Net>, Spares) {
-    look(anchor, move |namespace| spare(namespace, room.min(SPARE_NETS))).await.unwrap_or_else(
-        |error| {
-            let error = chain_text(&error);
-            tracing::warn!(error, "interfaces that come after the VM's boot will be refused");
-            Default::default()
-        },
-    )
-}
-
 /// Does something with the network namespace that the process is in.
 async fn look<T: Send + 'static>(
     anchor: &Anchor,
@@ -160,26 +133,11 @@ pub struct Pod {
     anchor: Anchor,
     /// The container whose namespaces are the pod's.
     pub first: Id,
-    /// For what its network namespace gets after the boot; `None` if the guest has a network.
-    late: Mutex<Option<Spares>>,
 }
 
 impl Pod {
-    /// One without a network.
     pub fn new(sandbox: Sandbox, anchor: Anchor, first: Id) -> Self {
-        Self { sandbox, anchor, first, late: Mutex::default() }
-    }
-
-    /// Gives a container, before it is started, what its network namespace has got since the boot, or refuses that: it would
-    /// be left out silently.
-    pub async fn attach_late_network(&self, container: &Id) -> Result<()> {
-        let mut late = self.late.lock().await;
-        let Some(spares) = late.clone() else { return Ok(()) };
-        if let Some(network) = look(&self.anchor, move |n| Late::join(n, &spares)).await? {
-            self.sandbox.attach_network(container, network).await?;
-            *late = None;
-        }
-        Ok(())
+        Self { sandbox, anchor, first }
     }
 
     pub fn pid(&self) -> u32 {

@@ -51,6 +51,8 @@ pub struct NetConfig {
     /// The largest IP packet, [`MIN_MTU`] or more. Longer frames from the guest are not sent, but for those
     /// that the host cuts into segments.
     pub mtu: u16,
+    /// The guest finds it at its boot; else its window has no device until [`Request::PlugNet`](crate::Request::PlugNet).
+    pub plugged: bool,
     /// What the guest may send.
     pub from_guest: RateLimit,
     /// What the guest is given.

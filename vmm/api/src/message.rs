@@ -21,9 +21,11 @@ pub enum Request {
     AttachDisk { slot: u8, disk: DiskConfig },
     /// Take it away again: capacity 0, further requests fail. Answered by [`Event::DiskDetached`].
     DetachDisk { slot: u8 },
-    /// From now on the guest has this address and MTU on a network device, by its place in
-    /// [`nets`](VmConfig::nets). It is told so by its agent.
-    SetNet { number: u8, mac: [u8; 6], mtu: u16 },
+    /// The guest finds a network device, by its place in [`nets`](VmConfig::nets), where it has found none: its agent has
+    /// it look once more.
+    PlugNet { number: u8, mac: [u8; 6], mtu: u16 },
+    /// There is none from now on, whether its driver has let go of it or not.
+    UnplugNet { number: u8 },
     /// End the VM now, whatever the guest is doing.
     Stop,
 }

@@ -45,7 +45,6 @@ pub struct MmioTransport {
     kicks: Arc<[EventFd]>,
     faults: Arc<FaultReporter>,
     memory: GuestMemory,
-    device_type: u32,
     offered: u64,
     max_sizes: &'static [u16],
     driver: DriverState,
@@ -64,7 +63,7 @@ impl MmioTransport {
     ) -> io::Result<Self> {
         let guard = lock(&*device);
         let max_sizes = guard.queue_max_sizes();
-        let (device_type, offered) = (guard.device_type(), guard.features() | RING_FEATURES);
+        let offered = guard.features() | RING_FEATURES;
         let interrupt = guard.interrupt().clone();
         drop(guard);
         let kicks =
@@ -75,7 +74,6 @@ impl MmioTransport {
             kicks,
             faults: Arc::new(FaultReporter::new(name, faults)),
             memory,
-            device_type,
             offered,
             max_sizes,
             driver: DriverState::new(max_sizes.len()),
@@ -113,7 +111,7 @@ impl MmioTransport {
         match offset {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.device_type,
+            VIRTIO_MMIO_DEVICE_ID => self.lock().device_type(),
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_FEATURES => word(self.offered, self.offered_select),
             VIRTIO_MMIO_QUEUE_NUM_MAX => {

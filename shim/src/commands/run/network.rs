@@ -116,8 +116,12 @@ pub fn check(args: &NetworkArgs) -> Result<(), RunError> {
     }
 }
 
-/// Makes or joins it.
-pub async fn connect(args: &NetworkArgs, pace: Pace) -> Result<Option<Network>, RunError> {
+/// Makes or joins it; the latter with spare devices as far as there is room for so many.
+pub async fn connect(
+    args: &NetworkArgs,
+    room: u8,
+    pace: Pace,
+) -> Result<Option<Network>, RunError> {
     let choice = args.choice();
     let NetworkArgs { publish: ports, egress, .. } = args.clone();
     let connecting = tokio::task::spawn_blocking(move || {
@@ -130,7 +134,9 @@ pub async fn connect(args: &NetworkArgs, pace: Pace) -> Result<Option<Network>, 
             NetworkChoice::Namespace(path) => {
                 let path = path.clone();
                 let open = |source| RunNetworkError::Open { path: path.clone(), source };
-                let joined = Network::join(&File::open(&path).map_err(open)?).map_err(failed)?;
+                let namespace = File::open(&path).map_err(open)?;
+                let joined = Network::join(&namespace, room).map_err(failed)?;
+                let joined = joined.connects().then_some(joined);
                 joined.map(Some).ok_or(RunNetworkError::Empty { path })
             }
         }

@@ -38,6 +38,9 @@ const QUEUE_SIZES: [u16; 2] = [256, 256];
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
+/// A window whose device is not there (4.2.2), which drivers pass by.
+const NO_DEVICE: u32 = 0;
+
 /// Besides the offloads.
 const ALWAYS: u64 = 1 << VIRTIO_NET_F_MAC
     | 1 << VIRTIO_NET_F_MTU
@@ -50,6 +53,7 @@ pub struct Net {
     interrupt: Arc<Interrupt>,
     tap: Tap,
     rules: Rules,
+    plugged: bool,
     receiver: Option<Receiver>,
     active: Option<Active>,
     /// Frames of the guest's that were not sent.
@@ -66,15 +70,23 @@ impl Net {
             interrupt: Arc::new(Interrupt::new().map_err(NetError::Interrupt)?),
             tap,
             rules: Rules { mac: config.mac, mtu: config.mtu, features: 0 },
+            plugged: config.plugged,
             receiver: None,
             active: None,
             refused: 0,
         })
     }
 
-    /// The guest's address and MTU from now on. Its driver has read others.
-    pub fn set(&mut self, mac: [u8; 6], mtu: u16) {
-        (self.rules.mac, self.rules.mtu) = (mac, mtu);
+    /// The guest finds it from now on, with this address and MTU.
+    pub fn plug(&mut self, mac: [u8; 6], mtu: u16) {
+        self.unplug();
+        (self.rules.mac, self.rules.mtu, self.plugged) = (mac, mtu, true);
+    }
+
+    /// The guest finds it no more. A driver that still has it is not served.
+    pub fn unplug(&mut self) {
+        self.plugged = false;
+        self.reset();
     }
 
     /// Frames dropped since the last reset, from the guest and to it.
@@ -85,7 +97,7 @@ impl Net {
 
 impl VirtioDevice for Net {
     fn device_type(&self) -> u32 {
-        VIRTIO_ID_NET
+        if self.plugged { VIRTIO_ID_NET } else { NO_DEVICE }
     }
 
     fn queue_max_sizes(&self) -> &'static [u16] {
@@ -112,6 +124,9 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, active: Active) {
+        if !self.plugged {
+            return;
+        }
         self.rules.features = active.features;
         self.tap.negotiated(active.features);
         self.receiver = Some(Receiver::new(active.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0));

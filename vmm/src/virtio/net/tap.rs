@@ -308,6 +308,7 @@ mod tests {
         let config = NetConfig {
             mac: [2; 6],
             mtu: 1500,
+            plugged: true,
             from_guest: Default::default(),
             to_guest: Default::default(),
         };
