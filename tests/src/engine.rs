@@ -64,9 +64,19 @@ impl Engine {
 
     fn configure_podman(&self) {
         let (name, program) = (self.runtime.name(), self.runtime.program());
-        let config = format!("{CONTAINERS}runtimes.{name} = [{program:?}]\n");
+        let mut config = format!("{CONTAINERS}runtimes.{name} = [{program:?}]\n");
+        if Self::has_netavark() {
+            config += NETAVARK;
+        }
         fs::write(self.inside.path("/run/test/containers.conf"), config).expect("a file");
         fs::write(self.inside.path("/run/test/storage.conf"), STORAGE).expect("a file");
+    }
+
+    /// Podman's networks with a server of names; else they are CNI's.
+    pub fn has_netavark() -> bool {
+        ["netavark", "aardvark-dns"]
+            .iter()
+            .all(|program| Path::new("/usr/lib/podman").join(program).exists())
     }
 
     fn start_docker(&mut self) {
@@ -205,7 +215,7 @@ impl Drop for Engine {
 
 impl Engine {
     /// What Docker logged.
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.inside.path("/run/test/log")).unwrap_or_default()
     }
 }
@@ -218,6 +228,11 @@ const STORAGE: &str = r#"[storage]
 driver = "overlay"
 graphroot = "/run/test/graph"
 runroot = "/run/test/podman"
+"#;
+
+const NETAVARK: &str = r#"[network]
+network_backend = "netavark"
+network_config_dir = "/run/test/networks"
 "#;
 
 /// With limits that a host may have less of than Podman asks for, and no lock that other tests see.

@@ -1,6 +1,10 @@
 //! Podman and Docker run containers: the same tests with runc, which proves every expectation, and with ampoule.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use ampoule_tests::{
     Disk, Runtime,
@@ -25,14 +29,17 @@ macro_rules! engine {
     };
 }
 
-engine!(runc_podman = Podman Runc: life foreground network pod disk);
+engine!(runc_podman = Podman Runc: life foreground network names pod disk);
 engine!(runc_docker = Docker Runc: life foreground network names compose disk);
 engine!(runc_docker_26 = Docker26 Runc: life foreground network names compose);
-engine!(ampoule_podman = Podman Ampoule: life foreground network pod disk refusals);
+engine!(ampoule_podman = Podman Ampoule: life foreground network names pod disk refusals);
 engine!(ampoule_docker = Docker Ampoule: life disk refusals);
 engine!(ampoule_docker_again = Docker Ampoule: foreground network names compose);
 engine!(ampoule_docker_26 = Docker26 Ampoule: life network names compose disk);
 engine!(ampoule_docker_26_again = Docker26 Ampoule: foreground refusals);
+
+/// How long a running container may take to have another network, in the bed too.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A workload that ends by TERM with 43.
 const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";
@@ -168,8 +175,11 @@ const ECHO: &str = "for try in {1..100}; do \
 const PING: &str = "ip -4 -o address show eth0; \
     ping -c 1 -w 20 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo reached";
 
-/// Docker has a DNS server for a network of one's own, on the loopback of each container.
+/// Docker has a DNS server for a network of one's own, on the loopback of each container; Podman's is on the bridge.
 fn names(e: &Engine) {
+    if e.kind == Kind::Podman && !Engine::has_netavark() {
+        return skip("names", "netavark and aardvark-dns are not installed");
+    }
     e.does(&["network", "create", "own"]).ended_with(0);
     let web = ["-d", "--name", "web", "alpine", "nc", "-lk", "-p", "80", "-e", "cat"];
     e.run_with_network("own", &web).output().ended_with(0);
@@ -177,11 +187,38 @@ fn names(e: &Engine) {
         for try in 1 2 3 4 5; do echo hello | nc -w 9 web 80 && break; sleep 1; done";
     let client = e.run_with_network("own", &["--rm", "alpine", "sh", "-c", script]);
     let said = client.output().ended_with(0).text();
-    for word in ["nameserver 127.0.0.11", "Name:\tweb", "hello"] {
+    let server = if e.kind == Kind::Podman { "10." } else { "127.0.0.11" };
+    for word in [&format!("nameserver {server}"), "Name:\tweb", "hello"] {
         assert!(said.contains(word), "no {word:?} in {said}");
     }
+    connected_later(e, "web");
     e.does(&["rm", "-f", "web"]).ended_with(0);
     e.does(&["network", "rm", "own"]).ended_with(0);
+}
+
+/// A running container is connected to one more network, and disconnected from it.
+fn connected_later(e: &Engine, web: &str) {
+    e.does(&["network", "create", "--subnet", "10.66.0.0/24", "other"]).ended_with(0);
+    let until = |script: &str, expected: &str| {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let said = e.does(&["exec", web, "sh", "-c", script]);
+            if said.text() == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{said:?} is not {expected:?}: {}", e.log());
+        }
+    };
+    // Its name and its address are the engine's choice.
+    let reach = "ip -o -4 address | grep -o 'inet 10.66.0'; \
+        ping -c 1 -w 20 10.66.0.1 >/dev/null && echo reached";
+    for _ in 0..2 {
+        e.does(&["network", "connect", "other", web]).ended_with(0);
+        until(reach, "inet 10.66.0\nreached");
+        e.does(&["network", "disconnect", "other", web]).ended_with(0);
+        until("ip -o link | grep -c eth; ip -o -4 address | grep -c 10.66.0", "1\n0");
+    }
+    e.does(&["network", "rm", "other"]).ended_with(0);
 }
 
 /// Podman's: its containers share a host name, a loopback, shared memory; with ampoule a VM.
