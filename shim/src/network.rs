@@ -78,7 +78,7 @@ type Result<T> = std::result::Result<T, NetworkError>;
 
 /// Network devices besides those that a guest has from its boot on, for interfaces that come later. Each costs the boot a
 /// look into an empty window.
-const SPARE: u8 = 2;
+const SPARE: usize = 2;
 
 /// What a sandbox is booted with.
 #[derive(Debug)]
@@ -94,6 +94,15 @@ pub struct Network {
     pub of_first: bool,
 }
 
+/// What a guest can have.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Room {
+    /// Network devices at most, if there are not more interfaces already.
+    pub devices: u8,
+    /// A first interface may come after its boot.
+    pub late: bool,
+}
+
 /// A network device, and what lies under it.
 #[derive(Debug)]
 pub struct Net {
@@ -104,7 +113,7 @@ pub struct Net {
 impl Network {
     /// Joins a guest that is yet to be booted to a namespace, with spare devices as far as there is room for so many. Blocks,
     /// for milliseconds.
-    pub fn join(namespace: &File, room: u8) -> Result<Self> {
+    pub fn join(namespace: &File, room: Room) -> Result<Self> {
         if is_own(namespace).map_err(|e| NetworkError::Host("look at the network namespace", e))? {
             return Err(NetworkError::Hosts);
         }
@@ -112,7 +121,7 @@ impl Network {
     }
 
     /// Likewise, in the namespace of this thread.
-    fn join_own(room: u8) -> Result<Self> {
+    fn join_own(room: Room) -> Result<Self> {
         let mut netlink = netlink()?;
         // What changes from here on is not missed.
         let changes = Changes::listen()?;
@@ -127,7 +136,8 @@ impl Network {
             Ok(Net { config, tap: tap.fd })
         });
         let mut nets = joined_links.collect::<Result<Vec<_>>>()?;
-        for _ in nets.len()..usize::from(room).min(nets.len() + usize::from(SPARE)) {
+        let spare = if nets.is_empty() && !room.late { 0 } else { SPARE };
+        for _ in nets.len()..usize::from(room.devices).min(nets.len() + spare) {
             let tap = tap::make("to come")?;
             joined.add(tap.name, None)?;
             nets.push(Net { config: config(None), tap: tap.fd });

@@ -290,13 +290,13 @@ fn a_veth_is_joined_with_all_that_it_has_and_left_as_it_was() {
 
         // A second sandbox cannot have it as well.
         assert_eq!(redirected(netlink).len(), 2);
-        let second = Network::join_own(0).unwrap_err().to_string();
+        let second = Network::join_own(Room::default()).unwrap_err().to_string();
         assert!(second.contains("ampoule0: another sandbox"), "{second}");
         let Network { nets, joined, .. } = joined;
         // A VMM that ended, and a shim that was killed before it could undo anything.
         drop(nets);
         settles(netlink, &[index("eth0")]);
-        let again = Network::join_own(0).unwrap();
+        let again = Network::join_own(Room::default()).unwrap();
         drop(again);
         settles(netlink, &[]);
         drop(joined);
@@ -312,7 +312,7 @@ fn filters_of_somebody_else_stay_and_the_interface_is_refused() {
         make(netlink, libc::RTM_NEWQDISC, &redirect::ingress(eth0)).unwrap();
         let to_lo = redirect::filter(eth0, "u32", redirect::match_u32(index("lo")));
         make(netlink, libc::RTM_NEWTFILTER, &to_lo).unwrap();
-        let error = crate::error::chain_text(&Network::join_own(0).unwrap_err());
+        let error = crate::error::chain_text(&Network::join_own(Room::default()).unwrap_err());
         assert!(error.contains("eth0") && error.contains("somebody else"), "{error}");
         // No tap is left, and no filter lost.
         settles(netlink, &[eth0]);
@@ -320,7 +320,7 @@ fn filters_of_somebody_else_stay_and_the_interface_is_refused() {
 }
 
 fn joined_or_skipped() -> Option<Network> {
-    match Network::join_own(0) {
+    match Network::join_own(Room::default()) {
         Ok(joined) => Some(joined),
         Err(error @ NetworkError::Interface { .. }) => {
             eprintln!("skipped: {}", crate::error::chain_text(&error));
@@ -333,13 +333,14 @@ fn joined_or_skipped() -> Option<Network> {
 #[test]
 fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
     let own = File::open("/proc/thread-self/ns/net").unwrap();
-    assert!(matches!(Network::join(&own, 0), Err(NetworkError::Hosts)));
+    assert!(matches!(Network::join(&own, Room::default()), Err(NetworkError::Hosts)));
     with_veth(|netlink| {
         let mut veth = LinkMessage::default();
         veth.header.index = index("eth0");
         netlink.change(libc::RTM_DELLINK, 0, &veth).unwrap();
         let empty = File::open("/proc/thread-self/ns/net").unwrap();
-        let joined = elsewhere(move || Network::join(&empty, 0)).unwrap();
+        let joined =
+            elsewhere(move || Network::join(&empty, Room { devices: 2, late: false })).unwrap();
         assert!(!joined.connects() && joined.nets.is_empty());
     });
 }
@@ -347,10 +348,11 @@ fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
 #[test]
 fn a_guest_follows_what_comes_and_goes_as_far_as_it_has_devices() {
     with_veth(|netlink| {
-        let Network { nets, mut joined, request, .. } = match Network::join_own(2) {
-            Ok(network) => network,
-            Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
-        };
+        let Network { nets, mut joined, request, .. } =
+            match Network::join_own(Room { devices: 2, late: false }) {
+                Ok(network) => network,
+                Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
+            };
         assert_eq!((nets.len(), request.interfaces.len()), (2, 1));
         assert_eq!([nets[0].config.plugged, nets[1].config.plugged], [true, false]);
         let same = joined.follow().unwrap();

@@ -13,7 +13,7 @@ use crate::{
     error::chain_text,
     hooks::Hooks,
     id::Id,
-    network::{Loopback, Network, NetworkError},
+    network::{Loopback, Network, NetworkError, Room},
     run_spec::hostname,
     sandbox::{Sandbox, SandboxConfig, spare_disks, vm_memory_mib},
     vm::Disk,
@@ -55,7 +55,8 @@ impl Tasks {
         let fsd = (plan.grows || plan.shares).then(|| paths.fsd.clone());
         let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
         // Who makes a pod makes its network first.
-        let room_for_nets = if plan.grows { 0 } else { room(0) };
+        let late = !plan.grows;
+        let room_for_nets = Room { devices: if late { room(0) } else { 0 }, late };
         let mut network = look(&anchor, move |n| Network::join(n, room_for_nets)).await?;
         network.of_first = !plan.grows && plan.own_users;
         let loopback = match network.connects() && plan.grows {

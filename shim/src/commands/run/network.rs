@@ -12,7 +12,7 @@ use super::RunError;
 use crate::{
     cli::{NetworkArgs, NetworkChoice, Publish},
     config::{Config, DefaultNetwork, SandboxSettings},
-    network::{self, Network, NetworkError},
+    network::{self, Network, NetworkError, Room},
     pace::Pace,
     paths::Paths,
     sandbox::HostFile,
@@ -119,7 +119,7 @@ pub fn check(args: &NetworkArgs) -> Result<(), RunError> {
 /// Makes or joins it; the latter with spare devices as far as there is room for so many.
 pub async fn connect(
     args: &NetworkArgs,
-    room: u8,
+    devices: u8,
     pace: Pace,
 ) -> Result<Option<Network>, RunError> {
     let choice = args.choice();
@@ -135,6 +135,7 @@ pub async fn connect(
                 let path = path.clone();
                 let open = |source| RunNetworkError::Open { path: path.clone(), source };
                 let namespace = File::open(&path).map_err(open)?;
+                let room = Room { devices, late: false };
                 let joined = Network::join(&namespace, room).map_err(failed)?;
                 let joined = joined.connects().then_some(joined);
                 joined.map(Some).ok_or(RunNetworkError::Empty { path })
