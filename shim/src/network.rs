@@ -91,7 +91,7 @@ pub struct Network {
     pub joined: Joined,
     pub resolver: Option<Resolver>,
     /// It is the first container's own, as who has users of its own has power over its own alone; else the guest's.
-    pub of_first: bool,
+    pub of_container: bool,
 }
 
 /// What a guest can have.
@@ -101,6 +101,8 @@ pub struct Room {
     pub devices: u8,
     /// A first interface may come after its boot.
     pub late: bool,
+    /// A network is its first container's own, which has it before it is started.
+    pub of_container: bool,
 }
 
 /// A network device, and what lies under it.
@@ -142,8 +144,10 @@ impl Network {
             joined.add(tap.name, None)?;
             nets.push(Net { config: config(None), tap: tap.fd });
         }
-        let resolver = joined.changes.as_mut().and_then(Changes::resolver);
-        Ok(Self { request, nets, joined, resolver, of_first: false })
+        let of_container = room.of_container;
+        let changes = joined.changes.as_mut().filter(|_| !of_container);
+        let resolver = changes.and_then(Changes::resolver);
+        Ok(Self { request, nets, joined, resolver, of_container })
     }
 
     /// Whether there is more than loopback now.

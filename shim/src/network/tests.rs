@@ -340,7 +340,7 @@ fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
         netlink.change(libc::RTM_DELLINK, 0, &veth).unwrap();
         let empty = File::open("/proc/thread-self/ns/net").unwrap();
         let joined =
-            elsewhere(move || Network::join(&empty, Room { devices: 2, late: false })).unwrap();
+            elsewhere(move || Network::join(&empty, Room { devices: 2, ..Room::default() })).unwrap();
         assert!(!joined.connects() && joined.nets.is_empty());
     });
 }
@@ -349,7 +349,7 @@ fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
 fn a_guest_follows_what_comes_and_goes_as_far_as_it_has_devices() {
     with_veth(|netlink| {
         let Network { nets, mut joined, request, .. } =
-            match Network::join_own(Room { devices: 2, late: false }) {
+            match Network::join_own(Room { devices: 2, ..Room::default() }) {
                 Ok(network) => network,
                 Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
             };

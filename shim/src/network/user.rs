@@ -73,7 +73,7 @@ impl Network {
             nets: vec![Net { config, tap: tap.fd }],
             joined: joined.behind(passt),
             resolver: names.map(Resolver::Listed),
-            of_first: false,
+            of_container: false,
         })
     }
 }

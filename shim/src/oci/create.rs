@@ -17,6 +17,7 @@ use crate::{
     hooks::Hooks,
     id::Id,
     image::Store,
+    network::Room,
     rootfs::{self, Prepared, RootFsError},
     run_spec::hostname,
     sandbox::{
@@ -112,10 +113,9 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     let fsd = (grows || !binds.shares.is_empty()).then(|| paths.fsd.clone());
     let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
     // Who makes a pod makes its network first.
-    let mut network = network::join(if grows { 0 } else { room(0) }).await?;
-    if let Some(network) = &mut network {
-        network.of_first = !grows && has_own_users(&bundle.spec);
-    }
+    let devices = if grows { 0 } else { room(0) };
+    let of_container = !grows && has_own_users(&bundle.spec);
+    let network = network::join(Room { devices, late: false, of_container }).await?;
     let nets = network.as_ref().map_or(0, |network| network.nets.len());
     let spare_disks = if grows { room(nets) } else { 0 };
     let (sandbox, _events) = Sandbox::create(SandboxConfig {

@@ -46,15 +46,14 @@ pub fn enter(network: &HostNetwork) -> Result<()> {
     }
 }
 
-/// Joins a guest to the namespace that our first thread is in, unless that was left in the host's or has loopback alone; with
-/// spare devices as far as there is room for so many devices.
-pub async fn join(devices: u8) -> Result<Option<Network>> {
+/// Joins a guest to the namespace that our first thread is in, unless that was left in the host's or has loopback alone.
+pub async fn join(room: Room) -> Result<Option<Network>> {
     let joining = tokio::task::spawn_blocking(move || {
         let namespace = File::open("/proc/self/ns/net").map_err(looked)?;
         if is_own(&namespace).map_err(looked)? {
             return Ok(None);
         }
-        let network = Network::join(&namespace, Room { devices, late: false });
+        let network = Network::join(&namespace, room);
         let network = network.map_err(|e| OciError::Network(NAMESPACE, e))?;
         Ok(network.connects().then_some(network))
     });

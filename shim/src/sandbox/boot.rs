@@ -63,9 +63,9 @@ pub(super) async fn boot(mut config: SandboxConfig) -> Result<Booted, SandboxErr
     });
     let (start, share) = start.transpose().map_err(SandboxError::Boot)?.unzip();
     let shares = Shares::new(start);
-    let of_guest = config.network.as_ref().is_some_and(|n| n.connects() && !n.of_first);
+    let of_guest = config.network.as_ref().is_some_and(|n| n.connects() && !n.of_container);
     let (request, nets, network) = match config.network.take() {
-        Some(Network { request, nets, joined, resolver, of_first: _ }) => {
+        Some(Network { request, nets, joined, resolver, of_container: _ }) => {
             (of_guest.then_some((request, resolver)), nets, Some(joined))
         }
         None => (None, Vec::new(), None),

@@ -56,9 +56,9 @@ impl Tasks {
         let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
         // Who makes a pod makes its network first.
         let late = !plan.grows;
-        let room_for_nets = Room { devices: if late { room(0) } else { 0 }, late };
-        let mut network = look(&anchor, move |n| Network::join(n, room_for_nets)).await?;
-        network.of_first = !plan.grows && plan.own_users;
+        let devices = if late { room(0) } else { 0 };
+        let room_for_nets = Room { devices, late, of_container: late && plan.own_users };
+        let network = look(&anchor, move |n| Network::join(n, room_for_nets)).await?;
         let loopback = match network.connects() && plan.grows {
             true => loopback(&anchor).await,
             false => None,

@@ -135,7 +135,7 @@ pub async fn connect(
                 let path = path.clone();
                 let open = |source| RunNetworkError::Open { path: path.clone(), source };
                 let namespace = File::open(&path).map_err(open)?;
-                let room = Room { devices, late: false };
+                let room = Room { devices, ..Room::default() };
                 let joined = Network::join(&namespace, room).map_err(failed)?;
                 let joined = joined.connects().then_some(joined);
                 joined.map(Some).ok_or(RunNetworkError::Empty { path })
