@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{ampoule, file_server_of, run, stage};
+use ampoule_tests::{ampoule, file_server_of, program, run, stage};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -108,6 +108,26 @@ fn find(folder: &Path, suffix: &str) -> PathBuf {
         }
     }
     panic!("no *{suffix} in {}", folder.display());
+}
+
+/// The guest learns that what it wrote is not there, and goes on.
+#[test]
+fn a_host_without_room_for_a_scratch_disk_is_an_io_error_inside() {
+    let (folder, tar) = (TempDir::new().unwrap(), env::var("AMPOULE_ALPINE_TAR").unwrap());
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=48m", "tmpfs"]).arg(folder.path());
+    program(mount).output().ended_with(0);
+    let import = ampoule(["image", "import", &tar, "alpine"]);
+    import.env("AMPOULE_ROOT", folder.path()).output().ended_with(0);
+    // The root waits for no disk; it says of what was not written when it is asked the next time.
+    let script = "dd if=/dev/urandom of=/big bs=1M count=64; sync; dd if=/big of=/x bs=4k count=1 conv=fsync; echo $?; \
+        rm /big; ls -d /etc";
+    let out = run(["alpine", "sh", "-c", script]).env("AMPOULE_ROOT", folder.path()).output();
+    let mut unmount = Command::new("umount");
+    unmount.arg("--lazy").arg(folder.path());
+    program(unmount).output();
+    assert_eq!(out.text(), "1\n/etc", "{}", out.error());
+    out.ended_with(0).says(&["I/O error"]);
 }
 
 #[test]
