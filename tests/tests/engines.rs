@@ -1,7 +1,8 @@
 //! Podman and Docker run containers: the same tests with runc, which proves every expectation, and with ampoule.
 
 use std::{
-    fs,
+    env, fs,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use ampoule_tests::{
     engine::{Engine, Kind},
     program,
     screen::Screen,
-    skip,
+    skip, stage,
 };
 
 /// `engine!(name = Kind Runtime: test...)`: a module with these tests, each a function that takes an [`Engine`].
@@ -40,6 +41,58 @@ engine!(ampoule_docker_26_again = Docker26 Ampoule: foreground refusals);
 
 /// How long a running container may take to have another network, in the bed too.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Who may open /dev/kvm, and has ids to give to a user namespace, needs no root: neither for the VM nor for its network.
+fn ordinary_user() {
+    if ["newuidmap", "slirp4netns", "podman"]
+        .iter()
+        .any(|name| !Path::new("/usr/bin").join(name).exists())
+    {
+        return skip("podman_again::ordinary_user", "it takes podman, uidmap and slirp4netns");
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", ORDINARY_USER]).arg(stage());
+    command.args([env::var("AMPOULE_ALPINE_ARCHIVE").expect("see tests/run").as_str(), PODMAN]);
+    let out = program(command).output();
+    let said = "guest\n7\nfrom the host\n0\nreached\nin exec\nfrom the guest 1234";
+    assert_eq!(out.text(), said, "{out:?}");
+}
+
+mod podman_again {
+    #[test]
+    fn ordinary_user() {
+        super::ordinary_user();
+    }
+}
+
+/// Of a mount namespace of its own; the stage, the image and what the user does are arguments.
+const ORDINARY_USER: &str = r#"set -e
+mount -t tmpfs none /mnt; mount --make-rshared /; mount -t tmpfs none /run
+home=/run/joe; mkdir -p $home/.config/containers /run/user/1234
+for file in passwd group subuid subgid; do touch /etc/$file; cp /etc/$file /mnt; done
+echo joe:x:1234:1234::$home:/bin/sh >> /mnt/passwd; echo joe:x:1234: >> /mnt/group
+echo joe:300000:65536 >> /mnt/subuid; echo joe:300000:65536 >> /mnt/subgid
+for file in passwd group subuid subgid; do mount --bind /mnt/$file /etc/$file; done
+mknod -m 666 /mnt/kvm c 10 232; mount --bind /mnt/kvm /dev/kvm; chmod 666 /dev/net/tun
+cp -rL "$0" $home/ampoule; cp "$1" $home/alpine.tar
+printf '%s\n' '[containers]' 'default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]' '[engine]' \
+    'cgroup_manager = "cgroupfs"' 'events_logger = "file"' 'runtime_supports_json = ["ampoule"]' \
+    "runtimes.ampoule = ['$home/ampoule/bin/ampoule']" > $home/.config/containers/containers.conf
+chown -R 1234:1234 $home /run/user/1234; cd $home
+exec setpriv --reuid 1234 --regid 1234 --clear-groups env -i HOME=$home USER=joe XDG_RUNTIME_DIR=/run/user/1234 \
+    PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -c "$2""#;
+
+const PODMAN: &str = r#"
+image=$(podman pull --quiet oci-archive:alpine.tar)
+run() { podman --runtime ampoule run "$@"; }
+run --rm --network none $image sh -c 'uname -r | grep -q ampoule && echo guest; exit 7'; echo $?
+mkdir data; echo from the host > data/host
+run --rm --network none -v $HOME/data:/data $image sh -c 'cat /data/host; echo from the guest > /data/guest'; echo $?
+run -d --name one $image sleep 1000 >/dev/null
+podman exec one ping -c 1 -w 20 10.0.2.2 >/dev/null && echo reached
+podman exec one echo in exec; podman rm -f -t 0 one >/dev/null
+echo $(cat data/guest) $(stat -c %u data/guest)
+"#;
 
 /// A workload that ends by TERM with 43.
 const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";

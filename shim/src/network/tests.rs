@@ -340,7 +340,8 @@ fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
         netlink.change(libc::RTM_DELLINK, 0, &veth).unwrap();
         let empty = File::open("/proc/thread-self/ns/net").unwrap();
         let joined =
-            elsewhere(move || Network::join(&empty, Room { devices: 2, ..Room::default() })).unwrap();
+            elsewhere(move || Network::join(&empty, Room { devices: 2, ..Room::default() }))
+                .unwrap();
         assert!(!joined.connects() && joined.nets.is_empty());
     });
 }
