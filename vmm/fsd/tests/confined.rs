@@ -145,8 +145,12 @@ fn an_ordinary_user_shares_as_root_of_a_user_namespace() {
         let programs = tempfile::tempdir().unwrap();
         fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let (test, fsd) = (programs.path().join("test"), programs.path().join("fsd"));
-        fs::copy(std::env::current_exe().unwrap(), &test).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_ampoule-fsd"), &fsd).unwrap();
+        // Not by this process: what another test executes meanwhile would have them open for writing.
+        let copy = |from: &Path, to: &Path| {
+            assert!(Command::new("cp").args([from, to]).status().unwrap().success());
+        };
+        copy(&std::env::current_exe().unwrap(), &test);
+        copy(Path::new(env!("CARGO_BIN_EXE_ampoule-fsd")), &fsd);
         let name = "an_ordinary_user_shares_as_root_of_a_user_namespace";
         let output = Command::new(test)
             .args(["--exact", name, "--nocapture"])
