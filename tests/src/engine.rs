@@ -40,6 +40,20 @@ pub struct Engine {
 impl Engine {
     /// Says why when this machine has none.
     pub fn new(kind: Kind, runtime: Runtime) -> Result<Self, String> {
+        Self::inside(Namespaces::new()?, kind, runtime, "cgroupfs")
+    }
+
+    /// A Podman that has systemd make cgroups.
+    pub fn under_systemd(runtime: Runtime) -> Result<Self, String> {
+        Self::inside(Namespaces::with_systemd()?, Kind::Podman, runtime, "systemd")
+    }
+
+    fn inside(
+        inside: Namespaces,
+        kind: Kind,
+        runtime: Runtime,
+        cgroups: &str,
+    ) -> Result<Self, String> {
         let image = variable("AMPOULE_ALPINE_ARCHIVE")?;
         let mut path: Vec<_> = env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
         if kind != Kind::Podman {
@@ -52,19 +66,19 @@ impl Engine {
             let daemon = variable("AMPOULE_DOCKER_26")?;
             path.splice(..0, [daemon, variable("AMPOULE_CONTAINERD_1_7")?, stage().join("bin")]);
         }
-        let inside = Namespaces::new()?;
         let mut engine = Self { kind, runtime, inside, path, daemon: None };
         match kind {
-            Kind::Podman => engine.configure_podman(),
+            Kind::Podman => engine.configure_podman(cgroups),
             Kind::Docker | Kind::Docker26 => engine.start_docker(),
         }
         engine.load(&image);
         Ok(engine)
     }
 
-    fn configure_podman(&self) {
+    fn configure_podman(&self, cgroups: &str) {
         let (name, program) = (self.runtime.name(), self.runtime.program());
-        let mut config = format!("{CONTAINERS}runtimes.{name} = [{program:?}]\n");
+        let mut config =
+            format!("{CONTAINERS}cgroup_manager = {cgroups:?}\nruntimes.{name} = [{program:?}]\n");
         if Self::has_netavark() {
             config += NETAVARK;
         }
@@ -185,9 +199,11 @@ impl Engine {
     }
 
     fn left(&self) -> Vec<String> {
-        let own = ["catatonit", "dockerd", "containerd"];
+        let own = ["catatonit", "dockerd", "containerd", "systemd", "dbus-daemon"];
         let processes = self.inside.processes().into_iter();
-        let processes = processes.filter(|process| !own.contains(&process.program()));
+        let processes = processes.filter(|process| {
+            !own.contains(&process.program()) && !process.program().starts_with("systemd-")
+        });
         // What is a container's has its id in its path.
         let mounts = self.inside.mounts().into_iter();
         let mounts = mounts.filter(|mount| mount.split('/').any(|part| part.len() == 64));
@@ -239,7 +255,6 @@ network_config_dir = "/run/test/networks"
 const CONTAINERS: &str = r#"[containers]
 default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
 [engine]
-cgroup_manager = "cgroupfs"
 events_logger = "file"
 lock_type = "file"
 runtime_supports_json = ["ampoule", "runc"]

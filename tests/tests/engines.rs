@@ -39,6 +39,30 @@ engine!(ampoule_docker_again = Docker Ampoule: foreground network names compose)
 engine!(ampoule_docker_26 = Docker26 Ampoule: life network names compose disk);
 engine!(ampoule_docker_26_again = Docker26 Ampoule: foreground refusals);
 
+/// Podman has systemd make a scope for each container, in which then is what that costs the host.
+fn scope(runtime: Runtime) {
+    let e = match Engine::under_systemd(runtime) {
+        Ok(engine) => engine,
+        Err(why) => return skip("podman_again::under_systemd", &why),
+    };
+    e.run(&["-d", "--name", "one", "alpine", "sleep", "1000"]).output().ended_with(0);
+    let id = e.inspect("one", "{{.Id}}");
+    let scope = e.inside.path(format!("/sys/fs/cgroup/machine.slice/libpod-{id}.scope"));
+    let pid = e.inspect("one", "{{.State.Pid}}");
+    let cgroup = fs::read_to_string(e.inside.path(format!("/proc/{pid}/cgroup"))).unwrap();
+    assert!(cgroup.contains(&format!("/machine.slice/libpod-{id}.scope")), "{cgroup}");
+    assert!(scope.join("memory.current").exists());
+    if runtime == Runtime::Ampoule {
+        let members = fs::read_to_string(scope.join("cgroup.procs")).unwrap();
+        assert!(members.lines().count() > 1, "the VM, too: {members}");
+    }
+    let stats = ["stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", "one"];
+    let stats = e.does(&stats).ended_with(0).text();
+    assert!(!stats.starts_with("0 ") && !stats.contains(" 0B /"), "{stats}");
+    e.does(&["rm", "-f", "-t", "0", "one"]).ended_with(0);
+    assert!(!scope.exists());
+}
+
 /// How long a running container may take to have another network, in the bed too.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -62,6 +86,12 @@ mod podman_again {
     #[test]
     fn ordinary_user() {
         super::ordinary_user();
+    }
+
+    #[test]
+    fn under_systemd() {
+        super::scope(super::Runtime::Runc);
+        super::scope(super::Runtime::Ampoule);
     }
 }
 
@@ -390,6 +420,12 @@ fn refusals(e: &Engine) {
         assert!([125, 126].contains(&out.code), "{out:?}");
         e.does(&["rm", "one"]).ended_with(0);
     };
+    // Docker's client knows its exit codes by runc's words.
+    let cannot_start = [("nosuch", 127, "not found"), ("/etc/passwd", 126, "permission denied")];
+    for (command, code, why) in cannot_start {
+        let out = e.run(&["--rm", "alpine", command]).output().says(&[command, why]);
+        assert_eq!(out.code, if e.kind == Kind::Podman { 126 } else { code }, "{out:?}");
+    }
     refused("host", &[], &["linux.namespaces (network)", "`none`"]);
     refused(
         "none",

@@ -19,11 +19,23 @@ use crate::program;
 const SET_UP: &str = "set -e; ip link set lo up; mount -t tmpfs -o mode=755 run /run; \
     mkdir -p /run/lock /run/test/tmp; touch /run/test/ready; exec catatonit -P";
 
+/// The cgroup is the root of its PID 1 and of nobody outside.
+const CGROUP: &str = "echo 0 > $0/cgroup.procs && exec unshare --cgroup sh -c \"$1\"";
+
+/// With a PID 1 that serves D-Bus, and makes scopes.
+const SYSTEMD: &str = "set -e; ip link set lo up; mount -t tmpfs -o mode=755 run /run; \
+    umount /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir -p /run/lock /run/test/tmp /run/systemd/system; \
+    printf '[Unit]\\nRequires=dbus.socket\\nAfter=dbus.socket\\n' > /run/systemd/system/test.target; \
+    exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit=test.target";
+const BUS: &str = "/run/dbus/system_bus_socket";
+
 /// Alive as long as their PID 1, which waits for orphans.
 pub struct Namespaces {
     unshare: Child,
     /// PID 1 as this side sees it.
     pid: u32,
+    /// Where all that is inside is, if that matters.
+    cgroup: Option<PathBuf>,
 }
 
 /// A process inside, as it is seen there.
@@ -46,15 +58,42 @@ impl Namespaces {
         let mut unshare = Command::new("setpriv");
         unshare.args(["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--pid", "--fork"]);
         unshare.args(["--kill-child", "--mount-proc", "sh", "-c", SET_UP]);
+        Self::begin(unshare, None, "/run/test/ready")
+    }
+
+    /// With systemd for PID 1, in a cgroup namespace besides.
+    pub fn with_systemd() -> Result<Self, String> {
+        let root = Path::new("/sys/fs/cgroup");
+        let needed =
+            ["/sys/fs/cgroup/cgroup.controllers", "/lib/systemd/systemd", "/usr/bin/dbus-daemon"];
+        if let Some(missing) = needed.iter().find(|path| !Path::new(path).exists()) {
+            return Err(format!("{missing} is not there"));
+        }
+        // What it is to hand on it must have.
+        fs::write(root.join("cgroup.subtree_control"), "+cpu +io +memory +pids")
+            .map_err(|e| format!("{}: {e}", root.display()))?;
+        let cgroup = root.join(format!("ampoule-test-{}", std::process::id()));
+        // What systemd does not know is left alone by it.
+        fs::create_dir_all(cgroup.join("tests"))
+            .map_err(|e| format!("{}: {e}", cgroup.display()))?;
+        let mut unshare = Command::new("setpriv");
+        unshare.args(["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--pid", "--ipc"]);
+        unshare.args(["--uts", "--fork", "--kill-child", "--mount-proc", "sh", "-c", CGROUP]);
+        unshare.arg(&cgroup).arg(SYSTEMD);
+        unshare.stdout(Stdio::null()).stderr(Stdio::null());
+        Self::begin(unshare, Some(cgroup), BUS)
+    }
+
+    fn begin(mut unshare: Command, cgroup: Option<PathBuf>, ready: &str) -> Result<Self, String> {
         let mut unshare = unshare.stdin(Stdio::null()).spawn().expect("util-linux");
         let children = format!("/proc/{0}/task/{0}/children", unshare.id());
         let deadline = Instant::now() + LIMIT;
         loop {
             let pid = fs::read_to_string(&children).unwrap_or_default().trim().parse();
             if let Ok(pid) = pid
-                && fs::exists(format!("/proc/{pid}/root/run/test/ready")).unwrap_or_default()
+                && fs::exists(format!("/proc/{pid}/root{ready}")).unwrap_or_default()
             {
-                return Ok(Self { unshare, pid });
+                return Ok(Self { unshare, pid, cgroup });
             }
             if let Ok(Some(status)) = unshare.try_wait() {
                 return Err(format!("no namespaces of its own here: {status}"));
@@ -73,9 +112,17 @@ impl Namespaces {
 
     /// A command inside.
     pub fn command(&self, name: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid.to_string(), "--mount", "--net", "--pid", "--"]);
-        command.arg(name);
+        let enter = ["--target", &self.pid.to_string(), "--mount", "--net", "--pid"];
+        let mut command = match &self.cgroup {
+            None => Command::new("nsenter"),
+            Some(cgroup) => {
+                let mut command = Command::new("sh");
+                let script = "echo 0 > $0/tests/cgroup.procs && exec nsenter --cgroup \"$@\"";
+                command.args(["-c", script]).arg(cgroup);
+                command
+            }
+        };
+        command.args(enter).arg("--").arg(name);
         command
     }
 
@@ -126,5 +173,16 @@ impl Drop for Namespaces {
     fn drop(&mut self) {
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
+        if let Some(cgroup) = &self.cgroup {
+            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+            let deadline = Instant::now() + LIMIT;
+            // From its leaves on, once all have ended.
+            let mut remove = Command::new("find");
+            remove.arg(cgroup).args(["-depth", "-type", "d", "-delete"]).stderr(Stdio::null());
+            while !remove.status().is_ok_and(|status| status.success()) && Instant::now() < deadline
+            {
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
     }
 }
