@@ -23,6 +23,8 @@ const GROUPS: i32 = libc::RTMGRP_LINK
     | libc::RTMGRP_IPV6_ROUTE;
 /// Changes come in groups: after the first one so long is waited for the others.
 const SETTLES: Duration = Duration::from_millis(100);
+/// Messages that are passed over at a time: whoever makes them makes no end of them.
+const MAX_PASSED: usize = 4096;
 
 /// What the kernel tells of a namespace, and what of it has been told on.
 #[derive(Debug)]
@@ -71,8 +73,12 @@ impl Changes {
     /// What they say is found out by looking.
     fn pass_over(&self) {
         let mut message = [0; 16];
-        // Too many of them are an error, once.
-        while !matches!(recv(&self.socket, &mut message, RecvFlags::empty()), Err(Errno::AGAIN)) {}
+        // Too many of them are an error, once. What is left is a change of its own.
+        for _ in 0..MAX_PASSED {
+            if recv(&self.socket, &mut message, RecvFlags::empty()) == Err(Errno::AGAIN) {
+                break;
+            }
+        }
     }
 
     /// Logs it, once for each interface as long as it stays.
