@@ -4,6 +4,7 @@
 //! It outlives containerd: connections and the reader of its log may go and come back. Its end is always the end
 //! of its VM, whose control socket closes with it.
 
+mod clients;
 mod door;
 mod fifo;
 
@@ -15,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::TryStreamExt;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -32,10 +34,12 @@ use crate::{
     publisher::Publisher,
     task::{self, Tasks, TasksConfig},
 };
+use clients::Clients;
 use fifo::Fifo;
 
-/// For the answer to Shutdown to leave, and others that are on their way.
-const FAREWELL: Duration = Duration::from_millis(500);
+/// For the answer to Shutdown, and others that are on their way, to arrive. A client of ttrpc's Go library may lose an
+/// answer behind which the connection was closed, so that it is the client who closes.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// For events that containerd has not taken yet.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
 
@@ -105,21 +109,32 @@ async fn serve(
     };
     let tasks = Tasks::new(config, publisher.clone());
     let (door, connections) = door::open(listener);
-    let calls = tasks.streaming.clone().sort(connections);
+    let clients = Clients::default();
+    let count = clients.clone();
+    let calls = tasks.streaming.clone().sort(connections).map_ok(move |call| count.come(call));
     let mut server = Server::new()
         .add_listener(Listener::new(calls))
         .register_service(task::services(tasks.clone()));
     let mut signals = Signals::listen().map_err(host("listen for signals"))?;
     server.start().await.map_err(DaemonError::Serve)?;
-    tokio::select! {
-        () = tasks.wait_for_shutdown() => tracing::debug!("shut down"),
-        signal = signals.next() => tracing::warn!("{signal}: the sandbox ends"),
-    }
+    let is_asked = tokio::select! {
+        () = tasks.wait_for_shutdown() => true,
+        signal = signals.next() => {
+            tracing::warn!("{signal}: the sandbox ends");
+            false
+        }
+    };
     // First of all: a container of the same name that is started now gets a daemon of its own.
     name.remove();
     drop(door);
     publisher.flush(LAST_EVENTS).await;
-    let _ = timeout(FAREWELL, server.disconnect()).await;
+    let farewell = async {
+        if is_asked {
+            clients.gone().await;
+        }
+        server.disconnect().await;
+    };
+    let _ = timeout(FAREWELL, farewell).await;
     Ok(())
 }
 
