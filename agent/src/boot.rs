@@ -26,7 +26,7 @@ use crate::{
 /// Descriptors for the agent and, unless their spec says otherwise, for its containers.
 const MAX_FILES: u64 = 1 << 20;
 /// How long the containers may take to end when the VM is switched off.
-const GOODBYE: Duration = Duration::from_secs(10);
+const GOODBYE: Duration = Duration::from_secs(30);
 
 /// Source and type, target, flags, options.
 type FileSystem = (&'static str, &'static str, MountFlags, &'static str);

@@ -14,7 +14,8 @@
 //!
 //! Above what is read-only lies a scratch disk, or guest memory, for what the container writes. So writes never
 //! reach an upper directory, or the source of a bind mount, of the host; only an ext4 image or device without the
-//! option `ro` takes them itself and keeps them.
+//! option `ro` takes them itself and keeps them. A scratch disk that [lasts](Scratch::lasts) is [a file](SCRATCH) beside
+//! the upper directory, and the container's again when it is started again.
 //!
 //! All disks are descriptors, and what is made for one start has no name: whichever way a run ends, nothing is left
 //! to remove.
@@ -32,10 +33,15 @@ use std::{
     io,
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use ampoule_vmm_api::config::MAX_DISKS;
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use crate::{
     device::Device,
@@ -50,6 +56,21 @@ use plan::{Kind, Layer, Plan, Writes};
 /// `containerd.io/runtime-allow-mounts` of the runtime: else it mounts EROFS layers on the host, and they would be
 /// converted again. Not `mkfs/*`: it makes a writable image before we see it.
 pub const ALLOWED_MOUNTS: &str = "erofs,format/*,mkdir/*";
+
+/// A scratch disk's name in the directory that a snapshotter has made for its container.
+const SCRATCH: &str = "ampoule.ext4";
+/// For the VM of a container's last run to be gone.
+const ENDS: Duration = Duration::from_secs(5);
+
+/// The disk for what a container writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// In bytes.
+    pub size: u64,
+    /// What is on it is there when the container is started again, where its mounts have a place for that: an upper
+    /// directory in a directory of its own.
+    pub lasts: bool,
+}
 
 /// A mount as containerd describes it (containerd.types.Mount).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -167,13 +188,13 @@ pub async fn detach(rootfs: &RootFs, sandbox: &Sandbox) {
 }
 
 /// Makes the disks of a root file system: of `mounts`, or without any of the directory `root`, which then is what
-/// `root.path` of the OCI spec names, absolute. What the container writes goes to a scratch disk of `scratch` bytes,
-/// or without one to guest memory, unless the mounts have a place for it. Blocks.
+/// `root.path` of the OCI spec names, absolute. What the container writes goes to a scratch disk, or
+/// without one to guest memory, unless the mounts have a place for it. Blocks.
 pub fn prepare(
     store: &Store,
     mounts: &[Mount],
     root: &Path,
-    scratch: Option<u64>,
+    scratch: Option<Scratch>,
 ) -> Result<Prepared, RootFsError> {
     let plan = match mounts {
         [] => mounted::plan(root)?,
@@ -194,7 +215,7 @@ impl Stack {
         mut self,
         store: &Store,
         plan: &Plan,
-        scratch: Option<u64>,
+        scratch: Option<Scratch>,
     ) -> Result<Prepared, RootFsError> {
         let is_committed = |layer: &Layer| matches!(layer, Layer::Committed(_));
         for group in plan.layers.chunk_by(|a, b| is_committed(a) && is_committed(b)) {
@@ -209,13 +230,21 @@ impl Stack {
                 }
             }
         }
+        let templates = || store.root().join("scratch");
         let upper = match (&plan.writes, scratch) {
             (Writes::Nowhere, _) => Upper::None,
-            (Writes::Kept(path), _) => Upper::Kept(self.disk("upper", open_kept(path)?, false)),
-            (Writes::Above, None) => Upper::Tmpfs,
-            (Writes::Above, Some(bytes)) => {
-                let disk = image::scratch(&store.root().join("scratch"), bytes);
-                Upper::Disk(self.disk("scratch", disk.map_err(RootFsError::Scratch)?, false))
+            (Writes::Kept(path), _) => {
+                Upper::Kept(self.disk("upper", open_kept(path, Duration::ZERO)?, false))
+            }
+            (Writes::Above | Writes::Beside(_), None) => Upper::Tmpfs,
+            (Writes::Beside(folder), Some(Scratch { size, lasts: true })) => {
+                let path = folder.join(SCRATCH);
+                image::lasting_scratch(&templates(), size, &path).map_err(RootFsError::Scratch)?;
+                Upper::Kept(self.disk("scratch", open_kept(&path, ENDS)?, false))
+            }
+            (Writes::Above | Writes::Beside(_), Some(Scratch { size, .. })) => {
+                let disk = image::scratch(&templates(), size).map_err(RootFsError::Scratch)?;
+                Upper::Disk(self.disk("scratch", disk, false))
             }
         };
         let (count, most) = (self.disks.len(), MAX_DISKS - usize::from(FIRST_DISK));
@@ -323,12 +352,15 @@ fn own_image(layers: &[PathBuf], dialect: Dialect) -> Result<Option<File>, RootF
 
 /// Opens what is written to and kept, for one sandbox alone: the lock goes with the last descriptor, which is
 /// the VM's.
-fn open_kept(path: &Path) -> Result<File, RootFsError> {
-    let file = open(path, true)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(RootFsError::InUse { path: path.into() }),
-        Err(source) => Err(RootFsError::Open { path: path.into(), source: source.into() }),
+fn open_kept(path: &Path, patience: Duration) -> Result<File, RootFsError> {
+    let (file, end) = (open(path, true)?, Instant::now() + patience);
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < end => sleep(Duration::from_millis(10)),
+            Err(Errno::WOULDBLOCK) => return Err(RootFsError::InUse { path: path.into() }),
+            Err(e) => return Err(RootFsError::Open { path: path.into(), source: e.into() }),
+        }
     }
 }
 

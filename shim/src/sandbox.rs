@@ -59,7 +59,7 @@ pub use shares::SharesError;
 pub use table::Refused;
 
 /// How long a guest usually may take to write to disks that are kept.
-const WRITTEN: Duration = Duration::from_secs(10);
+const WRITTEN: Duration = Duration::from_secs(30);
 
 /// RAM of a VM in MiB whose containers may use `limit` bytes: these, and for the guest kernel and agent 64 MiB and
 /// a sixteenth (its page tables and page descriptors grow with the memory). So a limit is met in the container,

@@ -165,11 +165,12 @@ impl Tasks {
         // Whoever comes from now on boots another.
         let pod = slot.take();
         drop(slot);
-        for container in self.table.all() {
+        let containers = self.table.all();
+        for container in &containers {
             container.init.drained().await;
         }
         if let Some(pod) = pod {
-            pod.sandbox.shutdown().await;
+            pod.sandbox.end(containers.iter().any(|container| container.is_kept())).await;
         }
         true
     }

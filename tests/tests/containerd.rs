@@ -147,7 +147,8 @@ fn the_life_of_a_task(containerd: &Containerd) {
     containerd.exec(&[], "a", "no", &["true"]).output().ended_with(1).says(&["paused"]);
     containerd.task(&["resume"], "a", &[]).output().ended_with(0);
     assert_eq!(containerd.listed("a").unwrap().1, "RUNNING");
-    containerd.exec(&[], "a", "yes", &["true"]).output().ended_with(0);
+    let write = ["sh", "-c", "echo written > /written"];
+    containerd.exec(&[], "a", "yes", &write).output().ended_with(0);
 
     containerd.task(&["delete"], "a", &[]).output().ended_with(1).says(&["must be stopped"]);
     containerd.task(&["kill"], "a", &[]).output().ended_with(0);
@@ -168,8 +169,10 @@ fn the_life_of_a_task(containerd: &Containerd) {
     let all = ["create", "start", "paused", "resumed", "exit", "delete"];
     let may_lose = (containerd.runtime, containerd.version) == (Runtime::Runc, Version::V2_1);
     assert!(topics == all || may_lose && topics == all[..5], "{topics:?}");
-    // A new task of the same container.
+    // A new task of the same container, which has what the last one wrote.
     containerd.ctr(["tasks", "start", "--detach", &containerd.id("a")]).output().ended_with(0);
+    let read = containerd.exec(&[], "a", "read", &["cat", "/written"]).output().ended_with(0);
+    assert_eq!(read.text(), "written");
     containerd.remove("a");
 }
 

@@ -159,10 +159,16 @@ fn life(e: &Engine) {
     let stats = e.does(&stats).ended_with(0).text();
     assert!(!stats.starts_with("0 ") && !stats.contains(" 0B /"), "{stats}");
 
+    let written =
+        "echo written > /written; rm /etc/motd; mkdir -m 700 /folder; ln -s /written /folder/link";
+    e.does(&["exec", "one", "sh", "-c", written]).ended_with(0);
     e.does(&["stop", "-t", "20", "one"]).ended_with(0);
     assert_eq!(e.inspect("one", "{{.State.Status}} {{.State.ExitCode}}"), "exited 43");
     assert_eq!(e.does(&["logs", "one"]).ended_with(0).text(), "up\nbye");
     e.does(&["start", "one"]).ended_with(0);
+    let found = "cat /folder/link; stat -c %a /folder; ls /etc/motd";
+    let found = e.does(&["exec", "one", "sh", "-c", found]).ended_with(1).text();
+    assert_eq!(found, "written\n700", "what it wrote is there when it is started again");
     e.does(&["kill", "one"]).ended_with(0);
     assert_eq!(e.does(&["wait", "one"]).ended_with(0).text(), "137");
     e.does(&["rm", "one"]).ended_with(0);

@@ -37,7 +37,7 @@ use crate::{
     pace::Pace,
     paths::Paths,
     registry::{Claim, Ended, Record, Registry, RegistryError},
-    rootfs::{self, Mount, RootFsError},
+    rootfs::{self, Mount, RootFsError, Scratch},
     run_spec::{BlockDevice, RunOptions, RunSpecError, SeccompChoice, hostname, run_spec},
     sandbox::{
         ContainerConfig, Created, Exit, FIRST_DISK, Fixed, HostFile, ProcessId, Sandbox,
@@ -313,7 +313,8 @@ async fn prepare(
     (spec, shares, files): (Spec, Vec<Share>, Vec<HostFile>),
     timings: &mut Timings,
 ) -> Result<(Sandbox, Created, bool), RunError> {
-    let scratch = needs_scratch(&spec).then_some(args.scratch_size.0);
+    let scratch = Scratch { size: args.scratch_size.0, lasts: false };
+    let scratch = needs_scratch(&spec).then_some(scratch);
     let store = Store::open(&paths.store)?;
     let mounts = [Mount::image(&image.rootfs)];
     let prepared = rootfs::prepare(&store, &mounts, Path::new(""), scratch)?;

@@ -52,7 +52,7 @@ pub use error::{ImageError, LayerError};
 pub use overlay::{Dialect, Marks};
 pub use reference::{Name, Reference, ReferenceError, Version};
 pub use registry::RegistryError;
-pub use scratch::scratch;
+pub use scratch::{lasting_scratch, scratch};
 pub use store::Store;
 
 /// What a pull has to know of the world outside.

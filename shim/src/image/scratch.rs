@@ -2,9 +2,10 @@
 //!
 //! `mkfs.ext4` runs once for each size; the few blocks it wrote are kept in the cache, as a list that no
 //! file system can make larger (over 9p, holes are zeros to be read). A disk is a file of that size with
-//! those blocks, without a name and so gone with its last user. Its file system has no journal
-//! (nothing outlives the container), no reserved blocks, and inode tables that count as zeroed, so that
+//! those blocks. Its file system has no reserved blocks, and inode tables that count as zeroed, so that
 //! no guest spends its first seconds zeroing them.
+//!
+//! Most have no name, and so are gone with their last user, and no journal. One that outlives its sandbox has both.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
@@ -31,12 +32,16 @@ const BLOCK: u64 = 4096;
 const RECORD: usize = 8 + BLOCK as usize;
 /// Part of a template's name: raise it when the options of `mkfs.ext4` change.
 const VERSION: u32 = 1;
+/// Bytes: ext4 has no smaller one, and needs no larger one for the disk of a container.
+const LEAST_JOURNAL: u64 = 4 << 20;
+const MOST_JOURNAL: u64 = 32 << 20;
+const JOURNAL_SHARE: u64 = 128;
 /// For what takes milliseconds, on whatever host.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Features are named one by one so that the machine's mke2fs.conf has no say; a journal and room for
 /// growing the group descriptors are left out.
-const FEATURES: &str = "none,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,\
+const FEATURES: &str = "dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,\
      huge_file,large_file,metadata_csum,sparse_super2,64bit";
 /// Discarding the file first tells mkfs that its inode tables are zeros already. Fixed identities make
 /// all templates of a size the same.
@@ -47,17 +52,70 @@ const UUID: &str = "00000000-0000-4000-8000-000000000002";
 /// A new disk of `size` bytes, rounded up to whole blocks: sparse, unlinked, open for reading and
 /// writing. Templates are kept in `cache`, where the disk's file also lies.
 pub fn scratch(cache: &Path, size: u64) -> Result<File, ImageError> {
-    if !(LEAST..=MOST).contains(&size) {
-        let [size, least, most] = [size, LEAST, MOST].map(Memory);
-        return Err(ImageError::ScratchSize { size, least, most });
+    let (template, size) = Template::read(cache, size, false)?;
+    unnamed(cache)
+        .and_then(|disk| template.unpack(&disk, size).map(|()| disk))
+        .map_err(|source| ImageError::Store { path: template.path, source })
+}
+
+/// Makes the disk `path` likewise, with a journal, unless it is there.
+pub fn lasting_scratch(cache: &Path, size: u64, path: &Path) -> Result<(), ImageError> {
+    let failed = |source| ImageError::Store { path: path.into(), source };
+    if path.try_exists().map_err(failed)? {
+        return Ok(());
     }
-    let size = size.next_multiple_of(BLOCK);
-    let path = cache.join(format!("scratch-v{VERSION}-{size}.blocks"));
-    let template = match fs::read(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => make_template(cache, &path, size)?,
-        template => template.map_err(|source| ImageError::Store { path: path.clone(), source })?,
-    };
-    unpack(&template, cache, size).map_err(|source| ImageError::Store { path, source })
+    let (template, size) = Template::read(cache, size, true)?;
+    // Half of a disk never has its name.
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let disk = tempfile::Builder::new().prefix(".ampoule-").tempfile_in(folder).map_err(failed)?;
+    template
+        .unpack(disk.as_file(), size)
+        .map_err(|source| ImageError::Store { path: template.path.clone(), source })?;
+    disk.persist(path).map(drop).map_err(|e| failed(e.error))
+}
+
+/// The blocks of an empty disk of some size.
+struct Template {
+    path: PathBuf,
+    blocks: Vec<u8>,
+}
+
+impl Template {
+    /// That of a size, and the size in whole blocks; made if it is not there.
+    fn read(cache: &Path, size: u64, journal: bool) -> Result<(Self, u64), ImageError> {
+        if !(LEAST..=MOST).contains(&size) {
+            let [size, least, most] = [size, LEAST, MOST].map(Memory);
+            return Err(ImageError::ScratchSize { size, least, most });
+        }
+        let size = size.next_multiple_of(BLOCK);
+        let kind = if journal { "journal" } else { "scratch" };
+        let path = cache.join(format!("{kind}-v{VERSION}-{size}.blocks"));
+        let blocks = match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                make_template(cache, &path, size, journal)?
+            }
+            blocks => blocks.map_err(|source| ImageError::Store { path: path.clone(), source })?,
+        };
+        Ok((Self { path, blocks }, size))
+    }
+
+    /// Makes a disk of an empty file.
+    fn unpack(&self, disk: &File, size: u64) -> io::Result<()> {
+        disk.set_len(size)?;
+        let (records, rest) = self.blocks.as_chunks::<RECORD>();
+        for record in records {
+            let (number, block) = record.split_first_chunk().ok_or(ErrorKind::InvalidData)?;
+            let number = u64::from_le_bytes(*number);
+            if number >= size / BLOCK {
+                return Err(ErrorKind::InvalidData.into());
+            }
+            disk.write_all_at(block, number * BLOCK)?;
+        }
+        if records.is_empty() || !rest.is_empty() {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        Ok(())
+    }
 }
 
 /// All blocks of a disk that are not zero: the number of each, then its bytes.
@@ -78,24 +136,6 @@ fn pack(disk: &File, size: u64) -> io::Result<Vec<u8>> {
     Ok(template)
 }
 
-fn unpack(template: &[u8], cache: &Path, size: u64) -> io::Result<File> {
-    let disk = unnamed(cache)?;
-    disk.set_len(size)?;
-    let (records, rest) = template.as_chunks::<RECORD>();
-    for record in records {
-        let (number, block) = record.split_first_chunk().ok_or(ErrorKind::InvalidData)?;
-        let number = u64::from_le_bytes(*number);
-        if number >= size / BLOCK {
-            return Err(ErrorKind::InvalidData.into());
-        }
-        disk.write_all_at(block, number * BLOCK)?;
-    }
-    if records.is_empty() || !rest.is_empty() {
-        return Err(ErrorKind::InvalidData.into());
-    }
-    Ok(disk)
-}
-
 /// A file without a name; where the file system has no such thing, one whose name is removed at once.
 fn unnamed(directory: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -107,7 +147,12 @@ fn unnamed(directory: &Path) -> io::Result<File> {
 }
 
 /// Makes the template, unless another has while this waited for the lock.
-fn make_template(cache: &Path, path: &Path, size: u64) -> Result<Vec<u8>, ImageError> {
+fn make_template(
+    cache: &Path,
+    path: &Path,
+    size: u64,
+    journal: bool,
+) -> Result<Vec<u8>, ImageError> {
     let failed = |source| ImageError::Store { path: cache.into(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(failed)?;
     let lock = Lock::take(&cache.join("scratch.lock"), PATIENCE, || {});
@@ -122,7 +167,7 @@ fn make_template(cache: &Path, path: &Path, size: u64) -> Result<Vec<u8>, ImageE
     }
     let disk = unnamed(cache).map_err(failed)?;
     disk.set_len(size).map_err(failed)?;
-    mkfs(&disk, path)?;
+    mkfs(&disk, path, journal.then(|| (size / JOURNAL_SHARE).clamp(LEAST_JOURNAL, MOST_JOURNAL)))?;
     let template = pack(&disk, size).map_err(failed)?;
     publish(&template, cache, path).map_err(failed)?;
     Ok(template)
@@ -137,12 +182,16 @@ fn publish(template: &[u8], cache: &Path, path: &Path) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-/// Makes a file system on `disk`; `path` is for messages.
-fn mkfs(disk: &File, path: &Path) -> Result<(), ImageError> {
+/// Makes a file system on `disk`, with a journal of so many bytes; `path` is for messages.
+fn mkfs(disk: &File, path: &Path, journal: Option<u64>) -> Result<(), ImageError> {
     let device = format!("/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
     let mut command = Command::new(program());
     command.env_clear().args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0"]);
-    command.args(["-O", FEATURES, "-E", EXTENDED, "-U", UUID]).arg(device);
+    command.args(["-O", &format!("none,{FEATURES}"), "-E", EXTENDED, "-U", UUID]);
+    if let Some(bytes) = journal {
+        command.args(["-O", "has_journal", "-J", &format!("size={}", bytes >> 20)]);
+    }
+    command.arg(device);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let failed = |source: io::Error| match source.kind() {
         ErrorKind::NotFound => ImageError::NoMkfs { source },
@@ -196,6 +245,30 @@ mod tests {
             assert!(meta.blocks() * 512 < 1 << 20, "{} bytes for {size}", meta.blocks() * 512);
             assert!(fsck(&disk), "{size}");
         }
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn one_that_lasts_has_a_journal_and_is_made_once() {
+        let cache = tempfile::tempdir().unwrap();
+        for size in [LEAST, 10 * GIB] {
+            let path = cache.path().join(size.to_string());
+            lasting_scratch(cache.path(), size, &path).unwrap();
+            let disk = File::options().read(true).write(true).open(&path).unwrap();
+            let meta = disk.metadata().unwrap();
+            assert_eq!((meta.len(), meta.mode() & 0o777), (size, 0o600));
+            assert!(meta.blocks() * 512 < 1 << 20, "{} bytes for {size}", meta.blocks() * 512);
+            assert!(fsck(&disk), "{size}");
+            let mut features = [0; 4];
+            disk.read_exact_at(&mut features, 1024 + 0x5c).unwrap();
+            assert_eq!(u32::from_le_bytes(features) & 4, 4, "has_journal");
+            disk.write_all_at(&[7; 512], 0).unwrap();
+            lasting_scratch(cache.path(), size, &path).unwrap();
+            let mut boot_block = [0; 512];
+            disk.read_exact_at(&mut boot_block, 0).unwrap();
+            assert_eq!(boot_block, [7; 512]);
+        }
+        // Both and their templates.
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 4);
     }
 

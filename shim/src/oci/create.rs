@@ -24,7 +24,7 @@ use crate::{
         ContainerConfig, Created, FIRST_DISK, Fixed, RootFs, Sandbox, SandboxConfig, SandboxError,
         Stdio, spare_disks, vm_memory_mib,
     },
-    spec::{Counterparts, guest_spec, has_own_users, needs_scratch},
+    spec::{Counterparts, guest_spec, has_own_users},
     task::{Binds, Bundle, HostNetwork, Size, binds, settings},
 };
 
@@ -136,7 +136,8 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
         fsd,
     })
     .await?;
-    let kept = rootfs.is_kept();
+    // What members of a pod write may be kept, too.
+    let kept = rootfs.is_kept() || grows;
     let created = sandbox.create_container(plan.container(rootfs, None)).await?;
     sandbox.attach_network(&plan.id).await?;
     Ok(Parked { sandbox, created, kept })
@@ -147,8 +148,7 @@ impl Plan {
     pub fn prepare(&self, host: &Host) -> Result<Prepared> {
         let store = Store::open(&host.paths.store).map_err(RootFsError::Convert)?;
         let store = store.with_snapshots(self.config.store.snapshots.0);
-        let scratch =
-            needs_scratch(&self.bundle.spec).then_some(self.config.sandbox.scratch_size.0);
+        let scratch = self.bundle.scratch(self.config.sandbox.scratch_size.0);
         let prepared = rootfs::prepare(&store, &[], &self.bundle.root(), scratch)?;
         Ok(prepared.with_devices(Device::all(&self.bundle.spec)?)?)
     }

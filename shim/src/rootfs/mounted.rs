@@ -43,6 +43,9 @@ fn with_base(mut plan: Plan, root: &Path) -> Option<Plan> {
             }
         }
     }
+    if let Writes::Beside(folder) = &mut plan.writes {
+        *folder = home.join(&*folder);
+    }
     Some(plan)
 }
 
@@ -58,11 +61,13 @@ mod tests {
             fs::create_dir_all(home.join(path)).unwrap();
         }
         let plan = |lower: &str| {
-            let options = [format!("lowerdir={lower}"), "upperdir=x/diff".into()];
+            let upper = ["upperdir=x/diff", "workdir=x/work"].map(str::to_owned);
+            let options = [&[format!("lowerdir={lower}")][..], &upper].concat();
             with_base(overlay::plan(&options, &[]).unwrap(), &home.join("x/merged"))
         };
         let layers = vec![Layer::Changing(home.join("x/diff")), Layer::Committed(home.join("l/A"))];
-        assert_eq!(plan("l/A").unwrap().layers, layers);
+        let found = plan("l/A").unwrap();
+        assert_eq!((found.layers, found.writes), (layers, Writes::Beside(home.join("x"))));
         assert_eq!(plan("l/A:l/B"), None, "a layer that is not there");
         assert_eq!(plan("../etc"), None, "a way out");
     }

@@ -1,6 +1,6 @@
 //! The options of an overlay mount (kernel documentation, `filesystems/overlayfs.rst`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{
     Mount, RootFsError,
@@ -12,7 +12,7 @@ use crate::image::Dialect;
 /// The overlay that `options` describe, which may refer to `earlier` mounts.
 pub fn plan(options: &[String], earlier: &[Mount]) -> Result<Plan, RootFsError> {
     let (mut lowers, mut upper, mut writes) = (Vec::new(), None, Writes::Nowhere);
-    let mut dialect = Dialect::Trusted;
+    let (mut work, mut dialect) = (None, Dialect::Trusted);
     for option in options {
         match option.split_once('=') {
             Some(("lowerdir", value)) => {
@@ -23,9 +23,10 @@ pub fn plan(options: &[String], earlier: &[Mount]) -> Result<Plan, RootFsError> 
             Some(("lowerdir+", path)) => lowers.push(Layer::Committed(path.into())),
             Some(("datadir+", _)) => return Err(data_only()),
             Some(("upperdir", value)) => match template::below(value)? {
-                None => (upper, writes) = (Some(Layer::Changing(value.into())), Writes::Above),
+                None => (upper, writes) = (Some(PathBuf::from(value)), Writes::Above),
                 Some((index, path)) => writes = Writes::Kept(kept(index, path, earlier)?),
             },
+            Some(("workdir", value)) => work = Some(Path::new(value)),
             None if option == "userxattr" => dialect = Dialect::User,
             _ => {}
         }
@@ -33,7 +34,19 @@ pub fn plan(options: &[String], earlier: &[Mount]) -> Result<Plan, RootFsError> 
     if lowers.is_empty() {
         return Err(refuse("overlay", "it has no lowerdir"));
     }
+    if let Some(folder) = own_folder(upper.as_deref(), work) {
+        writes = Writes::Beside(folder.into());
+    }
+    let upper = upper.map(Layer::Changing);
     Ok(Plan { layers: upper.into_iter().chain(lowers).collect(), writes, dialect })
+}
+
+/// The directory that snapshotters make for each container, in which its upper directory and the kernel's work directory
+/// are. They remove it as a whole.
+fn own_folder<'a>(upper: Option<&'a Path>, work: Option<&Path>) -> Option<&'a Path> {
+    let folder = upper?.parent()?;
+    (work?.parent() == Some(folder) && folder != Path::new("") && folder != Path::new("/"))
+        .then_some(folder)
 }
 
 /// What one word of `lowerdir` stands for.

@@ -60,6 +60,8 @@ pub enum Writes {
     Nowhere,
     /// To a disk or memory of ours.
     Above,
+    /// To a disk of ours, for which there is room in this directory: it goes when the upper directory beside it goes.
+    Beside(PathBuf),
     /// To this ext4 image or device.
     Kept(PathBuf),
 }
@@ -191,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_the_snapshotters_of_containerd_give() {
-        use Writes::{Above, Nowhere};
+        use Writes::{Above, Beside, Nowhere};
         let active =
             ["index=off", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs"];
         let block = [
@@ -213,7 +215,7 @@ mod tests {
                 "overlayfs, active",
                 vec![mount("overlay", "overlay", &active)],
                 vec![changing("/s/3/fs"), committed("/s/2/fs"), committed("/s/1/fs")],
-                Above,
+                Beside("/s/3".into()),
             ),
             (
                 "overlayfs, a view",
@@ -226,6 +228,16 @@ mod tests {
                 vec![mount("bind", "/s/1/fs", &["ro", "rbind"])],
                 vec![committed("/s/1/fs")],
                 Nowhere,
+            ),
+            (
+                "somebody's own overlay",
+                vec![mount(
+                    "overlay",
+                    "overlay",
+                    &["lowerdir=/1", "upperdir=/mine/fs", "workdir=/w/work"],
+                )],
+                vec![changing("/mine/fs"), committed("/1")],
+                Above,
             ),
             (
                 "native",
@@ -259,7 +271,7 @@ mod tests {
                     ),
                 ],
                 vec![changing("/s/3/fs"), two.clone(), one.clone()],
-                Above,
+                Beside("/s/3".into()),
             ),
             (
                 "erofs, one layer",
@@ -272,7 +284,7 @@ mod tests {
                     ),
                 ],
                 vec![changing("/s/3/fs"), one.clone()],
-                Above,
+                Beside("/s/3".into()),
             ),
             (
                 "erofs with a writable image",

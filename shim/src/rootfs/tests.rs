@@ -3,6 +3,8 @@ use std::{fs, os::unix::fs::MetadataExt};
 use super::*;
 use crate::image::testing::{Bench, Mounted};
 
+const SCRATCH_DISK: Option<Scratch> = Some(Scratch { size: 16 << 20, lasts: true });
+
 impl Bench {
     fn place(&self, name: &str) -> String {
         self.path(name).display().to_string()
@@ -21,7 +23,7 @@ impl Bench {
     }
 
     fn prepare(&self, mounts: &[Mount]) -> Prepared {
-        prepare(&self.store, mounts, Path::new(""), Some(16 << 20)).unwrap()
+        prepare(&self.store, mounts, Path::new(""), SCRATCH_DISK).unwrap()
     }
 
     fn snapshots(&self) -> usize {
@@ -121,9 +123,9 @@ fn without_a_scratch_disk_writes_stay_in_memory_and_a_view_takes_none() {
         prepared.rootfs(&[1, 2]).upper
     };
     assert_eq!(upper(bind("rw"), None), Upper::Tmpfs);
-    assert_eq!(upper(bind("rw"), Some(16 << 20)), Upper::Disk(2));
+    assert_eq!(upper(bind("rw"), SCRATCH_DISK), Upper::Disk(2));
     assert_eq!(bench.snapshots(), 0, "what may change is kept by nobody");
-    assert_eq!(upper(bind("ro"), Some(16 << 20)), Upper::None);
+    assert_eq!(upper(bind("ro"), SCRATCH_DISK), Upper::None);
     assert_eq!(bench.snapshots(), 1);
 }
 
@@ -161,6 +163,31 @@ fn an_image_that_is_written_to_has_one_user() {
     let expected =
         RootFs { lowers: vec![lower(5, "ext4")], upper: Upper::None, devices: Vec::new() };
     assert_eq!((disks(&read_only), read_only.rootfs(&[5])), (vec![("lower0", true)], expected));
+}
+
+#[test]
+fn what_is_written_above_a_snapshot_is_there_at_the_next_start() {
+    let bench = Bench::new();
+    let lowers = bench.folder("1", &["a"]);
+    let mut mount = bench.overlay(&lowers, &bench.folder("2/fs", &[]));
+    mount.options.push(format!("workdir={}", bench.place("2/work")));
+    let start = || bench.prepare(&[mount.clone()]);
+    let first = start();
+    assert_eq!(disks(&first), [("lower0", true), ("scratch1", false)]);
+    assert_eq!(first.rootfs(&[1, 2]).upper, Upper::Kept(2));
+    let disk = fs::metadata(bench.path("2/ampoule.ext4")).unwrap();
+    // Its VM has it as long as that is there.
+    let ends = std::thread::spawn(move || {
+        sleep(Duration::from_millis(200));
+        drop(first);
+    });
+    let second = start();
+    ends.join().unwrap();
+    let again = File::from(second.disks[1].file.try_clone().unwrap()).metadata().unwrap();
+    assert_eq!(disk.ino(), again.ino());
+    let passing = Some(Scratch { size: 16 << 20, lasts: false });
+    let passing = prepare(&bench.store, &[mount.clone()], Path::new(""), passing).unwrap();
+    assert_eq!(passing.rootfs(&[1, 2]).upper, Upper::Disk(2));
 }
 
 #[test]

@@ -13,7 +13,8 @@ use serde_json::Value;
 use super::anchor::HostNetwork;
 use crate::{
     bootstrap::group::GROUP,
-    spec::{SpecError, decide},
+    rootfs::Scratch,
+    spec::{SpecError, decide, needs_scratch},
 };
 
 /// Annotations of containerd's CRI plugin and of CRI-O that say what kind of container it is.
@@ -82,6 +83,11 @@ impl Bundle {
     pub fn is_grouped(&self) -> bool {
         let annotations = self.spec.annotations().iter().flatten();
         annotations.into_iter().any(|(key, _)| GROUP.contains(&key.as_str()))
+    }
+
+    /// The disk for what it writes, of so many bytes, if it takes one. The containers of Kubernetes are never started again.
+    pub fn scratch(&self, size: u64) -> Option<Scratch> {
+        needs_scratch(&self.spec).then(|| Scratch { size, lasts: !self.is_grouped() })
     }
 
     /// Whether it is the container that CRI makes for a pod before any of its own.

@@ -84,7 +84,7 @@ impl Container {
         }
     }
 
-    /// What it writes is on a disk of the host when the agent has deleted it, and not before.
+    /// What it writes is on a disk of the host when the agent has deleted it, or its VM has been switched off, and not before.
     pub fn is_kept(&self) -> bool {
         self.place.get().is_some_and(|place| place.rootfs.is_kept())
     }
@@ -155,7 +155,7 @@ impl Table {
 
     /// Whether nothing runs any more, or is about to, that needs the VM.
     pub fn is_idle(&self) -> bool {
-        self.lock().containers.values().all(|c| c.init.status().is_over() && !c.is_kept())
+        self.lock().containers.values().all(|c| c.init.status().is_over())
     }
 
     pub fn is_empty(&self) -> bool {

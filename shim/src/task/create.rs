@@ -28,7 +28,7 @@ use crate::{
     paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
     sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId, SandboxError},
-    spec::{has_own_users, needs_scratch},
+    spec::has_own_users,
 };
 
 /// What a container is made from, read and converted.
@@ -200,7 +200,7 @@ fn parts(
     let hooks = Hooks::take(&mut bundle.spec, id, &bundle.path).map_err(SandboxError::from)?;
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
     let store = store.with_snapshots(config.store.snapshots.0);
-    let scratch = needs_scratch(&bundle.spec).then_some(config.sandbox.scratch_size.0);
+    let scratch = bundle.scratch(config.sandbox.scratch_size.0);
     let devices = Device::all(&bundle.spec)?;
     let prepared = rootfs::prepare(&store, &mounts, &bundle.root(), scratch)?;
     let prepared = prepared.with_devices(devices)?;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    GONE, Result, Tasks,
+    Result, Tasks,
     container::Container,
     error::TaskError,
     process::{Process, Status},
@@ -16,6 +16,8 @@ use crate::{
 
 /// How long what has been written is passed on after the end, if somebody reads slowly, or nobody does.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long the end of a VM may take, whose guest may have disks to write before.
+const SWITCHED_OFF: Duration = Duration::from_secs(35);
 /// How long a killed process may take to end.
 const KILLED: Duration = Duration::from_secs(10);
 
@@ -45,7 +47,7 @@ impl Tasks {
         }
         drain(&container, &process).await;
         if self.clone().retire().await {
-            // With the VM goes all it had, at once.
+            // With the VM goes all it had.
             end_vm(&container).await;
         }
         self.delete_from_sandbox(&container).await?;
@@ -108,7 +110,8 @@ async fn drain(container: &Container, process: &Process) {
 
 async fn end_vm(container: &Container) {
     if let Ok(pod) = container.pod() {
-        let _ = tokio::time::timeout(GONE, pod.sandbox.shutdown()).await;
+        let limit = container.pace().limit(SWITCHED_OFF);
+        let _ = tokio::time::timeout(limit, pod.sandbox.end(container.is_kept())).await;
     }
 }
 
