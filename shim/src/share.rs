@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ampoule_fsd_api::Owners;
+use ampoule_vmm_api::Owners;
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, open, stat};
 

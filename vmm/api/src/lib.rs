@@ -9,6 +9,7 @@
 //! - [`channel`]: the control socket: one packet, one message, its descriptors
 //! - [`console`]: the console ring, memory shared by both so that it outlives the VMM
 //! - [`guest`]: the I/O ports by which the guest marks its stages and switches itself off, and the share's name
+//! - [`owners`]: whose files are whose on a mount, of the host or the guest
 //! - [`seccomp`]: system call filters
 //! - [`spawn`]: starting and reaping the VMM's process
 
@@ -17,10 +18,12 @@ pub mod config;
 pub mod console;
 pub mod guest;
 pub mod message;
+pub mod owners;
 pub mod seccomp;
 pub mod spawn;
 
 pub use channel::{Channel, ChannelError};
 pub use config::{DiskConfig, NetConfig, Rate, RateLimit, VmConfig};
 pub use message::{Event, ExitCounts, Request, Stamps, StopCause};
+pub use owners::Owners;
 pub use spawn::{SpawnError, VmmExit, VmmProcess};

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ampoule_vmm_api::{Channel, ChannelError, SpawnError, VmmProcess};
+use ampoule_vmm_api::{Channel, ChannelError, Owners, SpawnError, VmmProcess};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -17,7 +17,6 @@ use rustix::{
 use crate::{
     message::{Kind, Reply, Request},
     mount,
-    owners::Owners,
 };
 
 /// Why the file server did not do what it was asked.

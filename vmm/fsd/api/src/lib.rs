@@ -6,14 +6,11 @@
 //!
 //! - [`message`]: requests and replies, and hints of what the host changes
 //! - [`mount`]: a tree of the host as a detached mount, which is what a share is
-//! - [`owners`]: whose files are whose in it
 //! - [`client`]: starting a file server, and asking it
 
 pub mod client;
 pub mod message;
 pub mod mount;
-pub mod owners;
 
 pub use client::{Fsd, FsdError};
 pub use message::{Change, Hint, Kind, Moved, Place, Reply, Request};
-pub use owners::Owners;

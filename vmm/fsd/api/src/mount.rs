@@ -9,7 +9,7 @@ use std::{
 
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::Owners;
+use ampoule_vmm_api::Owners;
 
 const ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID
     | libc::MOUNT_ATTR_NODEV
@@ -45,26 +45,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> 
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    change(mount, &attributes, true)
-}
-
-/// Shows files of other owners than they have, by the maps of a user namespace.
-pub(crate) fn map_owners(
-    mount: BorrowedFd<'_>,
-    namespace: BorrowedFd<'_>,
-    recursive: bool,
-) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: namespace.as_raw_fd() as u64,
-    };
-    change(mount, &attributes, recursive)
-}
-
-fn change(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     // SAFETY: the path is NUL-terminated; the structure outlives the call, which is told its size.
     let result = unsafe {
         libc::syscall(
@@ -72,9 +53,50 @@ fn change(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool)
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            std::ptr::from_ref(attributes),
+            &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, chown},
+    };
+
+    use rustix::{
+        fs::{AtFlags, CWD, Mode, OFlags, open, statat},
+        process::geteuid,
+    };
+
+    use super::*;
+
+    #[test]
+    fn files_have_the_owners_that_the_mapping_says() {
+        if !geteuid().is_root() {
+            return eprintln!("skipped: takes root");
+        }
+        let folder = std::env::temp_dir().join(format!("owners-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("file");
+        fs::write(&file, "").unwrap();
+        chown(&file, Some(7), Some(8)).unwrap();
+        let root = open(&folder, OFlags::PATH, Mode::empty()).unwrap();
+        let map = "0 100000 10\n";
+        let mapped = Owners::new(map, map, true)
+            .and_then(|owners| detach(root.as_fd(), false, Some(&owners)));
+        let found = mapped.as_ref().map(|mount| statat(mount, "file", AtFlags::empty()).unwrap());
+        let plain = statat(CWD, &file, AtFlags::empty()).unwrap();
+        let own = fs::metadata(&file).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        match found {
+            Ok(found) => assert_eq!((found.st_uid, found.st_gid), (100_007, 100_008)),
+            Err(e) => eprintln!("skipped: {e}"),
+        }
+        assert_eq!((plain.st_uid, own.gid()), (7, 8));
+        assert!(Owners::new("0 1 0\n", map, false).is_err());
+    }
 }

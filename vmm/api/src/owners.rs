@@ -1,18 +1,16 @@
-//! Whose files are whose in a share (mount_setattr(2), "ID-mapped mounts"): the mapping is a user namespace that nobody is
-//! in.
+//! Whose files are whose on a mount (mount_setattr(2), "ID-mapped mounts"): the mapping is a user namespace that nobody is
+//! in. Shims, of the host's files, and agents, of the guest's, map them alike.
 
 use std::{
     fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::{
     fs::{Mode, OFlags, open},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, WaitOptions, waitpid},
+    process::Pid,
 };
-
-use crate::mount;
 
 /// A mapping for a mount.
 #[derive(Debug)]
@@ -29,7 +27,8 @@ impl Owners {
     /// EPERM for who is not root of the host, EINVAL for maps that the kernel does not take.
     pub fn new(users: &str, groups: &str, recursive: bool) -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+        // No signal at its end: whoever else waits for children of this process does not see it.
+        let flags = libc::CLONE_NEWUSER;
         // SAFETY: without CLONE_VM it is a fork; the child makes system calls on numbers and memory of its own only.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
         if pid == 0 {
@@ -43,7 +42,8 @@ impl Owners {
         let pid = pid.ok_or_else(io::Error::last_os_error)?;
         let namespace = mapped(pid, users, groups);
         drop(write);
-        let _ = waitpid(Some(pid), WaitOptions::empty());
+        // SAFETY: waitpid(2) takes plain numbers and no status here.
+        unsafe { libc::waitpid(pid.as_raw_pid(), std::ptr::null_mut(), libc::__WCLONE) };
         Ok(Self { namespace: namespace?, recursive })
     }
 
@@ -52,7 +52,25 @@ impl Owners {
     /// # Errors
     /// EINVAL for a file system whose owners the kernel cannot map.
     pub fn apply(&self, mount: BorrowedFd<'_>) -> io::Result<()> {
-        mount::map_owners(mount, self.namespace.as_fd(), self.recursive)
+        let attributes = libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: self.namespace.as_raw_fd() as u64,
+        };
+        let flags = libc::AT_EMPTY_PATH | if self.recursive { libc::AT_RECURSIVE } else { 0 };
+        // SAFETY: the path is NUL-terminated; the structure outlives the call, which is told its size.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                mount.as_raw_fd(),
+                c"".as_ptr(),
+                flags,
+                &raw const attributes,
+                size_of::<libc::mount_attr>(),
+            )
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -62,42 +80,4 @@ fn mapped(pid: Pid, users: &str, groups: &str) -> io::Result<OwnedFd> {
     fs::write(format!("{folder}/gid_map"), groups)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     Ok(open(format!("{folder}/ns/user"), flags, Mode::empty())?)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{MetadataExt, chown};
-
-    use rustix::{
-        fs::{AtFlags, CWD, statat},
-        process::geteuid,
-    };
-
-    use super::*;
-
-    #[test]
-    fn files_have_the_owners_that_the_mapping_says() {
-        if !geteuid().is_root() {
-            return eprintln!("skipped: takes root");
-        }
-        let folder = std::env::temp_dir().join(format!("owners-{}", std::process::id()));
-        fs::create_dir(&folder).unwrap();
-        let file = folder.join("file");
-        fs::write(&file, "").unwrap();
-        chown(&file, Some(7), Some(8)).unwrap();
-        let root = open(&folder, OFlags::PATH, Mode::empty()).unwrap();
-        let map = "0 100000 10\n";
-        let mapped = Owners::new(map, map, true)
-            .and_then(|owners| mount::detach(root.as_fd(), false, Some(&owners)));
-        let found = mapped.as_ref().map(|mount| statat(mount, "file", AtFlags::empty()).unwrap());
-        let plain = statat(CWD, &file, AtFlags::empty()).unwrap();
-        let own = fs::metadata(&file).unwrap();
-        fs::remove_dir_all(&folder).unwrap();
-        match found {
-            Ok(found) => assert_eq!((found.st_uid, found.st_gid), (100_007, 100_008)),
-            Err(e) => eprintln!("skipped: {e}"),
-        }
-        assert_eq!((plain.st_uid, own.gid()), (7, 8));
-        assert!(Owners::new("0 1 0\n", map, false).is_err());
-    }
 }
