@@ -8,6 +8,7 @@
 use std::{
     fs,
     io::{self, Seek, SeekFrom},
+    os::fd::AsFd,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     thread,
@@ -21,6 +22,7 @@ use ampoule_agent_api::{
         root_fs::{Lower, Upper},
     },
 };
+use ampoule_vmm_api::Owners;
 use rustix::{
     fs::{major, minor},
     mount::{MountAttrFlags, UnmountFlags, unmount},
@@ -51,6 +53,8 @@ pub struct Rootfs {
     mounts: Vec<PathBuf>,
     /// The disks written to or passed on, which must be free again; others may be shared by several containers.
     disks: Vec<PathBuf>,
+    /// Of what is mapped.
+    owners: Option<Owners>,
 }
 
 impl Rootfs {
@@ -59,11 +63,12 @@ impl Rootfs {
         let directory = Path::new(BASE).join(id);
         fs::create_dir_all(&directory).map_err(at(STEP, directory.display()))?;
         // From here on, a failure undoes what was done.
-        let mut rootfs = Self { directory, mounts: Vec::new(), disks: Vec::new() };
+        let owners = owners(request)?;
+        let mut rootfs = Self { directory, mounts: Vec::new(), disks: Vec::new(), owners };
         let upper = request.upper.enum_value();
         let upper = upper.map_err(|n| refuse(STEP, "upper", format_args!("{n} is not known")))?;
         match (&request.lowers[..], upper) {
-            ([], Upper::KEPT) => rootfs.mount_disk("root", request.upper_slot, &[])?,
+            ([], Upper::KEPT) => rootfs.mount_disk("root", request.upper_slot, &[], true)?,
             ([], _) => return Err(refuse(STEP, "lowers", "there are none")),
             ([lower], Upper::NONE) => rootfs.mount_lower("root", lower)?,
             (lowers, upper) => {
@@ -119,15 +124,21 @@ impl Rootfs {
             "ext4" => options.push("noload".into()),
             other => return Err(refuse(STEP, "lower", format_args!("{other:?} is not supported"))),
         }
-        self.add(name, &lower.type_, &options, MountAttrFlags::MOUNT_ATTR_RDONLY)
+        self.add(name, &lower.type_, &options, MountAttrFlags::MOUNT_ATTR_RDONLY, lower.mapped)
     }
 
     /// An ext4 that is written to.
-    fn mount_disk(&mut self, name: &str, slot: u32, options: &[&str]) -> Result<(), StepError> {
+    fn mount_disk(
+        &mut self,
+        name: &str,
+        slot: u32,
+        options: &[&str],
+        mapped: bool,
+    ) -> Result<(), StepError> {
         let device = disk(slot)?;
         let source = source(&device);
         let options: Vec<_> = [&*source].iter().chain(options).map(|&o| o.to_owned()).collect();
-        self.add(name, "ext4", &options, MountAttrFlags::empty())?;
+        self.add(name, "ext4", &options, MountAttrFlags::empty(), mapped)?;
         self.disks.push(device);
         Ok(())
     }
@@ -135,12 +146,12 @@ impl Rootfs {
     fn mount_upper(&mut self, upper: Upper, slot: u32) -> Result<(), StepError> {
         match upper {
             Upper::NONE => Ok(()),
-            Upper::DISK => self.mount_disk("scratch", slot, &["noinit_itable"]),
-            Upper::KEPT => self.mount_disk("scratch", slot, &[]),
+            Upper::DISK => self.mount_disk("scratch", slot, &["noinit_itable"], false),
+            Upper::KEPT => self.mount_disk("scratch", slot, &[], false),
             // Half of the guest's memory, as tmpfs does by itself; the rest is for programs.
             Upper::TMPFS => {
                 let options = ["size=50%", "mode=0755"].map(str::to_owned);
-                self.add("scratch", "tmpfs", &options, MountAttrFlags::empty())
+                self.add("scratch", "tmpfs", &options, MountAttrFlags::empty(), false)
             }
         }
     }
@@ -171,7 +182,7 @@ impl Rootfs {
             // The scratch disk dies with the sandbox: no need to make it outlive a crash.
             options.push("volatile".into());
         }
-        self.add("root", "overlay", &options, MountAttrFlags::empty())
+        self.add("root", "overlay", &options, MountAttrFlags::empty(), false)
     }
 
     fn add(
@@ -180,12 +191,17 @@ impl Rootfs {
         kind: &str,
         options: &[String],
         attributes: MountAttrFlags,
+        mapped: bool,
     ) -> Result<(), StepError> {
         let path = self.directory.join(name);
         let object = options.first().and_then(|o| o.strip_prefix("source=")).unwrap_or(kind);
         fs::create_dir_all(&path).map_err(at(STEP, path.display()))?;
         let mount = mount::new(kind, options.iter().map(String::as_str), attributes)
             .map_err(at(STEP, format_args!("{object} as {kind}")))?;
+        if let Some(owners) = self.owners.as_ref().filter(|_| mapped) {
+            let failed = format_args!("owners of the files of {object}, a {kind}").to_string();
+            owners.apply(mount.as_fd()).map_err(at(STEP, failed))?;
+        }
         mount::attach_at(&mount, &path).map_err(at(STEP, path.display()))?;
         self.mounts.push(path);
         Ok(())
@@ -225,6 +241,15 @@ impl Drop for Rootfs {
         }
         let _ = fs::remove_dir(&self.directory);
     }
+}
+
+/// Whose the files of what is mapped are, if anything is.
+fn owners(request: &RootFs) -> Result<Option<Owners>, StepError> {
+    if request.uid_map.is_empty() && request.gid_map.is_empty() {
+        return Ok(None);
+    }
+    let owners = Owners::new(&request.uid_map, &request.gid_map, false);
+    owners.map(Some).map_err(at(STEP, "uid_map and gid_map"))
 }
 
 /// The device of a slot, once it has a capacity: the kernel hears of it a moment after the host attached it.

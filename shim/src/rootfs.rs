@@ -123,6 +123,7 @@ impl Prepared {
             slot: slot(lower.slot),
             kind: lower.kind.clone(),
             devices: lower.devices.iter().map(|&place| slot(place)).collect(),
+            mapped: lower.mapped,
         };
         let upper = match self.layout.upper {
             Upper::Disk(place) => Upper::Disk(slot(place)),
@@ -132,7 +133,7 @@ impl Prepared {
         let devices = self.layout.devices.iter();
         let devices = devices.map(|disk| DeviceDisk { slot: slot(disk.slot), ..disk.clone() });
         let lowers = self.layout.lowers.iter().map(lower).collect();
-        RootFs { lowers, upper, devices: devices.collect() }
+        RootFs { lowers, upper, devices: devices.collect(), owners: self.layout.owners.clone() }
     }
 
     /// Adds devices of the host.
@@ -218,7 +219,9 @@ impl Stack {
         scratch: Option<Scratch>,
     ) -> Result<Prepared, RootFsError> {
         let is_committed = |layer: &Layer| matches!(layer, Layer::Committed(_));
-        for group in plan.layers.chunk_by(|a, b| is_committed(a) && is_committed(b)) {
+        let groups = plan.layers.chunk_by(|a, b| is_committed(a) && is_committed(b));
+        for (n, group) in groups.enumerate() {
+            let above = self.lowers.len();
             let committed: Vec<PathBuf> = group.iter().filter_map(Layer::committed).collect();
             self.committed(store, &committed, plan.dialect)?;
             for layer in group {
@@ -229,6 +232,8 @@ impl Stack {
                     Layer::Image { kind, path, devices } => self.image(*kind, path, devices)?,
                 }
             }
+            let mapped = plan.owners.is_some() && !(n == 0 && plan.owned);
+            self.lowers[above..].iter_mut().for_each(|lower| lower.mapped = mapped);
         }
         let templates = || store.root().join("scratch");
         let upper = match (&plan.writes, scratch) {
@@ -255,7 +260,8 @@ impl Stack {
             );
             return Err(plan::refuse("mounts", reason));
         }
-        let layout = RootFs { lowers: self.lowers, upper, devices: Vec::new() };
+        let owners = plan.owners.clone();
+        let layout = RootFs { lowers: self.lowers, upper, devices: Vec::new(), owners };
         Ok(Prepared { disks: self.disks, layout })
     }
 
@@ -301,17 +307,18 @@ impl Stack {
 
     fn image(&mut self, kind: Kind, path: &Path, devices: &[PathBuf]) -> Result<(), RootFsError> {
         let slot = self.disk("lower", open(path, false)?, true);
-        let mut lower = Lower { slot, kind: kind.name().into(), devices: Vec::new() };
+        let mut disks = Vec::new();
         for device in devices {
-            lower.devices.push(self.disk("device", open(device, false)?, true));
+            disks.push(self.disk("device", open(device, false)?, true));
         }
-        self.lowers.push(lower);
+        self.lowers.push(Lower { slot, kind: kind.name().into(), devices: disks, mapped: false });
         Ok(())
     }
 
     fn erofs(&mut self, file: File) {
         let slot = self.disk("lower", file, true);
-        self.lowers.push(Lower { slot, kind: Kind::Erofs.name().into(), devices: Vec::new() });
+        let kind = Kind::Erofs.name().into();
+        self.lowers.push(Lower { slot, kind, devices: Vec::new(), mapped: false });
     }
 
     fn disk(&mut self, what: &str, file: File, read_only: bool) -> u8 {

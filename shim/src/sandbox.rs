@@ -200,6 +200,15 @@ pub struct RootFs {
     pub lowers: Vec<Lower>,
     pub upper: Upper,
     pub devices: Vec<DeviceDisk>,
+    /// If files have other owners in the container than on the disk: those of mapped lowers, or of the root itself.
+    pub owners: Option<IdMaps>,
+}
+
+/// Lines of the first id on a disk, the first id that it is shown as, and how many (user_namespaces(7)).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMaps {
+    pub uids: String,
+    pub gids: String,
 }
 
 /// A block device of the host that a container was given.
@@ -219,6 +228,8 @@ pub struct Lower {
     pub kind: String,
     /// Slots of the further devices of an EROFS that has its data on several.
     pub devices: Vec<u8>,
+    /// Its files have the owners of [`RootFs::owners`].
+    pub mapped: bool,
 }
 
 /// Where writes to a root file system go.

@@ -26,6 +26,8 @@ pub fn plan(root: &Path) -> Result<Plan, RootFsError> {
         layers: vec![Layer::Changing(root.clone())],
         writes: Writes::Above,
         dialect: Dialect::Trusted,
+        owners: None,
+        owned: false,
     }))
 }
 

@@ -37,8 +37,9 @@ pub fn plan(options: &[String], earlier: &[Mount]) -> Result<Plan, RootFsError> 
     if let Some(folder) = own_folder(upper.as_deref(), work) {
         writes = Writes::Beside(folder.into());
     }
-    let upper = upper.map(Layer::Changing);
-    Ok(Plan { layers: upper.into_iter().chain(lowers).collect(), writes, dialect })
+    let owned = upper.is_some();
+    let layers = upper.map(Layer::Changing).into_iter().chain(lowers).collect();
+    Ok(Plan { layers, writes, dialect, owners: None, owned })
 }
 
 /// The directory that snapshotters make for each container, in which its upper directory and the kernel's work directory

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use super::{Mount, RootFsError, overlay, template};
-use crate::image::Dialect;
+use crate::{image::Dialect, sandbox::IdMaps};
 
 /// A root file system.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,6 +17,10 @@ pub struct Plan {
     pub writes: Writes,
     /// How its directories are marked.
     pub dialect: Dialect,
+    /// If its files are to have other owners than on the disk.
+    pub owners: Option<IdMaps>,
+    /// Those of the top layer are whom they are to be: it is an overlay's upper directory.
+    pub owned: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +77,12 @@ pub fn plan(mounts: &[Mount]) -> Result<Plan, RootFsError> {
         return Err(refuse("mounts", "there are none"));
     };
     check(last)?;
+    if let Some(mapped) = earlier.iter().find(|mount| owners(mount) != Ok(None)) {
+        return Err(refuse(&mapped.source, "uidmap, gidmap: only the whole can be mapped"));
+    }
+    let owners = owners(last).map_err(|reason| refuse(&last.source, reason))?;
     let (layers, writes) = match file_system(last)? {
-        "overlay" => return overlay::plan(&last.options, earlier),
+        "overlay" => return Ok(Plan { owners, ..overlay::plan(&last.options, earlier)? }),
         "bind" => match template::mount(&last.source)? {
             // The whole of an earlier one, read-only where either is.
             Some(index) => {
@@ -87,7 +95,31 @@ pub fn plan(mounts: &[Mount]) -> Result<Plan, RootFsError> {
         "ext4" if !is_read_only(last) => (Vec::new(), Writes::Kept(last.source.clone().into())),
         _ => (vec![layer(last)?], writes(last)),
     };
-    Ok(Plan { layers, writes, dialect: Dialect::Trusted })
+    Ok(Plan { layers, writes, dialect: Dialect::Trusted, owners, owned: false })
+}
+
+/// The maps of the options `uidmap` and `gidmap`: `ON-DISK:SHOWN:COUNT`, several with commas between them.
+fn owners(mount: &Mount) -> Result<Option<IdMaps>, String> {
+    let map = |name: &str| -> Result<Option<String>, String> {
+        let value = |option: &str| Some(option.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+        let Some(value) = mount.options.iter().find_map(|option| value(option)) else {
+            return Ok(None);
+        };
+        let line = |words: &str| {
+            let numbers: Option<Vec<u32>> =
+                words.split(':').map(|word| word.parse().ok()).collect();
+            match numbers.as_deref() {
+                Some([disk, shown, count]) => Ok(format!("{disk} {shown} {count}\n")),
+                _ => Err(format!("option {name}={value}: no three numbers with colons between")),
+            }
+        };
+        value.split(',').map(line).collect::<Result<_, _>>().map(Some)
+    };
+    match (map("uidmap")?, map("gidmap")?) {
+        (Some(uids), Some(gids)) => Ok(Some(IdMaps { uids, gids })),
+        (None, None) => Ok(None),
+        _ => Err("options uidmap and gidmap go together".into()),
+    }
 }
 
 /// What a mount adds to a stack.
@@ -145,7 +177,6 @@ fn check(mount: &Mount) -> Result<(), RootFsError> {
     for option in &mount.options {
         let name = option.split('=').next().unwrap_or_default();
         let reason = match name {
-            "uidmap" | "gidmap" => "root file systems with mapped owners cannot be made yet",
             "offset" | "sizelimit" => "only whole files and devices become disks",
             "X-containerd.dmverity" => {
                 "the guest does not verify it: set the snapshotter's dmverity_mode to off, or have \
@@ -320,8 +351,12 @@ mod tests {
             (vec![mount("xfs", "/dev/mapper/a", &["nouuid"])], "`xfs`"),
             (vec![mount("fuse.nydus-overlayfs", "overlay", &[])], "`fuse.nydus-overlayfs`"),
             (vec![mount("mkfs/ext4", "/a", &["rw"])], "`mkfs`"),
-            (vec![mount("bind", "/a", &["rw", "uidmap=0:1:2"])], "uidmap"),
-            (vec![mount("overlay", "overlay", &["lowerdir=/a", "gidmap=0:1:2"])], "gidmap"),
+            (vec![mount("bind", "/a", &["rw", "uidmap=0:1:2"])], "go together"),
+            (vec![mount("bind", "/a", &["uidmap=0:1:2", "gidmap=0:1"])], "gidmap=0:1: no three"),
+            (
+                vec![mount("erofs", "/a", &MAPPED), overlay("lowerdir={{ mount 0 }}")],
+                "only the whole",
+            ),
             (vec![mount("ext4", "/a", &["loop", "offset=4096"])], "offset"),
             (
                 vec![mount("erofs", "/a", &["ro", "X-containerd.dmverity=/a.dmverity"])],
@@ -344,6 +379,28 @@ mod tests {
         ] {
             let error = plan(&mounts).unwrap_err().to_string();
             assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    /// As containerd's overlay snapshotter has them for a pod with users of its own.
+    const MAPPED: [&str; 2] = ["uidmap=0:100000:65536", "gidmap=0:200000:65536,65536:1:2"];
+
+    #[test]
+    fn owners_are_mapped_but_for_those_of_what_is_written() {
+        let upper = ["workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/1/fs"];
+        for (mounts, owned) in [
+            (vec![mount("overlay", "overlay", &[&MAPPED[..], &upper].concat())], true),
+            (
+                vec![mount("overlay", "overlay", &[&MAPPED[..], &["lowerdir=/a:/b"]].concat())],
+                false,
+            ),
+            (vec![mount("bind", "/s/1/fs", &[&MAPPED[..], &["ro", "rbind"]].concat())], false),
+        ] {
+            let plan = plan(&mounts).unwrap();
+            let maps = plan.owners.unwrap();
+            let lines = (&*maps.uids, &*maps.gids);
+            assert_eq!(lines, ("0 100000 65536\n", "0 200000 65536\n65536 1 2\n"));
+            assert_eq!(plan.owned, owned, "{mounts:?}");
         }
     }
 

@@ -32,7 +32,7 @@ impl Bench {
 }
 
 fn lower(slot: u8, kind: &str) -> Lower {
-    Lower { slot, kind: kind.into(), devices: Vec::new() }
+    Lower { slot, kind: kind.into(), devices: Vec::new(), mapped: false }
 }
 
 /// Names of the disks, and whether they are read-only.
@@ -51,6 +51,7 @@ fn an_overlay_is_one_disk_and_a_scratch_disk() {
         lowers: vec![lower(lower_slot, "erofs")],
         upper: Upper::Disk(upper_slot),
         devices: Vec::new(),
+        owners: None,
     };
     assert_eq!(prepared.rootfs(&[9, 4]), expected(9, 4));
     assert_eq!(prepared.rootfs(&[9, 4]).slots(), [9, 4]);
@@ -154,14 +155,18 @@ fn an_image_that_is_written_to_has_one_user() {
     assert_eq!(disks(&first), [("upper0", false)]);
     assert_eq!(
         first.rootfs(&[5]),
-        RootFs { lowers: vec![], upper: Upper::Kept(5), devices: Vec::new() }
+        RootFs { lowers: vec![], upper: Upper::Kept(5), devices: Vec::new(), owners: None }
     );
     let again = prepare(&bench.store, &[ext4("rw")], Path::new(""), None).unwrap_err();
     assert!(matches!(again, RootFsError::InUse { .. }), "{again}");
     drop(first);
     let read_only = bench.prepare(&[ext4("ro")]);
-    let expected =
-        RootFs { lowers: vec![lower(5, "ext4")], upper: Upper::None, devices: Vec::new() };
+    let expected = RootFs {
+        lowers: vec![lower(5, "ext4")],
+        upper: Upper::None,
+        devices: Vec::new(),
+        owners: None,
+    };
     assert_eq!((disks(&read_only), read_only.rootfs(&[5])), (vec![("lower0", true)], expected));
 }
 

@@ -132,9 +132,15 @@ pub fn container(id: &str) -> ContainerConfig {
         id: id.parse().unwrap(),
         spec: serde_json::from_value(spec).unwrap(),
         rootfs: RootFs {
-            lowers: vec![Lower { slot: 1, kind: "erofs".into(), devices: Vec::new() }],
+            lowers: vec![Lower {
+                slot: 1,
+                kind: "erofs".into(),
+                devices: Vec::new(),
+                mapped: false,
+            }],
             upper: Upper::Tmpfs,
             devices: Vec::new(),
+            owners: None,
         },
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
         files: Vec::new(),

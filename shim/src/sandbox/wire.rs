@@ -8,7 +8,7 @@ use ampoule_agent_api::agent::{
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::UnixStream;
 
-use super::{Exit, HostFile, Lower, RootFs, StartFailure, Stdio, Streams, Upper};
+use super::{Exit, HostFile, IdMaps, Lower, RootFs, StartFailure, Stdio, Streams, Upper};
 use crate::{
     network::Resolver,
     text::one_line,
@@ -48,9 +48,13 @@ pub(super) fn rootfs(rootfs: &RootFs) -> agent::RootFs {
         slot: lower.slot.into(),
         type_: lower.kind.clone(),
         devices: lower.devices.iter().map(|&slot| slot.into()).collect(),
+        mapped: lower.mapped,
         ..Default::default()
     };
+    let IdMaps { uids, gids } = rootfs.owners.clone().unwrap_or_default();
     agent::RootFs {
+        uid_map: uids,
+        gid_map: gids,
         lowers: rootfs.lowers.iter().map(lower).collect(),
         upper: upper.into(),
         upper_slot: slot.into(),

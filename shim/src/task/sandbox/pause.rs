@@ -44,11 +44,17 @@ fn container(plan: &Plan) -> std::result::Result<ContainerConfig, RunSpecError> 
             ..Default::default()
         },
     )?;
-    let image = Lower { slot: GUEST_IMAGE, kind: "erofs".into(), devices: Vec::new() };
+    let image =
+        Lower { slot: GUEST_IMAGE, kind: "erofs".into(), devices: Vec::new(), mapped: false };
     Ok(ContainerConfig {
         id: plan.pod.first.clone(),
         spec,
-        rootfs: RootFs { lowers: vec![image], upper: Upper::None, devices: Vec::new() },
+        rootfs: RootFs {
+            lowers: vec![image],
+            upper: Upper::None,
+            devices: Vec::new(),
+            owners: None,
+        },
         stdio: Stdio::default(),
         files: Vec::new(),
         binds: Vec::new(),
