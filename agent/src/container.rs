@@ -148,7 +148,7 @@ impl Container {
             _shares: shares,
             init: Arc::new(init),
             execs: Registry::default(),
-            user_namespace: linux.has_own(NamespaceKind::User),
+            user_namespace: linux.has_users(),
             time_namespace: linux.namespace(NamespaceKind::Time).is_some(),
             seccomp: linux.seccomp,
             personality: linux.personality,

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -488,11 +488,6 @@ fn refuse_bad_namespaces(linux: &Linux) -> Result<(), StepError> {
     let own_mounts = linux.namespace(NamespaceKind::Mount).is_some_and(|n| n.path.is_none());
     refuse_if(!own_mounts, "linux.namespaces", "a container without a mount namespace of its own")?;
     let user = linux.namespace(NamespaceKind::User);
-    refuse_if(
-        user.is_some_and(|n| n.path.is_some()),
-        "linux.namespaces",
-        "joining a user namespace",
-    )?;
     let own_time = linux.has_own(NamespaceKind::Time);
     let offset = !linux.time_offsets.is_empty();
     refuse_if(
@@ -501,7 +496,8 @@ fn refuse_bad_namespaces(linux: &Linux) -> Result<(), StepError> {
         "an offset without a time namespace of the container's own",
     )?;
     let mapped = !linux.uid_mappings.is_empty() && !linux.gid_mappings.is_empty();
-    refuse_if(user.is_some() && !mapped, "linux.uidMappings", "a user namespace without mappings")?;
+    let own_users = linux.has_own(NamespaceKind::User);
+    refuse_if(own_users && !mapped, "linux.uidMappings", "a user namespace without mappings")?;
     refuse_if(
         user.is_none() && (!linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty()),
         "linux.uidMappings",
@@ -523,6 +519,16 @@ fn refuse_if(
 impl Linux {
     pub fn namespace(&self, kind: NamespaceKind) -> Option<&Namespace> {
         self.namespaces.iter().find(|n| n.kind == kind)
+    }
+
+    /// The user namespace to be joined instead of making one.
+    pub fn joined_users(&self) -> Option<&Path> {
+        self.namespace(NamespaceKind::User)?.path.as_deref()
+    }
+
+    /// Whether its users are others than the guest's.
+    pub fn has_users(&self) -> bool {
+        self.namespace(NamespaceKind::User).is_some()
     }
 
     /// Whether the container is to have such a namespace for itself.

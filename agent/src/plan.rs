@@ -62,7 +62,7 @@ pub struct Exec {
     /// The container's profile.
     pub seccomp: Option<Seccomp>,
     pub personality: Option<Personality>,
-    /// The container has a user namespace of its own.
+    /// The container is in a user namespace that is not the guest's.
     pub user_namespace: bool,
     /// It is in a time namespace that is not the guest's.
     pub time_namespace: bool,
@@ -77,6 +77,8 @@ pub enum Order {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
+    /// Goes on as another process, which is in the user namespace that it joined: its pidfd comes along.
+    Joined,
     /// Parked just before the workload. The terminal's master comes along, then the listener of getrandom(2).
     Prepared,
     Failed {
@@ -217,7 +219,7 @@ mod tests {
         let long = refuse("exec", "ä".repeat(MAX_TEXT), "x");
         match Report::from(long) {
             Report::Failed { message, .. } => assert!(message.len() <= MAX_TEXT),
-            Report::Prepared => panic!("not a failure"),
+            other => panic!("became {other:?}"),
         }
     }
 }

@@ -135,7 +135,7 @@ impl Process {
             // The exec closed it. (Or a signal did: that is an exit like any other.)
             Ok(Err(ChannelError::Closed)) => return Ok(StartResponse::default()),
             Ok(Ok((Report::Failed { fault, message }, _))) => StepError::relayed(fault, message),
-            Ok(Ok((Report::Prepared, _))) => {
+            Ok(Ok((Report::Prepared | Report::Joined, _))) => {
                 StepError::new(Fault::Internal, "start", "runner", "prepared twice")
             }
             Ok(Err(e)) => at("start", "runner")(io::Error::other(e)),
@@ -228,6 +228,9 @@ async fn prepared(channel: &Channel) -> Result<Vec<OwnedFd>, StepError> {
     match answer {
         Ok(Ok((Report::Prepared, fds))) => Ok(fds),
         Ok(Ok((Report::Failed { fault, message }, _))) => Err(StepError::relayed(fault, message)),
+        Ok(Ok((Report::Joined, _))) => {
+            Err(StepError::new(Fault::Internal, "runner", "process", "joined twice"))
+        }
         Ok(Err(ChannelError::Closed)) => {
             let cause = "ended before it was prepared";
             Err(StepError::new(Fault::Internal, "runner", "process", cause))

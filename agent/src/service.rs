@@ -55,6 +55,11 @@ impl Service {
     fn process(&self, container: &str, exec: &str) -> Result<Arc<Process>, Error> {
         self.container(container)?.process(exec)
     }
+
+    /// Who is in a container's network namespace; nobody, if it is the guest's own.
+    fn network_of(&self, container: &str) -> Result<Option<u32>, Error> {
+        (!container.is_empty()).then(|| Ok(self.container(container)?.pid())).transpose()
+    }
 }
 
 #[async_trait]
@@ -73,10 +78,7 @@ impl Agent for Service {
         _: &TtrpcContext,
         req: ConfigureNetworkRequest,
     ) -> ttrpc::Result<Empty> {
-        let process = match &*req.container_id {
-            "" => None,
-            id => Some(self.container(id)?.pid()),
-        };
+        let process = self.network_of(&req.container_id)?;
         let sockets = self.0.networks.configure(&req, process).map_err(Error::from)?;
         if let Some(sockets) = sockets {
             let stream = stdio::dial(req.resolver_port).await.map_err(Error::from)?;
@@ -91,7 +93,8 @@ impl Agent for Service {
         let stream = stdio::dial(req.stream_port).await.map_err(Error::from)?;
         let stream =
             stream.ok_or_else(|| refuse("connect", "stream", "no port")).map_err(Error::from)?;
-        network::connect(&req, stream).await.map_err(Error::from)?;
+        let process = self.network_of(&req.container_id)?;
+        network::connect(&req, process, stream).await.map_err(Error::from)?;
         Ok(Empty::new())
     }
 

@@ -9,11 +9,13 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     panic::resume_unwind,
     ptr, thread,
+    time::{Duration, Instant},
 };
 
 use ampoule_vmm_api::Channel;
 use rustix::{
-    io::write,
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, write},
     pipe::{PipeFlags, pipe_with},
     process::Pid,
 };
@@ -21,7 +23,8 @@ use rustix::{
 use crate::{
     init::namespaces,
     oci::{IdMapping, Linux, NamespaceKind},
-    plan::{CHANNEL_FD, PLAN_FD, Plan, RANDOM_FD, StepError, TARGET_FD, at},
+    pace,
+    plan::{CHANNEL_FD, PLAN_FD, Plan, RANDOM_FD, Report, StepError, TARGET_FD, at},
     stdio::ChildEnds,
 };
 
@@ -32,6 +35,9 @@ const CLEAR_SIGNAL_HANDLERS: u64 = 1 << 32;
 const INTO_CGROUP: u64 = 1 << 33;
 /// Descriptors of the child are first moved above all of their targets.
 const SPARE_FDS: RawFd = 64;
+
+/// How long a runner usually may take to be in the user namespace that it joins.
+const JOINED: Duration = Duration::from_secs(10);
 
 /// What a runner starts with.
 pub struct Launch<'a> {
@@ -61,7 +67,7 @@ pub struct Launched {
     pub channel: Channel,
 }
 
-/// Starts a runner. Does not wait for anything but the mapping of its user namespace.
+/// Starts a runner. Does not wait for anything but the mapping of its user namespace, or its joining one.
 pub fn launch(launch: Launch<'_>) -> Result<Launched, StepError> {
     let (ours, theirs) = Channel::pair().map_err(at("spawn", "control socket"))?;
     let plan = launch.plan.write().map_err(at("spawn", "plan"))?;
@@ -79,11 +85,13 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched, StepError> {
     if let Some(random) = launch.random {
         fds.push((random.as_raw_fd(), RANDOM_FD));
     }
-    let user_namespace = match launch.namespaces {
-        Namespaces::New(linux) if linux.has_own(NamespaceKind::User) => Some(linux),
+    let linux = match launch.namespaces {
+        Namespaces::New(linux) if linux.has_users() => Some(linux),
         _ => None,
     };
-    let gate = match user_namespace {
+    linux.map_or(Ok(()), namespaces::check_joined_maps)?;
+    let own_users = linux.filter(|linux| linux.has_own(NamespaceKind::User));
+    let gate = match own_users {
         Some(_) => Some(pipe_with(PipeFlags::CLOEXEC).map_err(at("spawn", "pipe"))?),
         None => None,
     };
@@ -93,32 +101,62 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched, StepError> {
             clone(clone_flags(&launch.namespaces), launch.cgroup, &child)
         })
     };
-    let (pid, pidfd) = match user_namespace {
+    let (pid, pidfd) = match linux {
         Some(linux) => in_joined(linux, clone)?,
         None => clone()?,
     };
-    if let (Some(linux), Some((_, gate))) = (user_namespace, gate) {
+    drop(theirs);
+    if let (Some(linux), Some((_, gate))) = (own_users, gate) {
         map_ids(pid, linux)?;
         write(&gate, &[1]).map_err(at("user namespace", pid.as_raw_pid()))?;
     }
+    let (pid, pidfd) = match linux.and_then(Linux::joined_users) {
+        Some(_) => successor(&ours)?,
+        None => (pid, pidfd),
+    };
     Ok(Launched { pid, pidfd, channel: ours })
 }
 
 /// Namespaces the kernel makes with the process. The cgroup namespace is the runner's to make: its root
 /// is the cgroup of whoever makes it. A mount namespace is always the container's own.
 fn clone_flags(namespaces: &Namespaces<'_>) -> libc::c_int {
-    let Namespaces::New(linux) = namespaces else { return 0 };
-    [
-        (NamespaceKind::Pid, libc::CLONE_NEWPID),
-        (NamespaceKind::Network, libc::CLONE_NEWNET),
-        (NamespaceKind::Mount, libc::CLONE_NEWNS),
-        (NamespaceKind::Ipc, libc::CLONE_NEWIPC),
-        (NamespaceKind::Uts, libc::CLONE_NEWUTS),
-        (NamespaceKind::User, libc::CLONE_NEWUSER),
-    ]
-    .into_iter()
-    .filter(|(kind, _)| linux.has_own(*kind))
-    .fold(0, |flags, (_, flag)| flags | flag)
+    match namespaces {
+        // The runner makes them when it has joined.
+        Namespaces::New(linux) if linux.joined_users().is_some() => 0,
+        Namespaces::New(linux) => namespaces::made_with_a_process(linux),
+        _ => 0,
+    }
+}
+
+/// Waits for the process as which a runner goes on in the user namespace that it joins. Nothing is reaped meanwhile.
+fn successor(channel: &Channel) -> Result<(Pid, OwnedFd), StepError> {
+    let failed = |error| at("join user namespace", "runner")(error);
+    let end = Instant::now() + pace::limit(JOINED);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap_or_default();
+        match poll(&mut [PollFd::new(channel, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            Ok(_) => break,
+            // By the end of the runner's first process, or of another one.
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(failed(e.into())),
+        }
+    }
+    let (report, fds) = channel.recv().map_err(|e| failed(io::Error::other(e)))?;
+    match (report, fds.into_iter().next()) {
+        (Report::Failed { fault, message }, _) => Err(StepError::relayed(fault, message)),
+        (Report::Joined, Some(pidfd)) => Ok((pid_of(&pidfd).map_err(failed)?, pidfd)),
+        _ => Err(failed(io::ErrorKind::InvalidData.into())),
+    }
+}
+
+/// As /proc has it.
+fn pid_of(pidfd: &OwnedFd) -> io::Result<Pid> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    // Of one that is gone it is -1.
+    pid.filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Runs `spawn` so that its child is in the right PID namespace, and a child of the agent nevertheless:
@@ -270,6 +308,8 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
     use super::*;
 
     #[test]
@@ -279,5 +319,11 @@ mod tests {
             IdMapping { container_id: 65_536, host_id: 1, size: 1 },
         ];
         assert_eq!(id_map(&maps), "0 100000 65536\n65536 1 1\n");
+    }
+
+    #[test]
+    fn a_pidfd_has_its_process() {
+        let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        assert_eq!(pid_of(&pidfd).unwrap(), getpid());
     }
 }

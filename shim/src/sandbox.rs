@@ -545,15 +545,16 @@ impl Sandbox {
         self.ask(|reply| Input::AttachNetwork(container.clone(), reply)).await
     }
 
-    /// Connects to a TCP server in the guest's own network namespace.
-    pub async fn connect(&self, address: SocketAddr) -> Result<UnixStream> {
+    /// Connects to a TCP server in a container's network namespace, or the guest's own.
+    pub async fn connect(&self, address: SocketAddr, container: Option<&Id>) -> Result<UnixStream> {
         let (stream_port, stream) = self.ask(Input::Listen).await?;
         let ip = match address.ip() {
             IpAddr::V4(ip) => ip.octets().into(),
             IpAddr::V6(ip) => ip.octets().into(),
         };
         let port = address.port().into();
-        let request = ConnectRequest { ip, port, stream_port, ..Default::default() };
+        let container_id = container.map(Id::to_string).unwrap_or_default();
+        let request = ConnectRequest { ip, port, stream_port, container_id, ..Default::default() };
         self.alive(self.agent.connect(&request)).await?;
         Ok(stream)
     }

@@ -244,8 +244,7 @@ fn share_network(namespaces: &mut Vec<Value>) -> Result<()> {
         move |namespace: &Value| namespace["type"] == kind && is_nothing(&namespace["path"])
     };
     if namespaces.iter().any(own("network")) && namespaces.iter().any(own("user")) {
-        let why =
-            "a container of a pod with a network cannot have users of its own yet; leave it out";
+        let why = "users of its own, beside a pod's network that is not theirs: give them to the pod, or leave them out";
         return Err(unsupported("linux.namespaces (user)", why));
     }
     namespaces.retain(|namespace| !own("network")(namespace));

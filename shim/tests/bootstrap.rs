@@ -385,7 +385,9 @@ fn it_says_what_it_is() {
     assert!(info.annotations["containerd.io/runtime-allow-mounts"].contains("erofs"));
     let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
     // containerd looks for it without asking whether `linux` is there.
-    assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], false);
+    let linux = &features["linux"];
+    assert_eq!(linux["mountExtensions"]["idmap"]["enabled"], true);
+    assert!(linux["namespaces"].as_array().unwrap().contains(&"user".into()));
     assert_eq!(output.stderr, b"");
     for flag in ["-v", "-version"] {
         let output = shim().arg(flag).output().unwrap();

@@ -8,6 +8,7 @@ mod grpc;
 mod hosts;
 mod known;
 mod left;
+mod mappable;
 mod namespaces;
 mod spec;
 
@@ -30,6 +31,7 @@ pub use events::Event;
 pub use grpc::Grpc;
 pub use hosts::on;
 pub use left::nothing_is_left;
+pub use mappable::Mappable;
 pub use namespaces::{Namespaces, Process};
 
 use crate::{Ampoule, program, scaled, stage};

@@ -130,10 +130,16 @@ impl<'a> Pod<'a> {
     fn mounts(&self, name: &str) -> Vec<Mount> {
         fs::create_dir_all(self.volume()).expect("a folder");
         fs::write(self.termination_log(name), "").expect("a file");
+        let is_newest = self.containerd.version == Version::V2_1;
+        let context = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let users = context.and_then(|context| context.namespace_options.as_ref()?.users.clone());
+        let maps = users.clone().filter(|_| is_newest).unwrap_or_default();
         let mount = |host_path: String, container_path: &str, readonly| Mount {
             container_path: container_path.into(),
             host_path,
             readonly,
+            uid_mappings: maps.uids.clone(),
+            gid_mappings: maps.gids.clone(),
             image: None,
         };
         let volume = format!("{VOLUMES}/{}", self.id);
@@ -142,7 +148,7 @@ impl<'a> Pod<'a> {
             mount(volume.clone(), "/config", true),
             mount(format!("{volume}-{name}"), "/dev/termination-log", false),
         ];
-        if self.containerd.version == Version::V2_1 {
+        if is_newest && users.is_none() {
             let image = Some(ImageSpec { image: "docker.io/local/alpine:latest".into() });
             mounts.push(Mount { image, ..mount(String::new(), "/image", true) });
         }
@@ -180,15 +186,31 @@ impl<'a> Pod<'a> {
     }
 
     pub fn start_this(&self, config: ContainerConfig) -> String {
+        self.try_start(config, self.config.clone()).expect("a container")
+    }
+
+    /// Starts a container that says, as the pod does not, whom its users are; returns why it cannot be.
+    pub fn refuses_users(&self, name: &str, users: UserNamespace) -> Status {
+        let (mut config, mut pod) = (self.container_of(name, 0, 0, "exit 0"), self.config.clone());
+        let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        let options = context.and_then(|context| context.namespace_options.as_mut());
+        options.expect("options").users = Some(users.clone());
+        let context = pod.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        let options = context.and_then(|context| context.namespace_options.as_mut());
+        options.expect("options").users = Some(users);
+        self.try_start(config, pod).expect_err("users of others")
+    }
+
+    fn try_start(&self, config: ContainerConfig, pod: PodSandboxConfig) -> Result<String, Status> {
         let request = CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
             config: Some(config),
-            sandbox_config: Some(self.config.clone()),
+            sandbox_config: Some(pod),
         };
-        let id = self.call::<_, Id>(method!("CreateContainer"), request).expect("a container").id;
+        let id = self.call::<_, Id>(method!("CreateContainer"), request)?.id;
         let request = Id { id: id.clone() };
-        self.call::<_, ()>(method!("StartContainer"), request).expect("it starts");
-        id
+        self.call::<_, ()>(method!("StartContainer"), request)?;
+        Ok(id)
     }
 
     pub fn container(&self, id: &str) -> ContainerStatus {

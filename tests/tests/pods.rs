@@ -1,27 +1,31 @@
 //! Pods through containerd's CRI plugin: the same tests with runc, which proves every expectation, and with ampoule.
 
 use std::{
-    fs, thread,
+    fs::{self, Permissions},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    thread,
     time::{Duration, Instant},
 };
 
 use ampoule_tests::{
     Disk,
-    containerd::{BY_SHIM, Containerd, LIMIT, Runtime},
-    cri::{ContainerConfig, Device, NamespaceOption, Pod, Streams},
+    containerd::{BY_SHIM, Containerd, LIMIT, Runtime, Version},
+    cri::{ContainerConfig, Device, NamespaceOption, Pod, Streams, UserNamespace},
     host, program, scaled,
 };
 
 host!(runc_1_6 = Runc V1_6: a_pod a_pod_that_shares_processes streams containerd_killed);
 host!(runc_1_7 = Runc V1_7: a_pod a_pod_that_shares_processes streams containerd_killed);
+host!(runc_1_7_again = Runc V1_7: a_pod_with_users);
 host!(runc_2_1 = Runc V2_1: a_pod streams by_podsandbox);
 host!(ampoule_1_6 = Ampoule V1_6: a_pod a_pod_that_shares_processes streams containerd_killed);
+host!(ampoule_1_7 = Ampoule V1_7: a_pod_with_users);
 host!(ampoule_1_7_again = Ampoule V1_7: a_pod streams);
-host!(ampoule_2_1 = Ampoule V2_1: by_podsandbox by_shim);
+host!(ampoule_2_1 = Ampoule V2_1: by_podsandbox by_shim a_pod_with_users a_pod_with_users_by_shim);
 host!(ampoule_2_1_again = Ampoule V2_1: a_pod streams streams_by_shim);
 
 /// As the kubelet has them by default: processes are each container's own.
-const OWN_PROCESSES: NamespaceOption = NamespaceOption { network: 0, pid: 1, ipc: 0 };
+const OWN_PROCESSES: NamespaceOption = NamespaceOption { network: 0, pid: 1, ipc: 0, users: None };
 
 const SERVE: &str = "echo $$ > /pid; trap 'echo bye; exit 43' TERM; echo out; echo err >&2; \
     while :; do sleep 0.1; done";
@@ -151,7 +155,7 @@ fn a_block_volume(pod: &Pod) {
 }
 
 fn a_pod_that_shares_processes(containerd: &Containerd) {
-    let pod = Pod::run(containerd, "shared", NamespaceOption { network: 0, pid: 0, ipc: 0 });
+    let pod = Pod::run(containerd, "shared", NamespaceOption { pid: 0, ..OWN_PROCESSES });
     let one = pod.start("one", 0, 0, "exec sleep 1234");
     let two = pod.start("two", 0, 0, SERVE);
     let seen = pod.sh(&two, "cat /proc/1/comm; ps -o args");
@@ -164,6 +168,61 @@ fn a_pod_that_shares_processes(containerd: &Containerd) {
     pod.sh(&two, "echo still");
     pod.stop();
     pod.remove();
+}
+
+/// Kubernetes' `hostUsers: false`.
+fn a_pod_with_users(containerd: &Containerd) {
+    a_pod_with_users_of(containerd.runtime.name(), containerd);
+}
+
+fn a_pod_with_users_by_shim(containerd: &Containerd) {
+    a_pod_with_users_of(BY_SHIM, containerd);
+}
+
+fn a_pod_with_users_of(handler: &str, containerd: &Containerd) {
+    const FIRST: u32 = 100_000;
+    // containerd 1.7 changes the owners of a root file system, and of volumes never.
+    let maps = containerd.version == Version::V2_1;
+    let disk = maps.then(|| containerd.with_mappable_files());
+    let users = NamespaceOption { users: Some(UserNamespace::at(FIRST)), ..OWN_PROCESSES };
+    let pod = Pod::run_by(handler, containerd, "users", users);
+    let [web, side] = ["web", "side"].map(|name| pod.start(name, 0, 0, SERVE));
+    let of_host = |id: u32| if maps { id } else { FIRST + id };
+    let volume = pod.volume();
+    fs::set_permissions(&volume, Permissions::from_mode(0o777)).unwrap();
+    fs::write(volume.join("file"), "").unwrap();
+    chown(volume.join("file"), Some(of_host(7)), Some(of_host(8))).unwrap();
+    for member in [&web, &side] {
+        let map = pod.sh(member, "cat /proc/self/uid_map /proc/1/gid_map | xargs");
+        assert_eq!(map, "0 100000 65536 0 100000 65536");
+        let owners =
+            pod.sh(member, "touch /new; stat -c '%u %g' / /bin/busybox /new /volume/file | xargs");
+        assert_eq!(owners, "0 0 0 0 0 0 7 8");
+    }
+    pod.sh(&web, "touch /volume/new; echo common > /dev/shm/common");
+    let new = fs::metadata(volume.join("new")).unwrap();
+    assert_eq!((new.uid(), new.gid()), (of_host(0), of_host(0)));
+    // The network is one, and the pod's users have power over it.
+    let ip = pod.status().status.unwrap().network.unwrap().ip;
+    assert!(pod.sh(&side, "cat /dev/shm/common; ip -4 -o address show eth0").contains(&ip), "{ip}");
+    pod.sh(&side, "ping -c 1 -w 20 10.88.0.1");
+    pod.sh(&web, "nc -lk -s 127.0.0.1 -p 8081 -e cat >/dev/null 2>&1 & sleep 1");
+    assert_eq!(pod.sh(&side, "echo hello | nc -w 5 127.0.0.1 8081"), "hello");
+    let mut forwarded = pod.port_forward(8081);
+    forwarded.sends("hello\n");
+    forwarded.answers("hello\n");
+    // Over the guest they have none.
+    let power = "! chown 7 /proc/sys/kernel/panic && ! mknod /disk b 253 0 && ! dmesg";
+    pod.sh(&side, power);
+    if containerd.runtime == Runtime::Ampoule {
+        let refused = pod.refuses_users("other", UserNamespace::at(200_000));
+        assert!(refused.message().contains("linux.uidMappings"), "{refused}");
+    }
+    pod.stop_container(&side, 10);
+    assert_eq!(pod.exited(&side).exit_code, 43);
+    pod.stop();
+    pod.remove();
+    drop(disk);
 }
 
 /// A container is killed, removed and created again, beside one that is probed all the time: that is still the same

@@ -10,7 +10,7 @@ use rustix::{
 use super::{paths::Root, random};
 use crate::{
     mount,
-    oci::{Device, Linux, NamespaceKind},
+    oci::{Device, Linux},
     plan::{StepError, at, refuse},
 };
 
@@ -49,7 +49,7 @@ pub fn make(root: &Root, linux: &Linux, seeded: Option<&OwnedFd>) -> Result<(), 
         uid: 0,
         gid: 0,
     });
-    let bound = linux.has_own(NamespaceKind::User);
+    let bound = linux.has_users();
     let replaced =
         |device: &&Device| seeded.is_some() && device.major == 1 && RANDOM.contains(&device.minor);
     let named = |device: &&Device| linux.devices.iter().any(|other| other.path == device.path);

@@ -73,7 +73,7 @@ unsafe fn inherit(fd: RawFd) -> OwnedFd {
 
 fn prepare_and_become(channel: &Channel, plan: OwnedFd) -> StepError {
     let workload = Plan::read(plan).map_err(at("runner", "plan")).and_then(|plan| match plan {
-        Plan::Init(init) => first_process(*init),
+        Plan::Init(init) => first_process(*init, channel),
         Plan::Exec(exec) => further_process(*exec),
         Plan::Console(process) => guest_process(*process),
     });
@@ -84,9 +84,11 @@ fn prepare_and_become(channel: &Channel, plan: OwnedFd) -> StepError {
 }
 
 /// The container's first process: makes the container around itself.
-fn first_process(init: plan::Init) -> Result<Workload, StepError> {
+fn first_process(init: plan::Init, channel: &Channel) -> Result<Workload, StepError> {
     let spec = &init.spec;
     begin(&spec.process)?;
+    namespaces::join_users(&spec.linux, channel)?;
+    lead()?;
     namespaces::join(&spec.linux)?;
     namespaces::prepare(spec)?;
     let root = mounts::own_root(&init.rootfs)?;
@@ -115,6 +117,7 @@ fn further_process(exec: plan::Exec) -> Result<Workload, StepError> {
     // SAFETY: an exec is given this descriptor besides the two others.
     let target = unsafe { inherit(TARGET_FD) };
     begin(&exec.process)?;
+    lead()?;
     let affinity = exec.process.exec_cpu_affinity.as_ref();
     scheduling::set_affinity(affinity.map(|affinity| &*affinity.initial))?;
     namespaces::join_all(&target, exec.user_namespace, exec.time_namespace)?;
@@ -128,17 +131,22 @@ fn further_process(exec: plan::Exec) -> Result<Workload, StepError> {
 /// A process in the guest itself.
 fn guest_process(process: Process) -> Result<Workload, StepError> {
     begin(&process)?;
+    lead()?;
     let terminal = terminal::open(&Root::current()?, &process)?;
     workload(process, terminal, None, false)
 }
 
-/// What both begin with, while /proc is still the guest's.
+/// What all begin with, while /proc is still the guest's.
 fn begin(process: &Process) -> Result<(), StepError> {
     identity::reset_signals();
     // First: the files of a process that is not dumpable are not its own.
     identity::set_oom_score(process.oom_score_adj.unwrap_or(0))?;
     // What shares our PID namespace must not reach into us while we have our privileges.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("runner", "dumpable"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("runner", "dumpable"))
+}
+
+/// A session of its own, of the process that stays.
+fn lead() -> Result<(), StepError> {
     setsid().map_err(at("runner", "session"))?;
     identity::join_new_keyring();
     Ok(())

@@ -10,24 +10,26 @@ use std::{
 use ampoule_agent_api::agent::ConnectRequest;
 use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
-use super::messages::ip;
+use super::{inside, messages::ip};
 use crate::plan::{StepError, at, refuse};
 
 const STEP: &str = "connect";
 /// For a server of the guest's to be reached: it is on the same kernel.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Returns when the server has taken the connection, which then lives as long as both ends want it.
+/// Returns when the server, in the network namespace of a process or in this one, has taken the connection, which then
+/// lives as long as both ends want it.
 pub async fn connect(
     request: &ConnectRequest,
+    process: Option<u32>,
     mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) -> Result<(), StepError> {
     let address = address(request)?;
-    let mut server = dial(address).await.map_err(at(STEP, address))?;
+    let mut server = dial(address, process).await.map_err(at(STEP, address))?;
     tokio::spawn(async move {
         // Whichever end breaks it, the other one is told.
         let _ = copy_bidirectional(&mut stream, &mut server).await;
@@ -45,9 +47,15 @@ fn address(request: &ConnectRequest) -> Result<SocketAddr, StepError> {
 
 /// Who dials the loopback means a server on this machine, by whichever family: whom the host has accepted cannot try the
 /// other one any more.
-async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+async fn dial(address: SocketAddr, process: Option<u32>) -> io::Result<TcpStream> {
     let connect = |address| async move {
-        timeout(LIMIT, TcpStream::connect(address)).await.map_err(io::Error::from)?
+        let socket = match process {
+            Some(process) => {
+                inside(process, || Ok(socket(address))).map_err(io::Error::other)??
+            }
+            None => socket(address)?,
+        };
+        timeout(LIMIT, socket.connect(address)).await.map_err(io::Error::from)?
     };
     let other: IpAddr = match address.ip() {
         IpAddr::V4(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),
@@ -58,6 +66,11 @@ async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
         Ok(server) => Ok(server),
         Err(error) => connect((other, address.port()).into()).await.map_err(|_| error),
     }
+}
+
+/// Of the namespace that it is made in.
+fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
 }
 
 #[cfg(test)]
@@ -83,7 +96,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             let (mut ours, theirs) = UnixStream::pair().unwrap();
-            connect(&request(ip, port), theirs).await.unwrap();
+            connect(&request(ip, port), None, theirs).await.unwrap();
             let (mut server, _) = listener.accept().await.unwrap();
             ours.write_all(b"question").await.unwrap();
             ours.shutdown().await.unwrap();
@@ -96,7 +109,8 @@ mod tests {
             assert_eq!((&*asked, &*answered), ("question", "answer"));
         }
         drop(listener);
-        let refused = connect(&request(Ipv4Addr::LOCALHOST.into(), port), tokio::io::empty()).await;
+        let request = request(Ipv4Addr::LOCALHOST.into(), port);
+        let refused = connect(&request, None, tokio::io::empty()).await;
         assert!(refused.unwrap_err().to_string().contains("Connection refused"));
     }
 
@@ -104,7 +118,7 @@ mod tests {
     async fn what_is_no_address_is_refused() {
         for (ip, port) in [(vec![127, 0, 0, 1], 70_000), (vec![127, 0, 0], 80), (vec![], 80)] {
             let request = ConnectRequest { ip, port, ..Default::default() };
-            assert!(connect(&request, tokio::io::empty()).await.is_err());
+            assert!(connect(&request, None, tokio::io::empty()).await.is_err());
         }
     }
 }

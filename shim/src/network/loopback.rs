@@ -21,7 +21,7 @@ use ampoule_agent_api::bpf::{
 use tokio::{io::copy_bidirectional, net::TcpStream, sync::Semaphore, task::JoinSet, time::sleep};
 
 use super::{NetworkError, Result, inside};
-use crate::sandbox::Sandbox;
+use crate::{id::Id, sandbox::Sandbox};
 
 /// Further connections wait.
 const AT_ONCE: usize = 64;
@@ -71,8 +71,8 @@ impl Loopback {
         Ok(Self { listener, _link: link })
     }
 
-    /// Passes connections on. Dropping the future ends them.
-    pub async fn serve(self, sandbox: &Sandbox) -> io::Result<()> {
+    /// Passes connections on, to whose network it is. Dropping the future ends them.
+    pub async fn serve(self, sandbox: &Sandbox, container: Option<&Id>) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
         let room = Arc::new(Semaphore::new(AT_ONCE));
         let mut connections = JoinSet::new();
@@ -83,18 +83,18 @@ impl Loopback {
                 sleep(PAUSE).await;
                 continue;
             };
-            let sandbox = sandbox.clone();
+            let (sandbox, container) = (sandbox.clone(), container.cloned());
             connections.spawn(async move {
-                pass_on(client, &sandbox).await;
+                pass_on(client, &sandbox, container.as_ref()).await;
                 drop(permit);
             });
         }
     }
 }
 
-async fn pass_on(mut client: TcpStream, sandbox: &Sandbox) {
+async fn pass_on(mut client: TcpStream, sandbox: &Sandbox, container: Option<&Id>) {
     let Ok(address) = dialled(&client) else { return };
-    match sandbox.connect(address).await {
+    match sandbox.connect(address, container).await {
         Ok(mut server) => drop(copy_bidirectional(&mut client, &mut server).await),
         Err(error) => {
             tracing::debug!(%address, %error, "nobody of the guest's takes a connection");

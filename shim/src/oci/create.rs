@@ -71,7 +71,7 @@ pub fn plan(id: &str, mut bundle: Bundle, host: &Host) -> Result<Plan> {
     let joins = Joins::find(&bundle.spec, &host.containers)?;
     let network = bundle.network();
     if joins.is_none() {
-        bundle.forget_network_path();
+        bundle.forget_paths();
     }
     let binds = binds(&bundle.spec)?;
     check(&bundle.spec, &binds, joins.is_some())?;
@@ -114,7 +114,7 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
     // Who makes a pod makes its network first.
     let devices = if grows { 0 } else { room(0) };
-    let of_container = !grows && has_own_users(&bundle.spec);
+    let of_container = has_own_users(&bundle.spec);
     let network = network::join(Room { devices, late: false, of_container }).await?;
     let nets = network.as_ref().map_or(0, |network| network.nets.len());
     let spare_disks = if grows { room(nets) } else { 0 };

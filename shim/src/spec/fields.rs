@@ -41,6 +41,8 @@ const NO_DISKS_OF_HOST: &str =
 const NOT_IN_V2: &str = "not in cgroup v2, which guests have; leave it out";
 const OBSOLETE: &str = "obsolete since Linux 5.4; use linux.resources.memory.limit";
 const MAPPED: &str = "of binds, by the host, which takes root; of others it is refused";
+const OF_USERS: &str =
+    "with a user namespace; where one is joined by its path, they must be those that it has";
 const NOTHING_LISTENS: &str =
     "a listener of the host cannot be reached from the guest; use another action";
 const BY_KERNEL: &str = "";
@@ -162,17 +164,17 @@ pub const FIELDS: &[Field] = &[
     row(
         "linux.namespaces[].type",
         Guest,
-        "a kind that is not named is shared with the VM; mount must be there, user is the container's own",
+        "a kind that is not named is shared with the VM; mount must be there",
     ),
     row(
         "linux.namespaces[].path",
         Guest,
         "for further containers of a sandbox: the first one's; on the host only the network's is looked at",
     ),
-    row("linux.uidMappings[].containerID", Guest, "with a user namespace"),
+    row("linux.uidMappings[].containerID", Guest, OF_USERS),
     row("linux.uidMappings[].hostID", Guest, "an id of the VM"),
     row("linux.uidMappings[].size", Guest, BY_KERNEL),
-    row("linux.gidMappings[].containerID", Guest, "with a user namespace"),
+    row("linux.gidMappings[].containerID", Guest, OF_USERS),
     row("linux.gidMappings[].hostID", Guest, "an id of the VM"),
     row("linux.gidMappings[].size", Guest, BY_KERNEL),
     row("linux.timeOffsets", Guest, "with a time namespace of the container's own"),

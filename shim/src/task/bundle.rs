@@ -118,11 +118,17 @@ impl Bundle {
     }
 
     /// A sandbox's first container has the sandbox's network for its own in the guest: the path leads to the
-    /// host's.
-    pub fn forget_network_path(&mut self) {
+    /// host's. So does that of a pod's users, whom containerd makes together with the network.
+    pub fn forget_paths(&mut self) {
+        let stands_for_pod = self.stands_for_pod();
         let Some(linux) = self.spec.linux_mut() else { return };
+        let mapped = linux.uid_mappings().is_some() && linux.gid_mappings().is_some();
         let namespaces = linux.namespaces_mut().iter_mut().flatten();
-        for namespace in namespaces.filter(|n| n.typ() == LinuxNamespaceType::Network) {
+        for namespace in namespaces.filter(|namespace| match namespace.typ() {
+            LinuxNamespaceType::Network => true,
+            LinuxNamespaceType::User => stands_for_pod && mapped,
+            _ => false,
+        }) {
             namespace.set_path(None);
         }
     }
@@ -133,6 +139,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::spec::has_own_users;
 
     fn bundle(namespaces: serde_json::Value) -> Bundle {
         let folder = tempfile::tempdir().unwrap();
@@ -156,9 +163,27 @@ mod tests {
         ] {
             let mut bundle = bundle(namespaces);
             assert_eq!(bundle.network(), network);
-            bundle.forget_network_path();
+            bundle.forget_paths();
             assert!(!matches!(bundle.network(), HostNetwork::Path(_)));
         }
+    }
+
+    #[test]
+    fn a_pods_users_are_its_own_in_the_guest_where_their_maps_are_said() {
+        let users = |bundle: &mut Bundle, pod: bool, mapped: bool| {
+            let kind = if pod { "sandbox" } else { "container" };
+            let annotations = [(SANDBOX[0].to_string(), kind.to_string())].into();
+            bundle.spec.set_annotations(Some(annotations));
+            let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+            let mapping: Option<Vec<_>> = mapped.then(|| serde_json::from_value(mapping).unwrap());
+            let linux = bundle.spec.linux_mut().as_mut().unwrap();
+            linux.set_uid_mappings(mapping.clone()).set_gid_mappings(mapping);
+            bundle.forget_paths();
+            has_own_users(&bundle.spec)
+        };
+        let bundle = || bundle(json!([{ "type": "user", "path": "/run/pinned" }]));
+        assert!(users(&mut bundle(), true, true));
+        assert!(!users(&mut bundle(), true, false) && !users(&mut bundle(), false, true));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use containerd_shim_protos::{api::CreateTaskRequest, protobuf::well_known_types:
 
 use super::{
     Result, Tasks,
+    anchor::HostNetwork,
     binds::{self, Binds},
     bundle::Bundle,
     container::{Container, Place},
@@ -147,10 +148,11 @@ impl Tasks {
                 self.sandbox.leaves_the_vm_to_containers()?;
                 let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
                 let shares = !binds.shares.is_empty();
-                let plan = plan(&container.id, &bundle, config.sandbox, shares);
+                let network = bundle.network();
+                bundle.forget_paths();
+                let plan = plan(&container.id, &bundle, network, config.sandbox, shares);
                 let pod = self.boot(plan, disks, Some(hooks)).await?;
                 *slot = Some(pod.clone());
-                bundle.forget_network_path();
                 (pod, rootfs, None)
             }
         };
@@ -210,12 +212,18 @@ fn parts(
 }
 
 /// The pod whose first container this is.
-fn plan(first: &Id, bundle: &Bundle, settings: SandboxSettings, shares: bool) -> PodPlan {
+fn plan(
+    first: &Id,
+    bundle: &Bundle,
+    network: HostNetwork,
+    settings: SandboxSettings,
+    shares: bool,
+) -> PodPlan {
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
     PodPlan {
         first: first.clone(),
         hostname: name.unwrap_or(first.as_str()).into(),
-        network: bundle.network(),
+        network,
         size: Size::of(&bundle.spec, &settings),
         settings,
         grows: bundle.is_grouped(),

@@ -54,15 +54,16 @@ impl Tasks {
         let paths = &self.config.paths;
         let fsd = (plan.grows || plan.shares).then(|| paths.fsd.clone());
         let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
-        // Who makes a pod makes its network first.
-        let late = !plan.grows;
+        // Who makes a pod makes its network first; containerd 1.7 not where it is to belong to the pod's own users.
+        let late = !plan.grows || plan.own_users && plan.network == HostNetwork::New;
         let devices = if late { room(0) } else { 0 };
-        let room_for_nets = Room { devices, late, of_container: late && plan.own_users };
+        let room_for_nets = Room { devices, late, of_container: plan.own_users };
         let network = look(&anchor, move |n| Network::join(n, room_for_nets)).await?;
-        let loopback = match network.connects() && plan.grows {
+        let loopback = match (network.connects() || late) && plan.grows {
             true => loopback(&anchor).await,
             false => None,
         };
+        let of_container = network.of_container.then(|| first.clone());
         // A slot costs every boot a little.
         let spare_disks = if plan.grows { room(network.nets.len()) } else { 0 };
         let (sandbox, events) = Sandbox::create(SandboxConfig {
@@ -94,7 +95,7 @@ impl Tasks {
             tokio::spawn(async move {
                 tokio::select! {
                     _ = pod.sandbox.ended() => {}
-                    _ = loopback.serve(&pod.sandbox) => {}
+                    _ = loopback.serve(&pod.sandbox, of_container.as_ref()) => {}
                 }
             });
         }

@@ -14,6 +14,33 @@ pub struct PodSandboxMetadata {
     pub namespace: String,
 }
 
+#[derive(Clone, PartialEq, Message)]
+pub struct IdMapping {
+    #[prost(uint32, tag = "1")]
+    pub host_id: u32,
+    #[prost(uint32, tag = "2")]
+    pub container_id: u32,
+    #[prost(uint32, tag = "3")]
+    pub length: u32,
+}
+
+/// The pod's own.
+#[derive(Clone, PartialEq, Message)]
+pub struct UserNamespace {
+    #[prost(message, repeated, tag = "2")]
+    pub uids: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "3")]
+    pub gids: Vec<IdMapping>,
+}
+
+impl UserNamespace {
+    /// Of 65,536 users, as the kubelet has it.
+    pub fn at(host_id: u32) -> Self {
+        let mappings = vec![IdMapping { host_id, container_id: 0, length: 65_536 }];
+        Self { uids: mappings.clone(), gids: mappings }
+    }
+}
+
 /// Of the namespaces: 0 is the pod's, 1 the container's own, 2 the host's.
 #[derive(Clone, PartialEq, Message)]
 pub struct NamespaceOption {
@@ -23,6 +50,9 @@ pub struct NamespaceOption {
     pub pid: i32,
     #[prost(int32, tag = "3")]
     pub ipc: i32,
+    /// None: the host's.
+    #[prost(message, optional, tag = "5")]
+    pub users: Option<UserNamespace>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -141,6 +171,10 @@ pub struct Mount {
     pub host_path: String,
     #[prost(bool, tag = "3")]
     pub readonly: bool,
+    #[prost(message, repeated, tag = "6")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "7")]
+    pub gid_mappings: Vec<IdMapping>,
     /// Instead of a path of the host.
     #[prost(message, optional, tag = "9")]
     pub image: Option<ImageSpec>,

@@ -1,6 +1,8 @@
 //! What CRI's pause container is to a pod: a process that sleeps, and holds the namespaces that the pod's
 //! containers join. It runs from the guest's own image, so that nobody has to bring one.
 
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+
 use super::{Result, plan::Plan};
 use crate::{
     cli::{CapabilityName, Sysctl},
@@ -22,6 +24,9 @@ pub async fn start(pod: &Pod, plan: &Plan) -> Result<()> {
     let process = ProcessId::init(container.id.clone());
     let started = async {
         pod.sandbox.create_container(container).await?;
+        if plan.users.is_some() {
+            pod.sandbox.attach_network(&process.container).await?;
+        }
         pod.sandbox.start(&process).await
     };
     started.await.map_err(|error: SandboxError| error.into())
@@ -29,7 +34,7 @@ pub async fn start(pod: &Pod, plan: &Plan) -> Result<()> {
 
 fn container(plan: &Plan) -> std::result::Result<ContainerConfig, RunSpecError> {
     let sysctls = plan.sysctls.iter();
-    let spec = run_spec(
+    let mut spec = run_spec(
         &Default::default(),
         &RunOptions {
             command: COMMAND.map(String::from).into(),
@@ -44,6 +49,14 @@ fn container(plan: &Plan) -> std::result::Result<ContainerConfig, RunSpecError> 
             ..Default::default()
         },
     )?;
+    if let (Some(users), Some(linux)) = (&plan.users, spec.linux_mut()) {
+        let namespaces = linux.namespaces_mut().get_or_insert_default();
+        let mut own = LinuxNamespace::default();
+        own.set_typ(LinuxNamespaceType::User);
+        namespaces.push(own);
+        linux.set_uid_mappings(Some(users.uids.clone()));
+        linux.set_gid_mappings(Some(users.gids.clone()));
+    }
     let image =
         Lower { slot: GUEST_IMAGE, kind: "erofs".into(), devices: Vec::new(), mapped: false };
     Ok(ContainerConfig {

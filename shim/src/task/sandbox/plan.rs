@@ -12,7 +12,11 @@ use containerd_shim_protos::{
     sandbox_api::CreateSandboxRequest,
 };
 
-use super::{Result, files::PodFiles, pod_config::PodConfig};
+use super::{
+    Result,
+    files::PodFiles,
+    pod_config::{PodConfig, Users},
+};
 use crate::{
     bootstrap::start::OPTIONS as SAVED_OPTIONS,
     id::Id,
@@ -32,6 +36,7 @@ pub struct Plan {
     pub pod: PodPlan,
     /// Of the pod's namespaces.
     pub sysctls: HashMap<String, String>,
+    pub users: Option<Users>,
     /// None, if it is not CRI's.
     pub files: PodFiles,
 }
@@ -80,9 +85,10 @@ impl Plan {
                 grows: true,
                 shares: false,
                 oom_score_adj: bundle.oom_score_adj(),
-                own_users: false,
+                own_users: config.users.is_some(),
             },
             sysctls,
+            users: config.users,
             files,
         })
     }

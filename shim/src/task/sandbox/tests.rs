@@ -242,7 +242,12 @@ fn a_pod_of_cri_is_as_large_as_its_containers_together() {
     paths.config.clear();
     let resources = [8, 0xa0, 0x8d, 6, 16, 0xc0, 0x9a, 12, 32, 0x80, 0x80, 0x80, 0x80, 1];
     let sysctl = [field(1, "net.ipv4.ip_forward"), field(2, "1")].concat();
-    let linux = [field(3, sysctl), field(5, resources)].concat();
+    // 65536 of them, from 100000 on: of the pod's own, and with mode NODE of the host's.
+    let mapping = [8, 0xa0, 0x8d, 6, 24, 0x80, 0x80, 4];
+    let users = [field(2, mapping), field(3, mapping)].concat();
+    let security = |users| field(2, field(1, field(5, users)));
+    let linux = [security(users.clone()), field(3, sysctl), field(5, resources)].concat();
+    let hosts = field(8, security([vec![8, 2], users].concat()));
     let spoof = [field(1, "io.kubernetes.cri.sandbox-memory"), field(2, "1")].concat();
     let config = [field(2, "web"), field(7, spoof), field(8, linux)].concat();
     let options = Any {
@@ -262,6 +267,13 @@ fn a_pod_of_cri_is_as_large_as_its_containers_together() {
     assert_eq!(made.pod.hostname, "web");
     assert_eq!(made.pod.network, HostNetwork::Path("/run/netns/n".into()));
     assert_eq!(made.sysctls["net.ipv4.ip_forward"], "1");
+    let maps = made.users.map(|users| [users.uids, users.gids].concat()).unwrap();
+    let maps = maps.iter().map(|map| (map.container_id(), map.host_id(), map.size()));
+    assert_eq!(maps.collect::<Vec<_>>(), [(0, 100_000, 65_536); 2]);
+    assert!(made.pod.own_users);
+    let mut of_host = request();
+    of_host.options.as_mut().unwrap().value = hosts;
+    assert!(!plan(of_host).unwrap().pod.own_users);
 
     // What `start` was given counts too, and a specification where there is one.
     let toml = bundle.path().join("c.toml");
