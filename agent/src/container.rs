@@ -23,6 +23,7 @@ use crate::{
     clock, console,
     error::Error,
     files::Files,
+    init::mounts,
     oci::{self, ConsoleSize, CpuAffinity, NamespaceKind, Personality, Seccomp},
     pace,
     plan::{Exec, Init, Plan, StepError, at},
@@ -93,12 +94,13 @@ impl Container {
         // Until the container's mounts have them.
         let _files = Files::write(&id, &files)?;
         let name = id.clone();
-        let (shares, rootfs, spec) = blocking(move || {
+        let (shares, rootfs, spec, mounts) = blocking(move || {
             let mut spec = spec;
             let shares = Shares::mount_for(&spec)?;
             let mut rootfs = Rootfs::mount(&name, &rootfs)?;
             rootfs.number_disks(&mut spec.linux)?;
-            Ok((shares, rootfs, spec))
+            let mounts = mounts::mapped(&rootfs.root(), &spec)?;
+            Ok((shares, rootfs, spec, mounts))
         })
         .await?;
         let cgroup = match Cgroup::create(&id, &spec.linux.resources) {
@@ -129,6 +131,7 @@ impl Container {
             streams,
             random: random.clone(),
             random_file,
+            mounts,
         };
         let (init, ending) = match Process::prepare(reaper, recipe).await {
             Ok(prepared) => prepared,
@@ -202,6 +205,7 @@ impl Container {
             streams,
             random: self.random.clone(),
             random_file: None,
+            mounts: Vec::new(),
         };
         let (process, ending) = Process::prepare(reaper, recipe).await?;
         conclude(self.cgroup.clone(), ending, false);
@@ -235,6 +239,7 @@ impl Container {
             streams,
             random: None,
             random_file: None,
+            mounts: Vec::new(),
         };
         let (process, ending) = Process::prepare(reaper, recipe).await?;
         conclude(self.cgroup.clone(), ending, false);

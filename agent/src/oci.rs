@@ -151,13 +151,22 @@ pub struct Rlimit {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Mount {
     pub destination: String,
     #[serde(rename = "type")]
     pub kind: String,
     pub source: String,
     pub options: Vec<String>,
+    /// Whose its files are, if not those whom they are on it.
+    pub uid_mappings: Vec<IdMapping>,
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+impl Mount {
+    pub fn is_mapped(&self) -> bool {
+        !self.uid_mappings.is_empty() || !self.gid_mappings.is_empty()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -225,6 +234,11 @@ pub struct IdMapping {
     #[serde(rename = "hostID")]
     pub host_id: u32,
     pub size: u32,
+}
+
+/// As the kernel has it in uid_map and gid_map (user_namespaces(7)).
+pub fn id_map(mappings: &[IdMapping]) -> String {
+    mappings.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -72,6 +72,8 @@ pub struct Exec {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
+    /// To a first process with mapped mounts, before it is prepared: they come along, detached.
+    Mounts,
     Start,
 }
 

@@ -76,17 +76,28 @@ pub struct Recipe<'a> {
     /// the place of the kernel's devices.
     pub random: Option<Arc<Random>>,
     pub random_file: Option<OwnedFd>,
+    /// Of a first process, those that are mapped.
+    pub mounts: Vec<OwnedFd>,
 }
 
 impl Process {
     /// Starts a runner and waits until it is parked. If this fails, the runner is gone.
     pub async fn prepare(reaper: &Reaper, recipe: Recipe<'_>) -> Result<(Self, Ending), StepError> {
-        let Recipe { plan, cgroup, namespaces, terminal, streams, random, random_file } = recipe;
+        let Recipe { plan, cgroup, namespaces, terminal, streams, random, random_file, mounts } =
+            recipe;
         let (stdio, streams, pumps) = connect(terminal, streams).map_err(at("stdio", "pipes"))?;
         let file = random_file.as_ref().map(OwnedFd::as_fd);
         let launched = launch(Launch { plan, stdio, cgroup, namespaces, random: file })?;
         let status = reaper.expect(launched.pid);
         let prepared = async {
+            if !mounts.is_empty() {
+                let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+                match launched.channel.send(&Order::Mounts, &mounts) {
+                    // It has said why it ended.
+                    Ok(()) | Err(ChannelError::Closed) => {}
+                    Err(e) => return Err(at("runner", "mounts")(io::Error::other(e))),
+                }
+            }
             let mut fds = prepared(&launched.channel).await?.into_iter();
             let master = if terminal { fds.next() } else { None };
             if let Some(random) = random {

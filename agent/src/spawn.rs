@@ -22,7 +22,7 @@ use rustix::{
 
 use crate::{
     init::namespaces,
-    oci::{IdMapping, Linux, NamespaceKind},
+    oci::{Linux, NamespaceKind, id_map},
     pace,
     plan::{CHANNEL_FD, PLAN_FD, Plan, RANDOM_FD, Report, StepError, TARGET_FD, at},
     stdio::ChildEnds,
@@ -297,11 +297,6 @@ fn map_ids(pid: Pid, linux: &Linux) -> Result<(), StepError> {
     Ok(())
 }
 
-/// The content of uid_map or gid_map (user_namespaces(7)).
-fn id_map(mappings: &[IdMapping]) -> String {
-    mappings.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
-}
-
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -311,15 +306,6 @@ mod tests {
     use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
     use super::*;
-
-    #[test]
-    fn id_maps_are_lines_of_three_numbers() {
-        let maps = [
-            IdMapping { container_id: 0, host_id: 100_000, size: 65_536 },
-            IdMapping { container_id: 65_536, host_id: 1, size: 1 },
-        ];
-        assert_eq!(id_map(&maps), "0 100000 65536\n65536 1 1\n");
-    }
 
     #[test]
     fn a_pidfd_has_its_process() {

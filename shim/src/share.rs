@@ -124,25 +124,32 @@ pub fn is_mapped(mount: &Mount) -> bool {
         || lists.into_iter().flatten().any(|list| !list.is_empty())
 }
 
-/// A mount's own mappings, or those of the container's user namespace.
+/// Whose the files of a share are, if it is mapped.
 fn owners(spec: &Spec, mount: &Mount, source: &Path) -> Result<Option<Owners>, ShareError> {
     if !is_mapped(mount) {
         return Ok(None);
     }
     let path = || source.to_path_buf();
-    let unmapped = |why| ShareError::Unmapped { path: path(), why };
+    let (users, groups) =
+        mappings(spec, mount).map_err(|why| ShareError::Unmapped { path: path(), why })?;
+    let recursive = options(mount).any(|option| option == "ridmap");
+    let owners = Owners::new(&map(&users), &map(&groups), recursive);
+    owners.map(Some).map_err(|source| ShareError::Owners { path: path(), source })
+}
+
+/// Those of a mapped mount's users and groups: its own, or the container's.
+pub fn mappings(
+    spec: &Spec,
+    mount: &Mount,
+) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>), &'static str> {
     let own = |list: &Option<Vec<LinuxIdMapping>>| list.clone().filter(|list| !list.is_empty());
     let maps = match (own(mount.uid_mappings()), own(mount.gid_mappings()), spec.linux()) {
         (Some(users), Some(groups), _) => Some((users, groups)),
         (None, None, Some(linux)) => own(linux.uid_mappings()).zip(own(linux.gid_mappings())),
         (None, None, None) => None,
-        _ => return Err(unmapped("uidMappings and gidMappings go together")),
+        _ => return Err("uidMappings and gidMappings go together"),
     };
-    let nothing = "`idmap` takes mappings, the mount's or those of a user namespace; add them, or leave it out";
-    let (users, groups) = maps.ok_or_else(|| unmapped(nothing))?;
-    let recursive = options(mount).any(|option| option == "ridmap");
-    let owners = Owners::new(&map(&users), &map(&groups), recursive);
-    owners.map(Some).map_err(|source| ShareError::Owners { path: path(), source })
+    maps.ok_or("`idmap` takes mappings, the mount's or those of a user namespace; add them, or leave it out")
 }
 
 /// As the kernel reads it (user_namespaces(7)).

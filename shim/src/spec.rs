@@ -12,7 +12,7 @@ mod page;
 
 use std::collections::{BTreeMap, HashMap};
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Root, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process, Root, Spec};
 use serde_json::{Map, Value};
 
 use crate::share;
@@ -87,11 +87,12 @@ pub fn guest_spec(spec: &Spec, counterparts: &Counterparts) -> Result<Spec> {
     if let Some(Value::Object(hooks)) = json.get_mut("hooks") {
         check_hooks(hooks)?;
     }
-    refuse_mapped(spec, counterparts)?;
+    let maps = guest_maps(spec, counterparts)?;
     keep_guests(&mut json, "")?;
     json["root"] = root(&json["root"]);
     for (i, mount) in entries(&mut json, "/mounts").iter_mut().enumerate() {
         check_mount(i, mount, counterparts)?;
+        map_owners(mount, maps.get(&i))?;
     }
     for (i, namespace) in entries(&mut json, "/linux/namespaces").iter_mut().enumerate() {
         check_namespace(i, namespace, counterparts)?;
@@ -170,18 +171,41 @@ fn check_hooks(hooks: &mut Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
-/// Those of shares are the host's to map.
-fn refuse_mapped(spec: &Spec, counterparts: &Counterparts) -> Result<()> {
+/// Of users and of groups.
+type Maps = (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>);
+
+/// Those of mounts that the guest maps, by their numbers: the host does that of shares.
+fn guest_maps(spec: &Spec, counterparts: &Counterparts) -> Result<HashMap<usize, Maps>> {
     let mounts = spec.mounts().iter().flatten().enumerate();
-    let mut others = mounts.filter(|(i, _)| !counterparts.shares.contains_key(i));
-    match others.find(|(_, mount)| share::is_mapped(mount)) {
-        None => Ok(()),
-        Some((i, mount)) => {
-            let at = mount.destination().to_string_lossy().escape_default().to_string();
-            let why = "only what is shared with the host can be mapped; leave it out";
-            Err(unsupported(format!("mounts[{i}] ({at}).uidMappings"), why))
+    let mapped =
+        mounts.filter(|(i, mount)| share::is_mapped(mount) && !counterparts.shares.contains_key(i));
+    let maps = mapped.map(|(i, mount)| {
+        let at = mount.destination().to_string_lossy().escape_default().to_string();
+        let refused = |why| unsupported(format!("mounts[{i}] ({at}).uidMappings"), why);
+        if mount.typ().as_deref() != Some("tmpfs") || share::is_bind(mount) {
+            return Err(refused(
+                "only a tmpfs, and what is shared with the host, can be mapped; leave it out",
+            ));
         }
+        Ok((i, share::mappings(spec, mount).map_err(refused)?))
+    });
+    maps.collect()
+}
+
+/// What the guest maps has mappings of its own there, and nothing else any.
+fn map_owners(mount: &mut Value, maps: Option<&Maps>) -> Result<()> {
+    if let Some(Value::Array(options)) = mount.get_mut("options") {
+        options.retain(|option| !option.as_str().is_some_and(|o| share::MAPPED.contains(&o)));
     }
+    let Value::Object(fields) = mount else { return Ok(()) };
+    for name in ["uidMappings", "gidMappings"] {
+        fields.remove(name);
+    }
+    if let Some((users, groups)) = maps {
+        fields.insert("uidMappings".into(), serde_json::to_value(users)?);
+        fields.insert("gidMappings".into(), serde_json::to_value(groups)?);
+    }
+    Ok(())
 }
 
 fn check_mount(i: usize, mount: &mut Value, counterparts: &Counterparts) -> Result<()> {
@@ -196,10 +220,6 @@ fn check_mount(i: usize, mount: &mut Value, counterparts: &Counterparts) -> Resu
         if let Some(number) = counterparts.shares.get(&i) {
             mount["source"] = number.to_string().into();
             mount["type"] = SHARE.into();
-            if let Some(Value::Array(options)) = mount.get_mut("options") {
-                options
-                    .retain(|option| !option.as_str().is_some_and(|o| share::MAPPED.contains(&o)));
-            }
             return Ok(());
         }
         let source = mount["source"].as_str().unwrap_or_default();

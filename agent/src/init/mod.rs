@@ -21,7 +21,7 @@ mod exec;
 mod first;
 mod hooks;
 mod identity;
-mod mounts;
+pub mod mounts;
 pub mod namespaces;
 mod options;
 mod paths;
@@ -45,7 +45,7 @@ use rustix::{
 };
 
 use crate::{
-    oci::Process,
+    oci::{Mount, Process},
     plan::{self, CHANNEL_FD, Order, PLAN_FD, Plan, RANDOM_FD, Report, StepError, TARGET_FD, at},
 };
 use paths::Root;
@@ -92,7 +92,11 @@ fn first_process(init: plan::Init, channel: &Channel) -> Result<Workload, StepEr
     namespaces::join(&spec.linux)?;
     namespaces::prepare(spec)?;
     let root = mounts::own_root(&init.rootfs)?;
-    mounts::mount_all(&root, spec, &init.scratch)?;
+    let mapped = match spec.mounts.iter().any(Mount::is_mapped) {
+        true => order(channel)?.1,
+        false => Vec::new(),
+    };
+    mounts::mount_all(&root, spec, &init.scratch, mapped)?;
     // SAFETY: the first process of a container with a seed is given this descriptor too.
     let random = init.seeded.then(|| unsafe { inherit(RANDOM_FD) });
     devices::make(&root, &spec.linux, random.as_ref())?;
@@ -173,6 +177,17 @@ fn workload(
     Ok(Workload { identity, command, seccomp, terminal, listener, hooks: Vec::new(), init: false })
 }
 
+/// Waits for an order, and what comes along.
+fn order(channel: &Channel) -> Result<(Order, Vec<OwnedFd>), StepError> {
+    loop {
+        poll(&mut [PollFd::new(channel, PollFlags::IN)], None).map_err(at("runner", "wait"))?;
+        match channel.recv() {
+            Err(e) if e.would_block() => {}
+            order => return order.map_err(|e| at("runner", "order")(io::Error::other(e))),
+        }
+    }
+}
+
 /// A process that is ready but for its exec.
 struct Workload {
     identity: identity::Identity,
@@ -195,13 +210,9 @@ impl Workload {
         let fds: Vec<BorrowedFd<'_>> = master.into_iter().chain(listener).collect();
         let failed = |e: ChannelError| at("runner", "report")(io::Error::other(e));
         channel.send(&Report::Prepared, &fds).map_err(failed)?;
-        loop {
-            poll(&mut [PollFd::new(channel, PollFlags::IN)], None).map_err(at("runner", "wait"))?;
-            match channel.recv::<Order>() {
-                Ok((Order::Start, _)) => return Ok(self),
-                Err(e) if e.would_block() => {}
-                Err(e) => return Err(at("runner", "order")(io::Error::other(e))),
-            }
+        match order(channel)? {
+            (Order::Start, _) => Ok(self),
+            _ => Err(at("runner", "order")(io::Error::from(io::ErrorKind::InvalidData))),
         }
     }
 

@@ -5,6 +5,7 @@ use std::{
     path::Path,
 };
 
+use ampoule_vmm_api::{Owners, channel::MAX_FDS};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
     io::Errno,
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     mount::{self, Attributes},
-    oci::{Mount, Spec},
+    oci::{Mount, Spec, id_map},
     plan::{StepError, at, refuse},
     share,
 };
@@ -47,11 +48,49 @@ pub fn own_root(rootfs: &Path) -> Result<Root, StepError> {
     Ok(Root::from_fd(copy))
 }
 
-/// All mounts of the spec, in its order.
-pub fn mount_all(root: &Root, spec: &Spec, scratch: &Path) -> Result<(), StepError> {
+/// File systems whose files have other owners than they say, for the spec's mounts that are mapped, in their order. Only
+/// the agent may make them: who has users of its own has no power over others' mappings.
+pub fn mapped(rootfs: &Path, spec: &Spec) -> Result<Vec<OwnedFd>, StepError> {
+    let mounts: Vec<_> = spec.mounts.iter().filter(|mount| mount.is_mapped()).collect();
+    if mounts.is_empty() {
+        return Ok(Vec::new());
+    }
+    if mounts.len() > MAX_FDS {
+        return Err(refuse("spec", "mounts[].uidMappings", format_args!("of more than {MAX_FDS}")));
+    }
+    let root = Root::open(rootfs).map_err(at("root", rootfs.display()))?;
+    let mapped = mounts.into_iter().map(|mount| {
+        let options = options::parse(mount.options.iter().map(String::as_str));
+        let object = format!("owners of the {} at {}", mount.kind, mount.destination);
+        if mount.kind != "tmpfs" || options.bind || options.copy_up {
+            return Err(refuse("mount", object, "only those of an empty tmpfs can be mapped"));
+        }
+        let mounted = instance(&root, mount, &options, "tmpfs")?;
+        Owners::new(&id_map(&mount.uid_mappings), &id_map(&mount.gid_mappings), false)
+            .and_then(|owners| owners.apply(mounted.as_fd()))
+            .map_err(at("mount", object))?;
+        Ok(mounted)
+    });
+    mapped.collect()
+}
+
+/// All mounts of the spec, in its order; `mapped` are those that the agent has made.
+pub fn mount_all(
+    root: &Root,
+    spec: &Spec,
+    scratch: &Path,
+    mapped: Vec<OwnedFd>,
+) -> Result<(), StepError> {
+    let mut mapped = mapped.into_iter();
     spec.mounts.iter().enumerate().try_for_each(|(n, mount)| {
         let options = options::parse(mount.options.iter().map(String::as_str));
         match mount.kind.as_str() {
+            _ if mount.is_mapped() => {
+                let destination = mount.destination.as_str();
+                let mounted =
+                    mapped.next().ok_or(Errno::NOENT).map_err(at("mount", destination))?;
+                place(&mounted, &root.make_directory(destination)?, destination, &options)
+            }
             share::TYPE => bind(root, &share::path(&mount.source)?, mount, &options),
             volume::TYPE => {
                 let hidden = root.make_directory(&mount.destination)?;
@@ -75,16 +114,7 @@ fn new(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError> 
         let object = format_args!("option \"tmpcopyup\" of the {kernel} at {destination}");
         return Err(refuse("mount", object, "only a tmpfs can be filled"));
     }
-    let source =
-        format!("source={}", if wanted.source.is_empty() { kernel } else { &*wanted.source });
-    // As runc: a tmpfs has the mode of what it hides, unless it is said.
-    let hidden = root.find(destination).ok().filter(|_| *kernel == "tmpfs");
-    let mode = hidden.map(fstat).transpose().map_err(at("mount", destination))?;
-    let mode = mode.map(|stat| format!("mode={:o}", stat.st_mode & 0o7777));
-    let said = options.data.iter().map(String::as_str);
-    let data = mode.as_deref().into_iter().chain(said).chain([source.as_str()]);
-    let mounted = mount::new(kernel, data, options.new_attributes())
-        .map_err(at("mount", format_args!("{kernel} at {destination}")))?;
+    let mounted = instance(root, wanted, options, kernel)?;
     let mut target = root.make_directory(destination)?;
     if matches!(*kernel, "proc" | "sysfs") {
         // What is masked below must be found where it is expected.
@@ -96,6 +126,26 @@ fn new(root: &Root, wanted: &Mount, options: &Options) -> Result<(), StepError> 
         options.attributes.apply(&mounted, false).map_err(at("mount", destination))?;
     }
     place(&mounted, &target, destination, options)
+}
+
+/// A file system that is mounted nowhere yet.
+fn instance(
+    root: &Root,
+    wanted: &Mount,
+    options: &Options,
+    kernel: &str,
+) -> Result<OwnedFd, StepError> {
+    let destination = wanted.destination.as_str();
+    let source =
+        format!("source={}", if wanted.source.is_empty() { kernel } else { &*wanted.source });
+    // As runc: a tmpfs has the mode of what it hides, unless it is said.
+    let hidden = root.find(destination).ok().filter(|_| kernel == "tmpfs");
+    let mode = hidden.map(fstat).transpose().map_err(at("mount", destination))?;
+    let mode = mode.map(|stat| format!("mode={:o}", stat.st_mode & 0o7777));
+    let said = options.data.iter().map(String::as_str);
+    let data = mode.as_deref().into_iter().chain(said).chain([source.as_str()]);
+    mount::new(kernel, data, options.new_attributes())
+        .map_err(at("mount", format_args!("{kernel} at {destination}")))
 }
 
 /// Binds something of the guest. The host's files are not reachable from here, whatever the path.

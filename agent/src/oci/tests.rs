@@ -57,7 +57,7 @@ fn what_is_not_enforced_is_refused_by_name() {
         ("/hooks", json!({"prestart": [{"path": "/bin/x"}]}), "prestart"),
         ("/hooks", json!({"startContainer": [{"path": "/bin/x", "new": 1}]}), "new"),
         ("/windows", json!({"layerFolders": ["x"]}), "windows"),
-        ("/mounts", json!([{"destination": "/a", "uidMappings": [{}]}]), "uidMappings"),
+        ("/mounts", json!([{"destination": "/a", "uidMappings": [{}]}]), "containerID"),
         ("/linux/mountLabel", json!("x"), "mountLabel"),
         ("/linux/intelRdt", json!({"closID": "x"}), "intelRdt"),
         ("/linux/personality", json!({"domain": "LINUX32", "flags": ["x"]}), "flags"),
@@ -121,4 +121,13 @@ proptest! {
     fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = container(&bytes);
     }
+}
+
+#[test]
+fn id_maps_are_lines_of_three_numbers() {
+    let maps = [
+        IdMapping { container_id: 0, host_id: 100_000, size: 65_536 },
+        IdMapping { container_id: 65_536, host_id: 1, size: 1 },
+    ];
+    assert_eq!(id_map(&maps), "0 100000 65536\n65536 1 1\n");
 }

@@ -40,7 +40,7 @@ const NO_DISKS_OF_HOST: &str =
     "the host's disks are not in the VM; limit the sandbox's cgroup on the host instead";
 const NOT_IN_V2: &str = "not in cgroup v2, which guests have; leave it out";
 const OBSOLETE: &str = "obsolete since Linux 5.4; use linux.resources.memory.limit";
-const MAPPED: &str = "of binds, by the host, which takes root; of others it is refused";
+const MAPPED: &str = "of a tmpfs; of binds by the host, which takes root; of others it is refused";
 const OF_USERS: &str =
     "with a user namespace; where one is joined by its path, they must be those that it has";
 const NOTHING_LISTENS: &str =
@@ -64,8 +64,8 @@ pub const FIELDS: &[Field] = &[
         Guest,
         "those of `ampoule features`; others go to the file system, which refuses what it does not know",
     ),
-    row("mounts[].uidMappings", Host, MAPPED),
-    row("mounts[].gidMappings", Host, MAPPED),
+    row("mounts[].uidMappings", Guest, MAPPED),
+    row("mounts[].gidMappings", Guest, MAPPED),
     row("process.terminal", Guest, BY_KERNEL),
     row("process.consoleSize.height", Guest, BY_KERNEL),
     row("process.consoleSize.width", Guest, BY_KERNEL),

@@ -173,6 +173,31 @@ fn what_makes_no_sense_is_refused_too() {
 }
 
 #[test]
+fn a_tmpfs_is_mapped_by_its_own_mappings_or_the_containers() {
+    let map = |id: u32| json!([{ "containerID": 0, "hostID": id, "size": 10 }]);
+    let mut json = with("/linux/namespaces/-", json!({ "type": "user" }));
+    json["linux"]["uidMappings"] = map(1);
+    json["linux"]["gidMappings"] = map(2);
+    let tmpfs =
+        json!({ "destination": "/data", "type": "tmpfs", "options": ["size=1m", "ridmap"] });
+    let mut own = tmpfs.clone();
+    own["uidMappings"] = map(3);
+    own["gidMappings"] = map(4);
+    for (mount, ids) in [(tmpfs, [1, 2]), (own, [3, 4])] {
+        let mut json = json.clone();
+        json["mounts"].as_array_mut().unwrap().push(mount);
+        let guest = converted(json).unwrap();
+        let mount = guest["mounts"].as_array().unwrap().last().unwrap();
+        let first = |name: &str| mount[name][0]["hostID"].clone();
+        assert_eq!([first("uidMappings"), first("gidMappings")], ids);
+        assert_eq!(mount["options"], json!(["size=1m"]));
+    }
+    let mqueue = json!({ "destination": "/data", "type": "mqueue", "options": ["idmap"] });
+    json["mounts"].as_array_mut().unwrap().push(mqueue);
+    assert!(converted(json).unwrap_err().to_string().contains("only a tmpfs"));
+}
+
+#[test]
 fn an_execs_process_goes_the_same_way() {
     let process = |json: Value| serde_json::from_value::<Process>(json).unwrap();
     let user = json!({ "uid": 0, "gid": 0 });

@@ -613,13 +613,19 @@ fn ampoule_mapped_owners() {
         }
         bind
     };
-    let script = "stat -c '%u %g' /own/file /other/file /plain/file; touch /own/new /other/new; echo x >/plain/file";
+    let script = "stat -c '%u %g' /own/file /other/file /plain/file /memory /shifted; touch /memory/new; \
+        stat -c '%u %g' /memory/new; touch /own/new /other/new; echo x >/plain/file";
+    let mut shifted = mount("tmpfs", "/shifted", &["mode=777"]);
+    shifted["uidMappings"] = map(100_500, 100);
+    shifted["gidMappings"] = map(100_600, 100);
     let bundle = Bundle::new(Runtime::Ampoule, &[], |spec| {
         *spec = base(&["sh", "-c", script]);
         for mount in [
             bind("/own", &["bind", "idmap"], None),
             bind("/other", &["bind"], Some(map(100_500, 100))),
             bind("/plain", &["rbind"], None),
+            mount("tmpfs", "/memory", &["idmap"]),
+            shifted.clone(),
         ] {
             set(spec, "/mounts/-", &mount, &HashMap::new());
         }
@@ -632,7 +638,7 @@ fn ampoule_mapped_owners() {
         Err(why) => return skip("ampoule_mapped_owners", &why),
     };
     fs::create_dir(at("mounted")).unwrap();
-    for name in ["own", "other", "plain"] {
+    for name in ["own", "other", "plain", "memory", "shifted"] {
         fs::create_dir(bundle.path("rootfs").join(name)).unwrap();
     }
     let sh = |line: &str| {
@@ -646,7 +652,8 @@ fn ampoule_mapped_owners() {
     let out = run(&bundle);
     let found = sh("stat -c '%n %u %g' mounted/new || true; cat mounted/file; umount mounted");
     // As root of the container, and as an id that the last mapping has none for.
-    assert_eq!(out.text(), "7 8\n507 508\n65534 65534", "{}", out.error());
+    let owners = "7 8\n507 508\n65534 65534\n0 0\n500 600\n0 0";
+    assert_eq!(out.text(), owners, "{}", out.error());
     assert!(
         out.error().contains("/other/new") && out.error().contains("/plain/file"),
         "{}",
@@ -659,7 +666,8 @@ fn ampoule_mapped_owners() {
         run(&bundle.beside(spec)).ended_with(1).says(words);
     };
     refused(bind("/x", &["bind", "idmap"], None), &["mounted", "`idmap` takes mappings"]);
-    refused(mount("tmpfs", "/x", &["idmap"]), &["mounts[3] (/x).uidMappings"]);
+    refused(mount("tmpfs", "/x", &["idmap"]), &["mounts[3] (/x).uidMappings", "takes mappings"]);
+    refused(mount("mqueue", "/x", &["idmap"]), &["mounts[3] (/x).uidMappings", "only a tmpfs"]);
     sh("mkdir a b over; mount -t overlay over -o lowerdir=a:b over");
     let mut unmappable = bind("/x", &["bind"], Some(map(100_000, 10)));
     unmappable["source"] = json!(at("over"));
