@@ -43,9 +43,9 @@ impl Engine {
         Self::inside(Namespaces::new()?, kind, runtime, "cgroupfs")
     }
 
-    /// A Podman that has systemd make cgroups.
-    pub fn under_systemd(runtime: Runtime) -> Result<Self, String> {
-        Self::inside(Namespaces::with_systemd()?, Kind::Podman, runtime, "systemd")
+    /// One that has systemd make cgroups.
+    pub fn under_systemd(kind: Kind, runtime: Runtime) -> Result<Self, String> {
+        Self::inside(Namespaces::with_systemd()?, kind, runtime, "systemd")
     }
 
     fn inside(
@@ -69,7 +69,7 @@ impl Engine {
         let mut engine = Self { kind, runtime, inside, path, daemon: None };
         match kind {
             Kind::Podman => engine.configure_podman(cgroups),
-            Kind::Docker | Kind::Docker26 => engine.start_docker(),
+            Kind::Docker | Kind::Docker26 => engine.start_docker(cgroups),
         }
         engine.load(&image);
         Ok(engine)
@@ -93,11 +93,12 @@ impl Engine {
             .all(|program| Path::new("/usr/lib/podman").join(program).exists())
     }
 
-    fn start_docker(&mut self) {
+    fn start_docker(&mut self, cgroups: &str) {
         let config = json!({
             "data-root": "/run/test/docker",
             "storage-driver": "overlay2",
             "ip-forward": false,
+            "exec-opts": [format!("native.cgroupdriver={cgroups}")],
             "default-ulimits": { "nofile": { "Name": "nofile", "Hard": 20000, "Soft": 20000 } },
             "runtimes": { "ampoule": { "path": self.runtime.program() } },
         });

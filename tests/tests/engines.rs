@@ -39,18 +39,25 @@ engine!(ampoule_docker_again = Docker Ampoule: foreground network names compose)
 engine!(ampoule_docker_26 = Docker26 Ampoule: life network names compose disk);
 engine!(ampoule_docker_26_again = Docker26 Ampoule: foreground refusals);
 
-/// Podman has systemd make a scope for each container, in which then is what that costs the host.
-fn scope(runtime: Runtime) {
-    let e = match Engine::under_systemd(runtime) {
+/// The engine has systemd make a scope for each container, in which then is what that costs the host.
+fn scope(kind: Kind, runtime: Runtime) {
+    let e = match Engine::under_systemd(kind, runtime) {
         Ok(engine) => engine,
-        Err(why) => return skip("podman_again::under_systemd", &why),
+        Err(why) => return skip(&format!("under_systemd: {kind:?}"), &why),
     };
-    e.run(&["-d", "--name", "one", "alpine", "sleep", "1000"]).output().ended_with(0);
+    let run = ["-d", "--name", "one", "--memory", "128m", "alpine", "sleep", "1000"];
+    // Docker 26 has it made by who is called by a command line, too.
+    let by: &[&str] = if kind == Kind::Docker26 { &["--runtime", runtime.name()] } else { &[] };
+    e.run(&[by, &run].concat()).output().ended_with(0);
     let id = e.inspect("one", "{{.Id}}");
-    let scope = e.inside.path(format!("/sys/fs/cgroup/machine.slice/libpod-{id}.scope"));
+    let scope = match kind {
+        Kind::Podman => format!("/machine.slice/libpod-{id}.scope"),
+        Kind::Docker | Kind::Docker26 => format!("/system.slice/docker-{id}.scope"),
+    };
     let pid = e.inspect("one", "{{.State.Pid}}");
     let cgroup = fs::read_to_string(e.inside.path(format!("/proc/{pid}/cgroup"))).unwrap();
-    assert!(cgroup.contains(&format!("/machine.slice/libpod-{id}.scope")), "{cgroup}");
+    assert!(cgroup.contains(&scope), "{cgroup}");
+    let scope = e.inside.path(format!("/sys/fs/cgroup{scope}"));
     assert!(scope.join("memory.current").exists());
     if runtime == Runtime::Ampoule {
         let members = fs::read_to_string(scope.join("cgroup.procs")).unwrap();
@@ -59,7 +66,10 @@ fn scope(runtime: Runtime) {
     let stats = ["stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", "one"];
     let stats = e.does(&stats).ended_with(0).text();
     assert!(!stats.starts_with("0 ") && !stats.contains(" 0B /"), "{stats}");
-    e.does(&["rm", "-f", "-t", "0", "one"]).ended_with(0);
+    e.does(&["exec", "one", "true"]).ended_with(0);
+    e.does(&["update", "--memory", "96m", "one"]).ended_with(0);
+    e.does(&["kill", "one"]).ended_with(0);
+    e.does(&["rm", "-f", "one"]).ended_with(0);
     assert!(!scope.exists());
 }
 
@@ -83,6 +93,8 @@ fn ordinary_user() {
 }
 
 mod podman_again {
+    use super::*;
+
     #[test]
     fn ordinary_user() {
         super::ordinary_user();
@@ -90,8 +102,28 @@ mod podman_again {
 
     #[test]
     fn under_systemd() {
-        super::scope(super::Runtime::Runc);
-        super::scope(super::Runtime::Ampoule);
+        scope(Kind::Podman, Runtime::Runc);
+        scope(Kind::Podman, Runtime::Ampoule);
+    }
+}
+
+mod docker_again {
+    use super::*;
+
+    #[test]
+    fn under_systemd() {
+        scope(Kind::Docker, Runtime::Runc);
+        scope(Kind::Docker, Runtime::Ampoule);
+    }
+}
+
+mod docker_26_again {
+    use super::*;
+
+    #[test]
+    fn under_systemd() {
+        scope(Kind::Docker26, Runtime::Runc);
+        scope(Kind::Docker26, Runtime::Ampoule);
     }
 }
 

@@ -22,10 +22,12 @@ const SET_UP: &str = "set -e; ip link set lo up; mount -t tmpfs -o mode=755 run 
 /// The cgroup is the root of its PID 1 and of nobody outside.
 const CGROUP: &str = "echo 0 > $0/cgroup.procs && exec unshare --cgroup sh -c \"$1\"";
 
-/// With a PID 1 that serves D-Bus, and makes scopes.
+/// With a PID 1 that serves D-Bus, and makes scopes. Nothing else of a boot: that would clear /tmp.
 const SYSTEMD: &str = "set -e; ip link set lo up; mount -t tmpfs -o mode=755 run /run; \
     umount /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir -p /run/lock /run/test/tmp /run/systemd/system; \
     printf '[Unit]\\nRequires=dbus.socket\\nAfter=dbus.socket\\n' > /run/systemd/system/test.target; \
+    for unit in dbus.socket dbus.service; do mkdir /run/systemd/system/$unit.d; \
+    printf '[Unit]\\nDefaultDependencies=no\\n' > /run/systemd/system/$unit.d/alone.conf; done; \
     exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit=test.target";
 const BUS: &str = "/run/dbus/system_bus_socket";
 
