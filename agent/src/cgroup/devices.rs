@@ -87,6 +87,29 @@ impl TryFrom<&DeviceRule> for Rule {
     }
 }
 
+impl Rule {
+    /// One device that is denied by its numbers, as far as no later rule allows it: Docker's own list denies /dev/fuse,
+    /// which may be asked for.
+    fn stays_denied(self, later: &[Self]) -> impl Iterator<Item = Self> {
+        let one = !self.allow && self.major.is_some() && self.minor.is_some();
+        let kinds = [BLOCK, CHAR].into_iter().filter(move |&kind| is(self.kind, Some(kind)));
+        kinds.filter(move |_| one).filter_map(move |kind| {
+            let allows = |rule: &&Self| {
+                let numbers = is(rule.major, self.major) && is(rule.minor, self.minor);
+                rule.allow && numbers && is(rule.kind, Some(kind))
+            };
+            let allowed = later.iter().filter(allows).fold(0, |all, rule| all | rule.permissions);
+            let permissions = self.permissions & !allowed;
+            (permissions != 0).then_some(Self { kind: Some(kind), permissions, ..self })
+        })
+    }
+}
+
+/// Whether a rule that says this, or nothing, means that.
+fn is(said: Option<u32>, that: Option<u32>) -> bool {
+    said.is_none() || said == that
+}
+
 // What the registers hold.
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
@@ -114,9 +137,9 @@ fn compile(rules: &[Rule]) -> Vec<Instruction> {
         minor,
         permissions,
     });
-    // One device that is denied by its numbers stays so.
-    let denied = rules.iter().filter(|r| !r.allow && r.major.is_some() && r.minor.is_some());
-    for rule in rules.iter().chain(&always).chain(denied) {
+    let denied: Vec<Rule> =
+        rules.iter().enumerate().flat_map(|(n, rule)| rule.stays_denied(&rules[n + 1..])).collect();
+    for rule in rules.iter().chain(&always).chain(&denied) {
         compile_rule(rule, &mut program);
     }
     program.extend([
