@@ -124,8 +124,8 @@ pub struct Endpoint {
 pub enum ConfigError {
     #[error("the configuration {path} cannot be read")]
     Read { path: PathBuf, source: io::Error },
-    #[error("the configuration {origin} is wrong in line {line}: {message}")]
-    Parse { origin: String, line: usize, message: String },
+    #[error("the configuration {origin} is wrong in line {line}: `{text}`: {message}")]
+    Parse { origin: String, line: usize, text: String, message: String },
     #[error(
         "annotation {name}: not allowed: `annotations` in config.toml does not list {setting:?}"
     )]

@@ -4,7 +4,7 @@
 //! ```text
 //! ampoule: run: boot: guest kernel /x/vmlinux: No such file or directory (os error 2)
 //!   guest console | ...
-//!   hint: name another with --kernel, or build it with `make kernel`
+//!   hint: --kernel, or sandbox.kernel in config.toml, names another; `make kernel` builds it
 //! ```
 //!
 //! With `--json` the same is one line, `{"error":{...}}`, with the fields of [`Report`].
@@ -29,7 +29,7 @@ use crate::{
     vm::Death,
 };
 use facts::Facts;
-pub use facts::Phase;
+pub use facts::{Phase, refusal};
 pub use failure::Failure;
 
 /// An error in parts. The names of the fields are those of the JSON, and stay.

@@ -60,7 +60,7 @@ pub use user::DNS;
 pub enum NetworkError {
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
-    #[error("a VM cannot be in the host's network: leave the network namespace to the sandbox")]
+    #[error("a VM cannot be in the host's network: choose another one, or `none`")]
     Hosts,
     #[error("passt is missing on this host")]
     NoPasst,

@@ -56,16 +56,16 @@ pub struct Share {
 /// Why something is not shared.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
-    #[error("{}", path.display())]
+    #[error("mount source {}", path.display())]
     Open { path: PathBuf, source: io::Error },
-    #[error("{}: mapping the owners of its files: {why}", path.display())]
+    #[error("mount source {}: mapping the owners of its files: {why}", path.display())]
     Unmapped { path: PathBuf, why: &'static str },
     #[error(
-        "{}: mapping the owners of its files (uidMappings, gidMappings), which takes root and ids that the host has",
+        "mount source {}: mapping the owners of its files (uidMappings, gidMappings), which takes root and ids that the host has",
         path.display()
     )]
     Owners { path: PathBuf, source: io::Error },
-    #[error("{}: {what} cannot be shared with a VM; {instead}", path.display())]
+    #[error("mount source {}: {what} cannot be shared with a VM; {instead}", path.display())]
     Refused { path: PathBuf, what: String, instead: &'static str },
 }
 
@@ -250,7 +250,10 @@ mod tests {
         ] {
             let error = shared(path, &["rbind"]).unwrap_err();
             let text = error.to_string();
-            assert!(text.starts_with(&format!("{}: {words}", path.display())), "{text}");
+            assert!(
+                text.starts_with(&format!("mount source {}: {words}", path.display())),
+                "{text}"
+            );
         }
         let missing = folder.path().join("missing");
         let error = shared(&missing, &["rbind"]).unwrap_err();

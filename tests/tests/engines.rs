@@ -475,6 +475,23 @@ fn refusals(e: &Engine) {
     let all = e.run(&["--rm", "--privileged", "alpine", "sh", "-c", script]).output();
     assert_eq!(all.text(), "mounted\n/dev/fuse", "those of the VM, none of the host: {all:?}");
     refused("none", &["--volume", "/dev/null:/x"], &["/dev/null: a device cannot be shared"]);
+    // Docker has a hint for these words.
+    refused("none", &["--volume", "/run/test/ready:/etc"], &["mount: /etc", "not a directory"]);
+    // What the host lacks is named with the way out, too.
+    let in_place = |mount: &[&str], words: &[&str]| {
+        let mut command = e.inside.command("mount");
+        command.args(mount);
+        program(command).output().ended_with(0);
+        refused("none", &[], words);
+        let mut command = e.inside.command("umount");
+        command.args(["--lazy", mount[mount.len() - 1]]);
+        program(command).output().ended_with(0);
+    };
+    in_place(&["--bind", "/dev/null", "/dev/kvm"], &["/dev/kvm: not a KVM device", "kvm_intel"]);
+    // conmon does not pass AMPOULE_ROOT on.
+    let store = if e.kind == Kind::Podman { "/var/lib/ampoule" } else { "/run/test/ampoule" };
+    let full = ["-t", "tmpfs", "-o", "size=400k", "none", store];
+    in_place(&full, &["image store", &format!("{store}/tmp"), "No space left", "make room"]);
     let alone = ["-d", "--name", "alone", "alpine", "sleep", "1000"];
     e.run(&alone).output().ended_with(0);
     refused("container:alone", &[], &["its VM was made for it alone", "pod"]);

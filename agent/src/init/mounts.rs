@@ -156,9 +156,23 @@ fn bind(root: &Root, source: &str, wanted: &Mount, options: &Options) -> Result<
     let failed = format_args!("{source} at {destination}").to_string();
     let opened =
         openat2(CWD, source, flags, Mode::empty(), resolve).map_err(at("bind", &failed))?;
-    let target = match kind(&opened).map_err(at("bind", &failed))? {
-        FileType::Directory => root.make_directory(destination)?,
-        _ => root.make_file(destination)?,
+    let is_directory = |fd: &OwnedFd| {
+        kind(fd).map(|kind| kind == FileType::Directory).map_err(at("bind", &failed))
+    };
+    let binds_directory = is_directory(&opened)?;
+    if let Ok(hidden) = root.find(destination)
+        && is_directory(&hidden)? != binds_directory
+    {
+        // Docker has a hint of its own for the last words.
+        let why = match binds_directory {
+            true => "a directory cannot be mounted on a file: not a directory",
+            false => "a file cannot be mounted on a directory: not a directory",
+        };
+        return Err(refuse("mount", destination, why));
+    }
+    let target = match binds_directory {
+        true => root.make_directory(destination)?,
+        false => root.make_file(destination)?,
     };
     bind_opened(&opened, target, source, wanted, options)
 }

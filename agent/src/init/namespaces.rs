@@ -190,7 +190,11 @@ pub fn prepare(spec: &Spec) -> Result<(), StepError> {
             return Err(refuse("hostname", name, "the container has no UTS namespace of its own"));
         }
         if !name.is_empty() {
-            set(name.as_bytes()).map_err(at("hostname", name))?;
+            // sethostname(2): __NEW_UTS_LEN
+            set(name.as_bytes()).map_err(|e| match e {
+                Errno::INVAL => refuse("hostname", name, "longer than 64 bytes"),
+                e => at("hostname", name)(e),
+            })?;
         }
     }
     spec.linux.sysctl.iter().try_for_each(|(key, value)| sysctl(key, value))

@@ -89,8 +89,10 @@ fn action(name: &str, errno: Option<u32>) -> Result<ScmpAction, StepError> {
     let value = i32::try_from(errno.unwrap_or(libc::EPERM as u32)).ok().filter(|v| *v <= 0xffff);
     let value = value.ok_or_else(|| refuse(STEP, "errnoRet", "out of range"))?;
     match ScmpAction::from_str(name, Some(value)) {
-        // Nobody would listen.
-        Ok(ScmpAction::Notify) | Err(_) => Err(refuse(STEP, name, "action not supported")),
+        Ok(ScmpAction::Notify) => {
+            Err(refuse(STEP, name, "no listener is reached from a guest; use another action"))
+        }
+        Err(_) => Err(refuse(STEP, name, "action not supported")),
         Ok(action) => Ok(action),
     }
 }

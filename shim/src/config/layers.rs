@@ -24,6 +24,8 @@ use super::{Config, ConfigError};
 pub const ANNOTATION_PREFIX: &str = "io.ampoule.";
 /// More than this is no configuration.
 const MAX_SIZE: u64 = 1 << 20;
+/// So much of a wrong line is shown.
+const MAX_LINE: usize = 80;
 /// The one that no annotation makes, whatever is listed.
 const LIST: &str = "annotations";
 
@@ -69,10 +71,11 @@ impl Layers {
 
     /// `origin` is what the user knows this text by.
     pub fn text(&mut self, origin: &str, text: &str) -> Result<()> {
-        let wrong = |error: toml::de::Error| ConfigError::Parse {
-            origin: origin.into(),
-            line: line(text, error.span().map_or(0, |span| span.start)),
-            message: one_line(&error),
+        let wrong = |error: toml::de::Error| {
+            let line = line(text, error.span().map_or(0, |span| span.start));
+            let text = text.lines().nth(line - 1).unwrap_or_default();
+            let text = crate::text::one_line(text.trim(), MAX_LINE);
+            ConfigError::Parse { origin: origin.into(), line, text, message: one_line(&error) }
         };
         toml::from_str::<Config>(text).map_err(wrong)?;
         let values: Table = toml::from_str(text).map_err(wrong)?;

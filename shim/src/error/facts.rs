@@ -12,14 +12,17 @@ use crate::{
     commands::{RunError, VerbError, install::InstallError},
     config::ConfigError,
     control::ControlError,
+    device::DeviceError,
     image::{FormatError, ImageError},
     kvm,
     name::NameError,
+    oci::OciError,
     registry::RegistryError,
     rootfs::RootFsError,
     run_spec::RunSpecError,
     sandbox::{SandboxError, SharesError, StartFailure},
     share::ShareError,
+    task::TaskError,
     vm::{Death, KERNEL, VmError},
 };
 
@@ -109,6 +112,10 @@ pub(super) fn of(error: &(dyn Error + 'static)) -> Facts {
         image(error)
     } else if let Some(error) = error.downcast_ref::<SandboxError>() {
         sandbox(error)
+    } else if let Some(error) = error.downcast_ref::<OciError>() {
+        oci(error)
+    } else if let Some(error) = error.downcast_ref::<TaskError>() {
+        task(error)
     } else if let Some(error) = error.downcast_ref::<ConfigError>() {
         Facts::at(Phase::Config).of(error.object())
     } else if let Some(error) = error.downcast_ref::<InstallError>() {
@@ -127,7 +134,7 @@ fn run(error: &RunError) -> Facts {
         RunError::Registry(error) => registry(error),
         RunError::Spec(error) => spec(error),
         RunError::Share(error) => share(error),
-        RunError::Device(error) => Facts::at(Phase::Disks).of(error.object()),
+        RunError::Device(error) => device(error),
         RunError::RootFs(error) => rootfs(error),
         RunError::NotATerminal => Facts::at(Phase::Options)
             .of("-t")
@@ -151,6 +158,69 @@ fn run(error: &RunError) -> Facts {
             Facts { object: Some(name.to_string()), ..died(Phase::Run, source) }
         }
     }
+}
+
+/// Of a verb of the OCI command line.
+fn oci(error: &OciError) -> Facts {
+    match error {
+        OciError::Sandbox(error) => sandbox(error),
+        OciError::Task(error) => task(error),
+        OciError::RootFs(error) => rootfs(error),
+        OciError::Device(error) => device(error),
+        OciError::Config(error) => Facts::at(Phase::Config).of(error.object()),
+        OciError::Process(error) => spec(error),
+        OciError::Control(_, ControlError::Failed(failure))
+        | OciError::Answered(ControlError::Failed(failure)) => failure.facts(),
+        OciError::Refused { object, .. } => Facts::at(Phase::Host).of(object),
+        OciError::File { path, .. } | OciError::Json { path, .. } => {
+            Facts::at(Phase::Host).of(path.display())
+        }
+        OciError::Id { .. }
+        | OciError::NotFound(_)
+        | OciError::Exists(_)
+        | OciError::NotRunning(_)
+        | OciError::State { .. }
+        | OciError::NotStopped { .. }
+        | OciError::Slow { .. }
+        | OciError::Bundle(_)
+        | OciError::Network(..)
+        | OciError::Hook(_)
+        | OciError::Control(..)
+        | OciError::Answered(_)
+        | OciError::Systemd(..)
+        | OciError::Host(..)
+        | OciError::Interrupted => Facts::at(Phase::Host),
+    }
+}
+
+/// Of a call of containerd's.
+fn task(error: &TaskError) -> Facts {
+    match error {
+        TaskError::Sandbox(error) => sandbox(error),
+        TaskError::RootFs(error) => rootfs(error),
+        TaskError::Device(error) => device(error),
+        TaskError::Share(error) => share(error),
+        TaskError::File { path, .. } => Facts::at(Phase::Host).of(path.display()),
+        TaskError::NotFound(_)
+        | TaskError::Exists(_)
+        | TaskError::State { .. }
+        | TaskError::Ended(_)
+        | TaskError::Invalid(_)
+        | TaskError::Unsupported(_)
+        | TaskError::Leaving
+        | TaskError::Slow { .. }
+        | TaskError::Id(_)
+        | TaskError::Bundle(_)
+        | TaskError::Stdio(_)
+        | TaskError::Anchor(_)
+        | TaskError::Network(_)
+        | TaskError::Hook(_)
+        | TaskError::Host(..) => Facts::at(Phase::Host),
+    }
+}
+
+fn device(error: &DeviceError) -> Facts {
+    Facts::at(Phase::Disks).of(error.object())
 }
 
 fn share(error: &ShareError) -> Facts {
@@ -276,10 +346,10 @@ fn vm(error: &VmError) -> Facts {
         VmError::Kvm(error) => boot.of(kvm::DEVICE).hint(error.hint()),
         VmError::Open { what, path, .. } if *what == KERNEL => boot
             .of(path.display())
-            .hint("name another with --kernel, or build it with `make kernel`"),
+            .hint("--kernel, or sandbox.kernel in config.toml, names another; `make kernel` builds it"),
         VmError::Open { path, .. } => boot
             .of(path.display())
-            .hint("name another with --guest-image, or build it with `make guest`"),
+            .hint("--guest-image, or sandbox.guest_image in config.toml, names another; `make guest` builds it"),
         VmError::Spawn(SpawnError::Child { exe, source, .. })
             if matches!(
                 source.raw_os_error(),
@@ -313,7 +383,7 @@ fn died(phase: Phase, death: &Death) -> Facts {
 }
 
 /// Why the system refused something, if it did.
-fn refusal(error: &(dyn Error + 'static)) -> Option<i32> {
+pub fn refusal(error: &(dyn Error + 'static)) -> Option<i32> {
     chain(error).find_map(|link| match link.downcast_ref::<FormatError>() {
         Some(FormatError::Io(error)) => error.raw_os_error(),
         _ => link.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error),

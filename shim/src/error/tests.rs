@@ -12,8 +12,10 @@ use crate::{
     image::{ImageError, RegistryError as PullError, Store},
     kvm::KvmError,
     name::NameError,
+    oci::OciError,
     registry::RegistryError,
     sandbox::{ProcessId, SandboxError},
+    task::TaskError,
     vm::{Cause, KERNEL, VmError},
 };
 
@@ -115,6 +117,22 @@ fn rows() -> Vec<Row<'static>> {
             "run: image: there is no image `x:1` in /s (it has: no images)",
             Some("x:1"),
             "ampoule image pull x:1",
+        ),
+        (
+            "create",
+            Box::new(OciError::Sandbox(SandboxError::Boot(VmError::Kvm(KvmError::Open(refused(
+                libc::ENOENT,
+            )))))),
+            "create: boot: /dev/kvm: No such file or directory (os error 2)",
+            Some("/dev/kvm"),
+            "kvm_intel",
+        ),
+        (
+            "",
+            Box::new(TaskError::Sandbox(no_command())),
+            "start: start container web: executable file not found: nosuch",
+            Some("web"),
+            "on its PATH",
         ),
         (
             "image import",

@@ -175,7 +175,9 @@ impl ImageError {
             Self::Damaged { .. } => "pull or import the image again".into(),
             Self::Record { .. } => "remove the file, and pull or import the image again".into(),
             Self::Busy { .. } => "wait for that process, or end it".into(),
-            Self::ScratchSize { .. } => "--scratch-size sets it".into(),
+            Self::ScratchSize { .. } => {
+                "--scratch-size, or sandbox.scratch_size in config.toml, sets it".into()
+            }
             Self::NoMkfs { .. } => "`apt-get install e2fsprogs`".into(),
             _ => return None,
         })

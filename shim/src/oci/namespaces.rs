@@ -45,6 +45,6 @@ mod tests {
     #[test]
     fn work_is_done_only_where_the_namespaces_are_entered() {
         let refused = stand_in(&HostNetwork::Host, || -> Result<()> { panic!("no work") });
-        assert!(matches!(refused, Err(OciError::Refused { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(OciError::Network(..))), "{refused:?}");
     }
 }

@@ -10,18 +10,16 @@ use rustix::{
 
 use super::{OciError, Result};
 use crate::{
-    network::{Network, Room, is_own},
+    network::{Network, NetworkError, Room, is_own},
     task::HostNetwork,
 };
 
 const NAMESPACE: &str = "linux.namespaces (network)";
-const HOSTS: &str =
-    "the host's network is asked for, where a VM cannot be: use another one, or `none`";
 
 /// Puts this thread into the network namespace.
 pub fn enter(network: &HostNetwork) -> Result<()> {
     let failed = |e: Errno| OciError::Host("enter the network namespace", e.into());
-    let hosts = Err(OciError::refused(NAMESPACE, HOSTS));
+    let hosts = Err(OciError::Network(NAMESPACE, NetworkError::Hosts));
     match network {
         HostNetwork::Host => hosts,
         HostNetwork::New => match unshare() {
@@ -77,8 +75,8 @@ mod tests {
     fn the_hosts_network_is_refused() {
         let named = HostNetwork::Path("/proc/thread-self/ns/net".into());
         for network in [HostNetwork::Host, named] {
-            let error = enter(&network).unwrap_err().to_string();
-            assert!(error.contains("none"), "{error}");
+            let error = enter(&network).unwrap_err();
+            assert!(matches!(error, OciError::Network(_, NetworkError::Hosts)), "{error}");
         }
     }
 }

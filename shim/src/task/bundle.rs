@@ -8,7 +8,7 @@ use std::{
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::anchor::HostNetwork;
 use crate::{
@@ -27,8 +27,9 @@ const MAX_SIZE: u64 = 16 << 20;
 pub enum BundleError {
     #[error("{}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{}", path.display())]
-    Parse { path: PathBuf, source: serde_json::Error },
+    /// With the field, if one alone is at fault.
+    #[error("{}{field}", path.display())]
+    Parse { path: PathBuf, field: String, source: serde_json::Error },
 }
 
 /// What is read from a bundle.
@@ -47,11 +48,9 @@ impl Bundle {
         File::open(&config)
             .and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes))
             .map_err(|source| BundleError::Read { path: config.clone(), source })?;
-        let parse = || {
-            let json = serde_json::from_slice(&bytes)?;
-            Ok((Spec::deserialize(&json)?, json))
-        };
-        let (spec, json) = parse().map_err(|source| BundleError::Parse { path: config, source })?;
+        let broken = |field, source| BundleError::Parse { path: config.clone(), field, source };
+        let json = serde_json::from_slice(&bytes).map_err(|e| broken(String::new(), e))?;
+        let spec = Spec::deserialize(&json).map_err(|e| broken(at_fault(&json), e))?;
         Ok(Self { path: path.into(), spec, json })
     }
 
@@ -134,10 +133,25 @@ impl Bundle {
     }
 }
 
+/// `: FIELD` of what is no specification: its type's errors tell the value alone.
+fn at_fault(json: &Value) -> String {
+    let fails = |name: &str, value: Value| {
+        Spec::deserialize(json!({ "ociVersion": "1.2.0", name: value })).is_err()
+    };
+    let fields = |value: &Value| value.as_object().cloned().unwrap_or_default();
+    let Some((name, value)) =
+        fields(json).into_iter().find(|(name, value)| fails(name, value.clone()))
+    else {
+        return String::new();
+    };
+    // In the other ones fields are missing without their neighbours.
+    let below = if name == "linux" { fields(&value) } else { Map::new() };
+    let below = below.into_iter().find(|(below, value)| fails(&name, json!({ below: value })));
+    below.map_or(format!(": {name}"), |(below, _)| format!(": {name}.{below}"))
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::spec::has_own_users;
 
@@ -203,5 +217,12 @@ mod tests {
         assert!(missing.to_string().ends_with("/config.json"), "{missing}");
         std::fs::write(folder.path().join("config.json"), "{").unwrap();
         assert!(matches!(Bundle::read(folder.path()), Err(BundleError::Parse { .. })));
+        for (field, value, place) in [
+            ("linux", json!({ "seccomp": { "defaultAction": "SCMP_ACT_NO" } }), ": linux.seccomp"),
+            ("process", json!({ "cwd": 1 }), ": process"),
+            ("hostname", json!("x"), ""),
+        ] {
+            assert_eq!(at_fault(&json!({ "ociVersion": "1.2.0", field: value })), place);
+        }
     }
 }

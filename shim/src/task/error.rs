@@ -7,9 +7,10 @@ use ttrpc::Code;
 use super::{anchor::AnchorError, bundle::BundleError, stdio::StdioError};
 use crate::{
     agent::AgentError,
+    commands::FAILURE,
     cpus::CpusError,
     device::DeviceError,
-    error::chain_text,
+    error::Report,
     hooks::HookError,
     id::BadId,
     network::NetworkError,
@@ -150,11 +151,15 @@ fn death(error: &TaskError) -> Option<&Arc<Death>> {
 
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> Self {
-        let mut text = chain_text(&error);
+        let report = Report::new("", &error, FAILURE);
+        let mut text = report.message;
         let console = death(&error).map(|death| death.console.as_slice()).unwrap_or_default();
         let last = &console[console.len().saturating_sub(CONSOLE_LINES)..];
         if !last.is_empty() {
             text = format!("{text}; guest console: {}", last.join(" | "));
+        }
+        if let Some(hint) = report.hint {
+            text = format!("{text}; hint: {hint}");
         }
         Self::RpcStatus(ttrpc::get_status(error.code(), one_line(&text, MAX_TEXT)))
     }
@@ -205,7 +210,7 @@ mod tests {
         let error = SandboxError::Start { process: ProcessId::init("c".parse().unwrap()), source };
         let (code, text) = status(error);
         assert_eq!(code, Code::INVALID_ARGUMENT);
-        assert!(text.ends_with("exec: nope: no such file or directory"), "{text}");
+        assert!(text.contains("exec: nope: no such file or directory; hint: is it"), "{text}");
     }
 
     #[test]

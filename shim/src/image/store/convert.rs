@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::{Converted, KEEP, Store};
+use crate::error::refusal;
 use crate::image::digest::{Digest, Hashing};
 use crate::image::directory::Directory;
 use crate::image::erofs::{self, FormatError};
@@ -96,7 +97,7 @@ impl Store {
         (self.progress)(&format!("converting {source}"));
         let mut tree = Tree::new();
         let mut spool = Spool::new(self.unnamed(key)?);
-        merge(&mut tree, &mut spool)?;
+        merge(&mut tree, &mut spool).map_err(|error| self.out_of_room(error))?;
         let id = key.as_bytes().first_chunk().copied().unwrap_or_default();
         self.publish(&format!("{}.erofs", key.hex()), place, |file, path| {
             let written = erofs::write(&tree, &spool, id, file);
@@ -121,6 +122,18 @@ impl Store {
         let file = options.read(true).write(true).create(true).truncate(true).open(&path);
         let unnamed = file.and_then(|file| fs::remove_file(&path).map(|()| file));
         unnamed.map_err(|source| ImageError::Store { path, source })
+    }
+
+    /// It is never what is read that has no room left.
+    pub(super) fn out_of_room(&self, error: ImageError) -> ImageError {
+        let full = refusal(&error).filter(|errno| [libc::ENOSPC, libc::EDQUOT].contains(errno));
+        match full {
+            None => error,
+            Some(errno) => ImageError::Store {
+                path: self.root.join("tmp"),
+                source: io::Error::from_raw_os_error(errno),
+            },
+        }
     }
 }
 

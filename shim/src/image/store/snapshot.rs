@@ -83,12 +83,14 @@ impl Store {
         let mut tree = Tree::new();
         let _lock = self.lock(&key.hex(), &directory.display().to_string())?;
         let mut spool = Spool::new(self.unnamed(key)?);
-        overlay::merge(directory, marks, dialect, &mut tree, &mut spool)?;
+        overlay::merge(directory, marks, dialect, &mut tree, &mut spool)
+            .map_err(|error| self.out_of_room(error))?;
         let out = self.unnamed(key)?;
         let id = key.as_bytes().first_chunk().copied().unwrap_or_default();
         let path = || directory.to_path_buf();
-        erofs::write(&tree, &spool, id, &out)
-            .map_err(|source| ImageError::Write { path: path(), source })?;
+        let written = erofs::write(&tree, &spool, id, &out)
+            .map_err(|source| ImageError::Write { path: path(), source });
+        written.map_err(|error| self.out_of_room(error))?;
         read_only(&out).map_err(|source| ImageError::Source { path: path(), source })
     }
 

@@ -75,6 +75,18 @@ fn an_unknown_image_says_what_there_is_and_what_to_do() {
 }
 
 #[test]
+fn it_is_the_store_that_a_conversion_fills() {
+    let bench = Bench::new();
+    let read = |errno| ImageError::Source {
+        path: "/image/file".into(),
+        source: io::Error::from_raw_os_error(errno),
+    };
+    let full = bench.store.out_of_room(read(libc::ENOSPC));
+    assert!(full.object().unwrap().ends_with("/tmp"), "{full}");
+    assert_eq!(bench.store.out_of_room(read(libc::EIO)).object().unwrap(), "/image/file");
+}
+
+#[test]
 fn conversion_happens_once_for_each_content() {
     let bench = Bench::new();
     let layout = TestLayout::new();
