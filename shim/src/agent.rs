@@ -37,7 +37,7 @@ pub enum AgentError {
     #[error("{call}: {message}")]
     Refused { call: String, code: Code, message: String },
     #[error(
-        "{call}: the agent did not answer within {} s; a slow host needs a longer boot_timeout",
+        "{call}: the agent did not answer within {} s; a slow host needs a longer sandbox.boot_timeout",
         limit.as_secs_f32()
     )]
     Timeout { call: String, limit: Duration },

@@ -135,7 +135,7 @@ async fn kvm_is_emulated() -> Option<String> {
 fn give_up(vm: &mut Vm, error: AgentError, limit: Duration) {
     match error {
         AgentError::Timeout { .. } => vm.kill(Cause::GivenUp(format!(
-            "the guest's agent was not ready within {} s; a slow host needs a longer boot_timeout",
+            "the guest's agent was not ready within {} s; a slow host needs a longer sandbox.boot_timeout",
             limit.as_secs_f32()
         ))),
         other => vm.doom(Cause::GivenUp(other.to_string())),

@@ -6,9 +6,12 @@
 //! sleeps. It ends with the shim; if it is killed, so is the sandbox ([`Anchor::ended`]).
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -24,6 +27,12 @@ use crate::vm::watch;
 pub enum AnchorError {
     #[error("network namespace {}", path.display())]
     Open { path: PathBuf, source: io::Error },
+    /// As of `docker run --network container:NAME`.
+    #[error(
+        "network namespace {}: another sandbox's, and its VM was made for it alone: containers share one in a pod",
+        path.display()
+    )]
+    Taken { path: PathBuf },
     #[error("fork")]
     Fork(#[source] io::Error),
     #[error("enter its network namespace")]
@@ -114,7 +123,21 @@ impl Drop for Anchor {
 }
 
 fn open(path: &Path) -> Result<File, AnchorError> {
+    if is_of_anchor(path) {
+        return Err(AnchorError::Taken { path: path.into() });
+    }
     File::open(path).map_err(|source| AnchorError::Open { path: path.into(), source })
+}
+
+/// Whether a namespace is named by the process of a sandbox.
+fn is_of_anchor(path: &Path) -> bool {
+    let path = path.to_str().and_then(|path| path.strip_prefix("/proc/")?.strip_suffix("/ns/net"));
+    let exe = |process: &str| {
+        fs::metadata(format!("/proc/{process}/exe")).map(|found| (found.dev(), found.ino()))
+    };
+    path.and_then(|path| path.parse::<u32>().ok()).is_some_and(|pid| {
+        exe(&pid.to_string()).is_ok_and(|found| exe("self").is_ok_and(|own| own == found))
+    })
 }
 
 /// What the child does, in numbers alone.
@@ -162,7 +185,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Duration};
+    use std::time::Duration;
 
     use super::*;
 
@@ -203,5 +226,8 @@ mod tests {
         assert!(matches!(missing, AnchorError::Open { .. }), "{missing}");
         let other = Anchor::new(&HostNetwork::Path("/proc/self/ns/uts".into())).unwrap_err();
         assert!(matches!(other, AnchorError::Enter(_)), "{other}");
+        let anchor = Anchor::new(&HostNetwork::Host).unwrap();
+        let taken = Anchor::new(&HostNetwork::Path(anchor.network())).unwrap_err();
+        assert!(matches!(taken, AnchorError::Taken { .. }), "{taken}");
     }
 }
