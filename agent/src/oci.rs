@@ -266,8 +266,6 @@ pub struct Resources {
     pub memory: Memory,
     pub cpu: Cpu,
     pub pids: Pids,
-    #[serde(rename = "blockIO")]
-    pub block_io: BlockIo,
     pub hugepage_limits: Vec<HugepageLimit>,
     /// cgroup v2 file name to content.
     pub unified: BTreeMap<String, String>,
@@ -327,26 +325,6 @@ pub struct Cpu {
 pub struct Pids {
     /// 0 and less: no limit.
     pub limit: Option<i64>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct BlockIo {
-    pub weight: Option<u16>,
-    pub throttle_read_bps_device: Vec<Throttle>,
-    pub throttle_write_bps_device: Vec<Throttle>,
-    #[serde(rename = "throttleReadIOPSDevice")]
-    pub throttle_read_iops_device: Vec<Throttle>,
-    #[serde(rename = "throttleWriteIOPSDevice")]
-    pub throttle_write_iops_device: Vec<Throttle>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Throttle {
-    pub major: u32,
-    pub minor: u32,
-    pub rate: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@
 //! - [`create`]: from a bundle to a container in a VM, parked before its workload
 //! - [`keeper`]: the process that stands for a container, [`exec`]: and for a further process in it
 //! - [`place`], [`pod`]: the VM of its own that a container has, or shares with those whose namespaces it joins
-//! - [`cgroup`], [`systemd`], [`console`], [`pid_file`]: what it has of its caller
+//! - [`cgroup`], [`block_io`], [`systemd`], [`console`], [`pid_file`]: what it has of its caller
 //! - [`namespaces`], [`network`], [`view`]: what is found by who looks at that process instead of the container
 //! - [`verbs`], [`events`]: the short-lived others, clients of the keeper's socket
 //! - [`error`], [`log`]: what is printed when something is wrong, in the words callers look for
@@ -15,6 +15,7 @@
 //! container's exit code as its own, signals to it reach the container, and its death is the VM's. An exec has
 //! a process of its own likewise, which is a client of the keeper's.
 
+mod block_io;
 mod cgroup;
 pub mod cli;
 mod console;

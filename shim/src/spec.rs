@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::share;
 
-pub use decide::{decide, decide_resources};
+pub use decide::{Terms, decide, decide_resources};
 use decide::{is_nothing, keep_guests};
 pub use devices::{Wanted, block_devices, left_out};
 pub use page::page;

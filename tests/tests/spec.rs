@@ -1,5 +1,7 @@
 //! Fields of the OCI spec that `ctr` has no options for, as containerd hands them on: the same with runc and ampoule.
 
+#[path = "spec/block_io.rs"]
+mod block_io;
 #[path = "spec/fields.rs"]
 mod fields;
 

@@ -2,7 +2,7 @@
 //! means the same here.
 
 use crate::{
-    oci::{BlockIo, Cpu, Memory, Resources, Throttle},
+    oci::{Cpu, Memory, Resources},
     plan::{StepError, refuse},
 };
 
@@ -35,7 +35,6 @@ pub fn of(resources: &Resources) -> Result<Vec<Limit>, StepError> {
     if let Some(pids) = resources.pids.limit {
         limits.push(limit("pids.max", or_max(Some(pids).filter(|n| *n > 0).unwrap_or(-1))));
     }
-    block_io(&resources.block_io, &mut limits);
     for huge in &resources.hugepage_limits {
         check_name(&huge.page_size)?;
         limits.push(limit(format!("{HUGE_PAGES}{}.max", huge.page_size), huge.limit));
@@ -111,25 +110,6 @@ fn swap(memory: Option<i64>, both: Option<i64>) -> Result<Option<i64>, StepError
     }
 }
 
-fn block_io(io: &BlockIo, limits: &mut Vec<Limit>) {
-    if let Some(weight) = io.weight.filter(|w| *w > 0) {
-        // BFQ's range is 10-1000 in OCI, 1-10000 in the kernel.
-        let weight = 1 + u64::from(weight).saturating_sub(10) * 9999 / 990;
-        limits.push(limit("io.weight", weight));
-    }
-    let throttles: [(&str, &[Throttle]); 4] = [
-        ("rbps", &io.throttle_read_bps_device),
-        ("wbps", &io.throttle_write_bps_device),
-        ("riops", &io.throttle_read_iops_device),
-        ("wiops", &io.throttle_write_iops_device),
-    ];
-    for (key, devices) in throttles {
-        for t in devices {
-            limits.push(limit("io.max", format!("{}:{} {key}={}", t.major, t.minor, t.rate)));
-        }
-    }
-}
-
 fn or_max(n: i64) -> String {
     if n < 0 { "max".to_owned() } else { n.to_string() }
 }
@@ -185,12 +165,6 @@ mod tests {
             (
                 json!({"cpu": {"cpus": "0-1", "mems": "0"}}),
                 vec!["cpuset.cpus=0-1", "cpuset.mems=0"],
-            ),
-            (json!({"blockIO": {"weight": 10}}), vec!["io.weight=1"]),
-            (json!({"blockIO": {"weight": 1000}}), vec!["io.weight=10000"]),
-            (
-                json!({"blockIO": {"throttleReadIOPSDevice": [{"major": 8, "minor": 0, "rate": 7}]}}),
-                vec!["io.max=8:0 riops=7"],
             ),
             (
                 json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4096}]}),

@@ -79,7 +79,7 @@ fn what_is_not_enforced_is_refused_by_name() {
         ("/linux/resources/memory/kernel", json!(1000), "memory.kernel"),
         ("/linux/resources/memory/disableOOMKiller", json!(true), "disableOOMKiller"),
         ("/linux/resources/cpu/realtimeRuntime", json!(100), "realtimeRuntime"),
-        ("/linux/resources/blockIO/leafWeight", json!(10), "leafWeight"),
+        ("/linux/resources/blockIO", json!({"weight": 10}), "blockIO"),
         (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}),

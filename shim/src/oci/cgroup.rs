@@ -1,5 +1,5 @@
 //! The cgroup on the host that a container's specification names: the keeper and the VM are in it, so that whoever looks
-//! there finds what the sandbox uses. Its limits are not set: those are met in the guest.
+//! there finds what the sandbox uses. Of its limits those on disks are set ([`super::block_io`]), others are met in the guest.
 //!
 //! Only with cgroup v2, and where we may. With `--systemd-cgroup` the specification has `SLICE:PREFIX:NAME`, and it is
 //! systemd that makes `PREFIX-NAME.scope` of it and puts the keeper there: `systemd.rs`.
@@ -21,16 +21,17 @@ const ROOT: &str = "/sys/fs/cgroup";
 const KVM: &str = "/dev/kvm";
 /// How long systemd may take to make a scope.
 const ARRIVAL: Duration = Duration::from_secs(10);
+/// And the processes of a container to be gone from its cgroup once they have ended.
+const DEPARTURE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(5);
+/// What limits on disks take: what is written late is charged to whose memory it was in.
+const CONTROLLERS: [&str; 2] = ["io", "memory"];
 
 /// Makes the cgroup and enters it; gives its folder. To be left with [`remove`].
 pub fn enter(spec: &Spec, systemd: bool) -> Result<Option<PathBuf>> {
-    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-    let Some(path) = path.filter(|_| is_unified(Path::new(ROOT))) else { return Ok(None) };
+    let Some(path) = named(spec, systemd) else { return Ok(None) };
     let before = current().map_err(|e| OciError::Host("find the own cgroup", e))?;
     let (folder, entered) = match systemd {
-        // For an ordinary user it would be another systemd's to make.
-        true if !is_root() => return Ok(None),
         true => {
             let scope = Scope::parse(path)?;
             scope.enter()?;
@@ -59,6 +60,33 @@ pub fn enter(spec: &Spec, systemd: bool) -> Result<Option<PathBuf>> {
         }
         Err(source) => Err(OciError::File { what: "linux.cgroupsPath", path: folder, source }),
     }
+}
+
+/// The one that is to be made, if we may.
+pub fn named(spec: &Spec, systemd: bool) -> Option<&Path> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+    // For an ordinary user it would be another systemd's to make.
+    path.filter(|_| is_unified(Path::new(ROOT)) && (!systemd || is_root()))
+}
+
+/// Whether what is in a cgroup can be kept from using disks. Has those above it hand down what that takes, as runc does.
+pub fn controls_disks(folder: &Path) -> bool {
+    let read = || fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+    let has =
+        |text: &str| CONTROLLERS.iter().all(|name| text.split_whitespace().any(|n| n == *name));
+    if has(&read()) {
+        return true;
+    }
+    let Ok(below) = folder.strip_prefix(ROOT) else { return false };
+    let mut above = PathBuf::from(ROOT);
+    for name in below {
+        for controller in CONTROLLERS {
+            // It may be there already, or not for us to hand down: what has arrived is looked at in the end.
+            let _ = fs::write(above.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+        above.push(name);
+    }
+    has(&read())
 }
 
 fn join(folder: &Path) -> io::Result<()> {
@@ -116,9 +144,16 @@ pub fn leave(folder: &Path) {
     remove(Some(folder));
 }
 
-/// Once nobody is in it any more. Others may have made it go, or be in it.
+/// Once nobody is in it any more, which those of a container that has ended take a moment to be. Others may have made it
+/// go, or be in it.
 pub fn remove(folder: Option<&Path>) {
-    let _ = folder.map(fs::remove_dir);
+    let Some(folder) = folder else { return };
+    let end = Instant::now() + DEPARTURE;
+    while fs::remove_dir(folder).is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy)
+        && Instant::now() < end
+    {
+        thread::sleep(TICK);
+    }
 }
 
 #[cfg(test)]

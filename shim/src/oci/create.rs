@@ -7,6 +7,8 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::{
     Host, OciError, Result,
+    block_io::BlockIo,
+    cgroup,
     containers::Found,
     network,
     pod::{self, Joins},
@@ -24,7 +26,7 @@ use crate::{
         ContainerConfig, Created, FIRST_DISK, Fixed, RootFs, Sandbox, SandboxConfig, SandboxError,
         Stdio, spare_disks, vm_memory_mib,
     },
-    spec::{Counterparts, guest_spec, has_own_users},
+    spec::{Counterparts, Terms, guest_spec, has_own_users},
     task::{Binds, Bundle, HostNetwork, Size, binds, settings},
 };
 
@@ -57,6 +59,8 @@ pub struct Plan {
     pub hooks: Hooks,
     /// Whose VM it is in.
     pub joins: Option<Joins>,
+    /// To be set on the cgroup of this process.
+    pub block_io: Option<BlockIo>,
     pub config: Config,
     binds: Binds,
 }
@@ -65,17 +69,20 @@ pub struct Plan {
 pub fn plan(id: &str, mut bundle: Bundle, host: &Host) -> Result<Plan> {
     let id: Id = id.parse().map_err(|source| OciError::Id { id: id.into(), source })?;
     let config = settings(&host.paths, &Default::default(), &bundle.spec)?;
-    let ignored = bundle.decide(config.strict).map_err(SandboxError::from)?;
-    host.log.ignored(&ignored);
-    let hooks = Hooks::take(&mut bundle.spec, &id, &bundle.path).map_err(SandboxError::from)?;
     let joins = Joins::find(&bundle.spec, &host.containers)?;
+    // Whoever joins a VM is in the cgroup of another container.
+    let cgroup = joins.is_none() && cgroup::named(&bundle.spec, host.systemd_cgroup).is_some();
+    let ignored = bundle.decide(Terms { strict: config.strict, cgroup });
+    host.log.ignored(&ignored.map_err(SandboxError::from)?);
+    let block_io = BlockIo::take(&mut bundle.spec)?;
+    let hooks = Hooks::take(&mut bundle.spec, &id, &bundle.path).map_err(SandboxError::from)?;
     let network = bundle.network();
     if joins.is_none() {
         bundle.forget_paths();
     }
     let binds = binds(&bundle.spec)?;
     check(&bundle.spec, &binds, joins.is_some())?;
-    Ok(Plan { id, bundle, network, hooks, joins, config, binds })
+    Ok(Plan { id, bundle, network, hooks, joins, block_io, config, binds })
 }
 
 /// Refuses what the guest's specification cannot have now, instead of after the VM's boot.

@@ -7,6 +7,7 @@ use tokio::time::sleep;
 
 use super::{
     Host, OciError, Result,
+    block_io::used,
     cli::EventsArgs,
     containers::Found,
     verbs::{Status, connect, status, wait_for},
@@ -29,7 +30,7 @@ pub fn events(args: &EventsArgs, host: &Host) -> Result<u8> {
             if stats.is_err() && !running(status(&found).await?) {
                 return Ok(0);
             }
-            print(&format!("{}\n", described(&args.id, &stats?)));
+            print(&format!("{}\n", described(&found, &stats?)));
             if args.stats {
                 return Ok(0);
             }
@@ -46,11 +47,13 @@ async fn stats(found: &Found) -> Result<Stats> {
     }
 }
 
-/// runc's `types.Event`, as far as a guest's cgroup tells.
-fn described(id: &str, stats: &Stats) -> Value {
+/// runc's `types.Event`, as far as a guest's cgroup tells; of disks that of its VM on the host.
+fn described(found: &Found, stats: &Stats) -> Value {
+    let record = &found.record;
+    let cgroup = record.cgroup.as_deref().filter(|_| record.sandbox.is_none());
     json!({
         "type": "stats",
-        "id": id,
+        "id": found.id.as_str(),
         "data": {
             "cpu": { "usage": { "total": stats.cpu_us.saturating_mul(1000) } },
             "memory": {
@@ -61,6 +64,7 @@ fn described(id: &str, stats: &Stats) -> Value {
                 },
             },
             "pids": { "current": stats.processes },
+            "blkio": cgroup.map_or_else(|| json!({}), used),
         },
     })
 }

@@ -32,7 +32,7 @@ use crate::{
     run_spec::exec_process,
     sandbox::{SandboxError, Streams},
     signals::Signals,
-    spec::decide,
+    spec::{Terms, decide},
     stdio::{self, FirstByte},
     terminal::{self, RawTerminal},
 };
@@ -140,7 +140,8 @@ fn read(path: &Path, host: &Host) -> Result<Process> {
     let wrong = |source| OciError::Json { path: path.into(), source };
     let mut process = serde_json::from_slice(&bytes).map_err(wrong)?;
     let strict = Config::load(&host.paths.config)?.strict;
-    let ignored = decide(&mut process, "process", strict).map_err(SandboxError::from)?;
+    let ignored = decide(&mut process, "process", Terms { strict, cgroup: false })
+        .map_err(SandboxError::from)?;
     host.log.ignored(&ignored);
     serde_json::from_value(process).map_err(wrong)
 }

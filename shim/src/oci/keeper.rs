@@ -102,8 +102,11 @@ async fn keep(
     background: Option<Background>,
 ) -> Result<u8> {
     let mut claim = host.containers.claim(record(&args.id, &plan))?;
-    if manner.kept {
-        claim.cgroup(cgroup::enter(&plan.bundle.spec, host.systemd_cgroup)?);
+    if manner.kept || plan.block_io.is_some() {
+        let cgroup = cgroup::enter(&plan.bundle.spec, host.systemd_cgroup)?;
+        claim.cgroup(cgroup.clone());
+        // Before anything is there that it would be too late for.
+        plan.block_io.as_ref().map_or(Ok(()), |limits| limits.set(cgroup.as_deref()))?;
     }
     let has_terminal = plan.bundle.terminal();
     // From here on signals are ours: what was begun is ended in order.

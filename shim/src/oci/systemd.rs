@@ -85,11 +85,11 @@ impl Scope {
         Err(OciError::Systemd(asked, io::Error::other(why)))
     }
 
-    /// Without limits: those of a container are met in its guest.
+    /// Without limits: those of a container are met in its guest, or set once we are there ([`super::block_io`]).
     fn arguments(&self, pid: u32) -> Vec<String> {
         let mut arguments = vec![self.unit.clone(), "fail".into()];
         let pid = pid.to_string();
-        let properties: [&[&str]; 7] = [
+        let properties: [&[&str]; 8] = [
             &["Description", "s", "ampoule's sandbox"],
             &["Slice", "s", &self.slice],
             &["PIDs", "au", "1", &pid],
@@ -97,6 +97,7 @@ impl Scope {
             &["DefaultDependencies", "b", "false"],
             &["CollectMode", "s", "inactive-or-failed"],
             &["MemoryAccounting", "b", "true"],
+            &["IOAccounting", "b", "true"],
         ];
         arguments.push(properties.len().to_string());
         arguments.extend(properties.concat().into_iter().map(String::from));
@@ -135,8 +136,8 @@ mod tests {
         let arguments = scope.arguments(42).join(" ");
         assert_eq!(
             arguments,
-            "libpod-1.scope fail 7 Description s ampoule's sandbox Slice s machine.slice PIDs au 1 42 Delegate b true \
-             DefaultDependencies b false CollectMode s inactive-or-failed MemoryAccounting b true 0"
+            "libpod-1.scope fail 8 Description s ampoule's sandbox Slice s machine.slice PIDs au 1 42 Delegate b true \
+             DefaultDependencies b false CollectMode s inactive-or-failed MemoryAccounting b true IOAccounting b true 0"
         );
     }
 }

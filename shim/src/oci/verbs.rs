@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Host, OciError, Result, cgroup,
+    Host, OciError, Result,
+    block_io::BlockIo,
+    cgroup,
     cli::{DeleteArgs, KillArgs, ListArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs},
     containers::Found,
     create,
@@ -24,7 +26,7 @@ use crate::{
     control::{Connection, ControlError, Request, Response},
     event_loop::event_loop,
     sandbox::SandboxError,
-    spec::decide_resources,
+    spec::{Terms, decide_resources},
     text::print,
 };
 
@@ -290,13 +292,18 @@ pub fn update(args: &UpdateArgs, host: &Host) -> Result<u8> {
     };
     read.map_err(failed)?;
     let strict = Config::load(&host.paths.config)?.strict;
-    let (resources, ignored) = decide_resources(&resources, strict).map_err(SandboxError::from)?;
+    let record = &found.record;
+    let cgroup = record.cgroup.as_deref().filter(|_| record.sandbox.is_none());
+    let terms = Terms { strict, cgroup: cgroup.is_some() };
+    let (resources, ignored) = decide_resources(&resources, terms).map_err(SandboxError::from)?;
     host.log.ignored(&ignored);
+    let (block_io, resources) = BlockIo::take_json(&resources)?;
     wait_for(async {
-        match status(&found).await? {
-            Status::Stopped | Status::Creating => Err(OciError::NotRunning(args.id.clone())),
-            _ => ask(&found, &Request::Update(resources)).await,
+        if matches!(status(&found).await?, Status::Stopped | Status::Creating) {
+            return Err(OciError::NotRunning(args.id.clone()));
         }
+        block_io.map_or(Ok(()), |limits| limits.set(cgroup))?;
+        ask(&found, &Request::Update(resources)).await
     })?;
     Ok(0)
 }

@@ -6,32 +6,42 @@ use serde_json::{Value, json};
 
 use super::{
     Result, SpecError,
-    fields::{self, By, Field},
+    fields::{self, By, Field, NO_CGROUP},
 };
 
-/// Refuses what a caller asks for and nobody sees to. Unless `strict`, takes out what protects nobody instead, and
+/// What a decision depends on besides the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// What protects nobody is refused as well.
+    pub strict: bool,
+    /// There is a cgroup on the host for this container's sandbox alone.
+    pub cgroup: bool,
+}
+
+/// Refuses what a caller asks for and nobody sees to. Unless strict, takes out what protects nobody instead, and
 /// returns the names of that. `at` is the path of this JSON in a spec.
-pub fn decide(json: &mut Value, at: &str, strict: bool) -> Result<Vec<String>> {
-    let mut walk = Walk { strict, for_guest: false, ignored: Vec::new() };
+pub fn decide(json: &mut Value, at: &str, terms: Terms) -> Result<Vec<String>> {
+    let mut walk = Walk { terms, for_guest: false, ignored: Vec::new() };
     walk.members(json, at, at)?;
     Ok(walk.ignored)
 }
 
 /// The same of the JSON of resources that a running container is to have.
-pub fn decide_resources(resources: &[u8], strict: bool) -> Result<(Vec<u8>, Vec<String>)> {
+pub fn decide_resources(resources: &[u8], terms: Terms) -> Result<(Vec<u8>, Vec<String>)> {
     let resources: Value = serde_json::from_slice(resources)?;
     let mut json = json!({ "linux": { "resources": resources } });
-    let ignored = decide(&mut json, "", strict)?;
+    let ignored = decide(&mut json, "", terms)?;
     Ok((serde_json::to_vec(&json["linux"]["resources"])?, ignored))
 }
 
-/// Leaves of a spec what the guest sees to.
+/// Leaves of a spec what the guest sees to. What a cgroup is there for has been taken out by whoever has one.
 pub(super) fn keep_guests(json: &mut Value, at: &str) -> Result<()> {
-    Walk { strict: true, for_guest: true, ignored: Vec::new() }.members(json, at, at)
+    let terms = Terms { strict: true, cgroup: false };
+    Walk { terms, for_guest: true, ignored: Vec::new() }.members(json, at, at)
 }
 
 struct Walk {
-    strict: bool,
+    terms: Terms,
     for_guest: bool,
     ignored: Vec<String>,
 }
@@ -68,20 +78,27 @@ impl Walk {
         }
         match is_nothing(value) {
             true => Ok(false),
-            false if self.strict => Err(SpecError::Unknown { field: shown.into() }),
+            false if self.terms.strict => Err(SpecError::Unknown { field: shown.into() }),
             false => Ok(self.ignores(shown)),
         }
     }
 
     fn obeys(&mut self, by: By, why: &'static str, value: &Value, shown: &str) -> Result<bool> {
-        let field = || shown.to_string();
         match by {
             By::Guest => Ok(true),
             By::Host | By::Vm => Ok(!self.for_guest),
-            By::Refused | By::Strict if is_nothing(value) => Ok(false),
-            By::Refused => Err(SpecError::Unsupported { field: field(), why }),
-            By::Strict if self.strict => Err(SpecError::Strict { field: field(), why }),
-            By::Strict => Ok(self.ignores(shown)),
+            By::Cgroup if self.terms.cgroup => Ok(true),
+            By::Cgroup | By::Refused | By::Strict if is_nothing(value) => Ok(false),
+            By::Cgroup => self.strictly(NO_CGROUP, shown),
+            By::Refused => Err(SpecError::Unsupported { field: shown.into(), why }),
+            By::Strict => self.strictly(why, shown),
+        }
+    }
+
+    fn strictly(&mut self, why: &'static str, shown: &str) -> Result<bool> {
+        match self.terms.strict {
+            true => Err(SpecError::Strict { field: shown.into(), why }),
+            false => Ok(self.ignores(shown)),
         }
     }
 

@@ -11,6 +11,8 @@ pub enum By {
     Guest,
     /// The host.
     Host,
+    /// The host's kernel, in a cgroup of the sandbox's own. Where there is none it is as [`By::Strict`].
+    Cgroup,
     /// Every sandbox has it, or something stronger, by being a VM.
     Vm,
     /// Nobody: asked for, it is refused, whatever the configuration says.
@@ -18,7 +20,7 @@ pub enum By {
     /// Nobody, and no protection is lost with it: refused, unless `strict = false`.
     Strict,
 }
-use By::{Guest, Host, Refused, Strict, Vm};
+use By::{Cgroup, Guest, Host, Refused, Strict, Vm};
 
 /// A row.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +38,8 @@ const fn row(path: &'static str, by: By, note: &'static str) -> Field {
 const OTHER_SYSTEM: &str = "for another operating system; leave it out";
 const HOOK_OF_HOST: &str = "a program of the host, in its namespaces; the state's pid is a process in the sandbox's network namespace";
 const HOOK_LIMIT: &str = "30 seconds unless given";
-const NO_DISKS_OF_HOST: &str =
-    "the host's disks are not in the VM; limit the sandbox's cgroup on the host instead";
+pub const NO_CGROUP: &str =
+    "this container has no cgroup on the host that is its VM's alone; leave it out";
 const NOT_IN_V2: &str = "not in cgroup v2, which guests have; leave it out";
 const OBSOLETE: &str = "obsolete since Linux 5.4; use linux.resources.memory.limit";
 const MAPPED: &str = "of a tmpfs; of binds by the host, which takes root; of others it is refused";
@@ -244,13 +246,25 @@ pub const FIELDS: &[Field] = &[
         "all memory nodes of the host; a choice of them is refused",
     ),
     row("linux.resources.pids.limit", Guest, "pids.max"),
-    row("linux.resources.blockIO.weight", Strict, NO_DISKS_OF_HOST),
+    row(
+        "linux.resources.blockIO.weight",
+        Cgroup,
+        "io.bfq.weight if the host has it, else io.weight, converted as runc does; refused if it has neither",
+    ),
     row("linux.resources.blockIO.leafWeight", Strict, NOT_IN_V2),
-    row("linux.resources.blockIO.weightDevice", Strict, NO_DISKS_OF_HOST),
-    row("linux.resources.blockIO.throttleReadBpsDevice", Strict, NO_DISKS_OF_HOST),
-    row("linux.resources.blockIO.throttleWriteBpsDevice", Strict, NO_DISKS_OF_HOST),
-    row("linux.resources.blockIO.throttleReadIOPSDevice", Strict, NO_DISKS_OF_HOST),
-    row("linux.resources.blockIO.throttleWriteIOPSDevice", Strict, NO_DISKS_OF_HOST),
+    row(
+        "linux.resources.blockIO.weightDevice",
+        Cgroup,
+        "likewise, of a whole disk of the host that such weights are in force on; others, and `leafWeight`, are refused",
+    ),
+    row(
+        "linux.resources.blockIO.throttleReadBpsDevice",
+        Cgroup,
+        "io.max; the device is a whole disk of the host",
+    ),
+    row("linux.resources.blockIO.throttleWriteBpsDevice", Cgroup, "likewise"),
+    row("linux.resources.blockIO.throttleReadIOPSDevice", Cgroup, "likewise"),
+    row("linux.resources.blockIO.throttleWriteIOPSDevice", Cgroup, "likewise"),
     row("linux.resources.hugepageLimits[].pageSize", Guest, BY_KERNEL),
     row("linux.resources.hugepageLimits[].limit", Guest, "hugetlb.SIZE.max"),
     row("linux.resources.network", Strict, NOT_IN_V2),

@@ -13,6 +13,9 @@ the field.
 
 - **guest**: the agent enforces it inside the VM, as runc would on a host.
 - **host**: the shim does, on the host.
+- **cgroup**: the host's kernel does, in the cgroup that `linux.cgroupsPath` names, which the VM and its file server are in:
+  for containers with a VM of their own that are made by the OCI command line, where it may make that cgroup. Elsewhere,
+  and so for containerd's tasks, as *strict*.
 - **VM**: every sandbox has it, or something stronger, by being a VM.
 - **refused**: asking for it is an error.
 - **strict**: likewise, and so is a field that is not in this table; with `strict = false` in `config.toml` the shim logs
@@ -29,6 +32,7 @@ pub fn page() -> String {
         let by = match field.by {
             By::Guest => "guest",
             By::Host => "host",
+            By::Cgroup => "cgroup",
             By::Vm => "VM",
             By::Refused => "refused",
             By::Strict => "strict",

@@ -300,6 +300,9 @@ fn an_update_obeys_the_same_rules() {
     assert!(guest_resources(b"{").is_err());
 }
 
+const STRICT: Terms = Terms { strict: true, cgroup: false };
+const LENIENT: Terms = Terms { strict: false, cgroup: false };
+
 /// Every row nobody sees to, with a value that asks for something.
 fn refused_rows() -> impl Iterator<Item = (&'static fields::Field, Value)> {
     let rows = fields::FIELDS.iter().filter(|row| matches!(row.by, By::Refused | By::Strict));
@@ -319,7 +322,7 @@ fn refused_rows() -> impl Iterator<Item = (&'static fields::Field, Value)> {
 #[test]
 fn every_field_nobody_sees_to_is_refused_by_its_name_with_the_way_out() {
     for (row, mut json) in refused_rows() {
-        let refused = decide(&mut json, "", true).unwrap_err().to_string();
+        let refused = decide(&mut json, "", STRICT).unwrap_err().to_string();
         let field = row.path.replace("[]", "[0]");
         assert!(refused.starts_with(&format!("{field}: {}", row.note)), "{refused}");
         assert_eq!(refused.contains("strict = false"), row.by == By::Strict, "{refused}");
@@ -331,7 +334,7 @@ fn every_field_nobody_sees_to_is_refused_by_its_name_with_the_way_out() {
 #[test]
 fn without_strict_what_protects_nobody_is_taken_out_and_named() {
     for (row, mut json) in refused_rows() {
-        match decide(&mut json, "", false) {
+        match decide(&mut json, "", LENIENT) {
             Err(SpecError::Unsupported { .. }) => assert_eq!(row.by, By::Refused, "{}", row.path),
             Ok(ignored) => {
                 assert_eq!(row.by, By::Strict, "{}", row.path);
@@ -344,6 +347,20 @@ fn without_strict_what_protects_nobody_is_taken_out_and_named() {
 }
 
 #[test]
+fn what_a_cgroup_of_the_host_is_for_is_kept_where_there_is_one_and_never_the_guests() {
+    let device = json!([{ "major": 8, "minor": 0, "rate": 1 }]);
+    let json = with("/linux/resources/blockIO", json!({ "throttleReadBpsDevice": device }));
+    let field = "linux.resources.blockIO.throttleReadBpsDevice";
+    let refused = decide(&mut json.clone(), "", STRICT).unwrap_err().to_string();
+    assert!(refused.starts_with(&format!("{field}: {}", fields::NO_CGROUP)), "{refused}");
+    assert_eq!(decide(&mut json.clone(), "", LENIENT).unwrap(), [field]);
+    let mut kept = json.clone();
+    assert!(decide(&mut kept, "", Terms { cgroup: true, ..STRICT }).unwrap().is_empty());
+    assert_eq!(kept.pointer("/linux/resources/blockIO"), json.pointer("/linux/resources/blockIO"));
+    assert!(converted(json).unwrap_err().to_string().starts_with(field));
+}
+
+#[test]
 fn a_field_that_is_not_known_is_refused_or_named() {
     for (pointer, field) in [
         ("/new", "new"),
@@ -352,20 +369,20 @@ fn a_field_that_is_not_known_is_refused_or_named() {
         ("/linux/resources/cpu/new", "linux.resources.cpu.new"),
     ] {
         let json = with(pointer, json!({ "a": [1] }));
-        let refused = decide(&mut json.clone(), "", true).unwrap_err();
+        let refused = decide(&mut json.clone(), "", STRICT).unwrap_err();
         assert!(matches!(&refused, SpecError::Unknown { field: named } if named == field));
         let mut lenient = json.clone();
-        assert_eq!(decide(&mut lenient, "", false).unwrap(), [field]);
+        assert_eq!(decide(&mut lenient, "", LENIENT).unwrap(), [field]);
         assert_eq!(lenient.pointer(pointer), None);
         // Asks for nothing.
-        assert!(decide(&mut with(pointer, json!({ "a": [] })), "", true).unwrap().is_empty());
+        assert!(decide(&mut with(pointer, json!({ "a": [] })), "", STRICT).unwrap().is_empty());
     }
     let mut process = json!({ "args": ["ls"], "new": 1 });
-    assert!(decide(&mut process.clone(), "process", true).is_err());
-    assert_eq!(decide(&mut process, "process", false).unwrap(), ["process.new"]);
-    assert!(decide_resources(br#"{ "cpu": { "realtimePeriod": 1 } }"#, true).is_err());
+    assert!(decide(&mut process.clone(), "process", STRICT).is_err());
+    assert_eq!(decide(&mut process, "process", LENIENT).unwrap(), ["process.new"]);
+    assert!(decide_resources(br#"{ "cpu": { "realtimePeriod": 1 } }"#, STRICT).is_err());
     let lenient = br#"{ "cpu": { "realtimePeriod": 1, "shares": 7 } }"#;
-    let lenient = decide_resources(lenient, false).unwrap();
+    let lenient = decide_resources(lenient, LENIENT).unwrap();
     assert_eq!(lenient.1, ["linux.resources.cpu.realtimePeriod"]);
     assert_eq!(lenient.0, br#"{"cpu":{"shares":7}}"#);
 }
@@ -373,7 +390,7 @@ fn a_field_that_is_not_known_is_refused_or_named() {
 #[test]
 fn what_is_decided_already_is_left_as_it_is() {
     let mut json = base();
-    assert!(decide(&mut json, "", true).unwrap().is_empty());
+    assert!(decide(&mut json, "", STRICT).unwrap().is_empty());
     for there in ["/annotations", "/root/path", "/process/apparmorProfile", "/linux/cgroupsPath"] {
         assert_eq!(json.pointer(there), base().pointer(there), "{there}");
     }

@@ -14,7 +14,7 @@ use super::anchor::HostNetwork;
 use crate::{
     bootstrap::group::GROUP,
     rootfs::Scratch,
-    spec::{SpecError, decide, needs_scratch},
+    spec::{SpecError, Terms, decide, needs_scratch},
 };
 
 /// Annotations of containerd's CRI plugin and of CRI-O that say what kind of container it is.
@@ -61,9 +61,9 @@ impl Bundle {
         Self { path: path.into(), spec, json: Value::Null }
     }
 
-    /// Refuses a spec for what nobody sees to; unless `strict`, goes without what protects nobody and returns its names.
-    pub fn decide(&mut self, strict: bool) -> Result<Vec<String>, SpecError> {
-        let ignored = decide(&mut self.json, "", strict)?;
+    /// Refuses a spec for what nobody sees to; unless strict, goes without what protects nobody and returns its names.
+    pub fn decide(&mut self, terms: Terms) -> Result<Vec<String>, SpecError> {
+        let ignored = decide(&mut self.json, "", terms)?;
         self.spec = Spec::deserialize(&self.json)?;
         Ok(ignored)
     }
@@ -204,10 +204,11 @@ mod tests {
     fn fields_that_are_not_known_are_seen() {
         let newer = || bundle(json!([{ "type": "pid", "new": 1 }]));
         let field = "linux.namespaces[0].new";
-        assert!(newer().decide(true).unwrap_err().to_string().starts_with(field));
+        let strict = |strict| Terms { strict, cgroup: false };
+        assert!(newer().decide(strict(true)).unwrap_err().to_string().starts_with(field));
         let mut lenient = newer();
-        assert_eq!(lenient.decide(false).unwrap(), [field]);
-        assert_eq!(lenient.decide(true).unwrap(), [""; 0]);
+        assert_eq!(lenient.decide(strict(false)).unwrap(), [field]);
+        assert_eq!(lenient.decide(strict(true)).unwrap(), [""; 0]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use containerd_shim_protos::api;
 
 use super::{error::TaskError, pod::Pod, process::Process};
-use crate::{hooks::Hooks, id::Id, pace::Pace, sandbox::RootFs};
+use crate::{hooks::Hooks, id::Id, pace::Pace, sandbox::RootFs, spec::Terms};
 
 #[derive(Debug)]
 pub struct Container {
@@ -73,8 +73,10 @@ impl Container {
         }
     }
 
-    pub fn is_strict(&self) -> bool {
-        self.place.get().is_none_or(|place| place.strict)
+    /// Nobody makes a cgroup on the host for it.
+    pub fn terms(&self) -> Terms {
+        let strict = self.place.get().is_none_or(|place| place.strict);
+        Terms { strict, cgroup: false }
     }
 
     /// Runs what is to run when it is gone.

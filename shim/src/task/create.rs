@@ -29,7 +29,7 @@ use crate::{
     paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
     sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId, SandboxError},
-    spec::has_own_users,
+    spec::{Terms, has_own_users},
 };
 
 /// What a container is made from, read and converted.
@@ -198,7 +198,9 @@ fn parts(
     paths: &Paths,
     of_pod: &PodFiles,
 ) -> Result<Parts> {
-    let ignored = bundle.decide(config.strict).map_err(SandboxError::from)?;
+    let ignored = bundle
+        .decide(Terms { strict: config.strict, cgroup: false })
+        .map_err(SandboxError::from)?;
     let hooks = Hooks::take(&mut bundle.spec, id, &bundle.path).map_err(SandboxError::from)?;
     let store = Store::open(&paths.store).map_err(RootFsError::Convert)?;
     let store = store.with_snapshots(config.store.snapshots.0);

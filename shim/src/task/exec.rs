@@ -30,7 +30,7 @@ impl Tasks {
         }
         let wrong = |e| TaskError::Invalid(format!("process of exec {exec}: {e}"));
         let mut json = serde_json::from_slice(&request.spec.value).map_err(wrong)?;
-        let ignored = decide(&mut json, "process", container.is_strict());
+        let ignored = decide(&mut json, "process", container.terms());
         container.log_ignored(&ignored.map_err(SandboxError::from)?);
         let mut process: OciProcess = serde_json::from_value(json).map_err(wrong)?;
         // As runc: the request decides.

@@ -132,7 +132,7 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let container = self.0.live(&request.id)?;
-        let decided = decide_resources(&request.resources.value, container.is_strict());
+        let decided = decide_resources(&request.resources.value, container.terms());
         let (resources, ignored) = decided.map_err(|e| TaskError::Sandbox(e.into()))?;
         container.log_ignored(&ignored);
         let updated = container.pod()?.sandbox.update(&container.id, &resources).await;

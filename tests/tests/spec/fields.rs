@@ -421,7 +421,7 @@ const REFUSED: [(&str, &str, &str); 12] = [
 ];
 
 /// Rows that no case above is of.
-const ELSEWHERE: [(&str, &str); 19] = [
+const ELSEWHERE: [(&str, &str); 20] = [
     ("ociVersion", "runc runs any; shim/src/spec/tests.rs refuses 2.0.0"),
     ("root.path", "no container is without"),
     ("process.terminal", "oci.rs, terminal"),
@@ -450,6 +450,7 @@ const ELSEWHERE: [(&str, &str); 19] = [
     ("linux.resources.cpu.idle", "runc 1.1 does not know it; agent/src/cgroup/limits.rs"),
     ("linux.resources.cpu.cpus", "cpus.rs: they are the host's"),
     ("linux.resources.cpu.mems", "shim/src/cpus.rs: they are the host's"),
+    ("linux.resources.blockIO", "spec/block_io.rs"),
     ("linux.resources.hugepageLimits", "a guest has no huge pages; agent/tests/fields"),
     ("linux.resources.unified", "runc refuses it with cgroup v1; agent/tests/fields"),
     ("linux.seccomp.flags", "nothing that a container sees; agent/src/init/seccomp"),
@@ -684,7 +685,7 @@ fn runc_and_ampoule_are_asked_for_every_field_that_somebody_sees_to() {
     let is_below = |path: &str, above: &str| {
         path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
     };
-    for row in FIELDS.iter().filter(|row| matches!(row.by, By::Guest | By::Host)) {
+    for row in FIELDS.iter().filter(|row| matches!(row.by, By::Guest | By::Host | By::Cgroup)) {
         assert!(named.iter().any(|above| is_below(row.path, above)), "no test of {}", row.path);
     }
     for name in named {
