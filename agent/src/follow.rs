@@ -15,6 +15,7 @@ mod watched;
 use std::{
     collections::HashMap,
     ffi::CString,
+    fs,
     os::fd::OwnedFd,
     rc::Rc,
     sync::{LazyLock, Mutex, PoisonError, TryLockError},
@@ -38,6 +39,10 @@ use watched::{Places, Watched};
 /// Entries that are told as changed when nobody knows what was.
 const MOST_UNKNOWN: usize = 4096;
 
+/// Documentation/admin-guide/sysctl/vm.rst of Linux: names and files, not what is in files.
+const CACHES: &str = "/proc/sys/vm/drop_caches";
+const NAMES: &str = "2";
+
 /// Held by the one call there is.
 static PLACES: LazyLock<Mutex<Places>> = LazyLock::new(Mutex::default);
 
@@ -52,10 +57,13 @@ pub fn tell(request: &FollowRequest) -> std::result::Result<bool, StepError> {
     };
     let watched = Watched::look();
     places.keep(&watched);
+    let mut told = Told { watched: &watched, places: &mut places, shares: HashMap::new() };
+    if request.crowded {
+        told.forget();
+    }
     if watched.is_empty() {
         return Ok(false);
     }
-    let mut told = Told { watched: &watched, places: &mut places, shares: HashMap::new() };
     for change in &request.changes {
         // By now it may be another change again, of which there will be word too.
         let _ = told.change(change);
@@ -196,6 +204,17 @@ impl Told<'_> {
             let _ = statx(&file, c"", flags, StatxFlags::NLINK);
         }
         self.places.moved((place.node, &place.name), None);
+    }
+
+    /// Has the kernel forget the names that nobody uses, and with them the files: of all file systems, since those that are
+    /// mounted inside shares are mounted where somebody walked. What is watched has its name afterwards.
+    fn forget(&mut self) {
+        for number in Share::numbers() {
+            let _ = self.share(number);
+        }
+        if let Err(error) = fs::write(CACHES, NAMES) {
+            eprintln!("ampoule-agent: {CACHES}: {error}");
+        }
     }
 
     /// All that is watched is told as changed.

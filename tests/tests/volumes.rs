@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_tests::{Detached, Outcome, detached, file_server_of, program, run};
+use ampoule_tests::{Ampoule, Detached, Outcome, detached, file_server_of, program, run, scaled};
 use rustix::{
     fs::{FlockOperation, fcntl_lock, flock},
     io::Errno,
@@ -217,6 +217,47 @@ fn a_run_leaves_what_it_wrote_and_nothing_else() {
     assert_eq!((mine.uid(), mine.gid(), mine.mode() & 0o777), (1234, 55, 0o640));
     assert_eq!(mine.len(), 1_600_000);
     assert_eq!(fs::read_to_string(host.path().join("data/uid")).unwrap(), "1234\n");
+}
+
+/// So few descriptors as the shell is given, which root could raise else.
+fn with_descriptors(limit: usize, mut ampoule: Ampoule) -> Ampoule {
+    let mut shell = Command::new("sh");
+    let script =
+        format!("ulimit -n {limit}; exec setpriv --bounding-set=-sys_resource \"$0\" \"$@\"");
+    shell.args(["-c", &script]).arg(ampoule.command.get_program());
+    shell.args(ampoule.command.get_args());
+    shell.envs(ampoule.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    ampoule.command = shell;
+    ampoule
+}
+
+/// Each file that the guest knows costs the file server a descriptor: it is to forget those that it does not use.
+#[test]
+fn a_directory_has_more_files_than_its_server_descriptors() {
+    let (files, limit) = (scaled(3_000, 100_000), scaled(3_000, 20_000));
+    let host = host();
+    let at = |name: &str| host.path().join("data").join(name);
+    fs::create_dir(at("many")).unwrap();
+    for n in 0..files {
+        fs::File::create(at("many").join(n.to_string())).unwrap();
+    }
+    let watching = "exec 3</data/file; cd /data/sub; inotifyd - /data/big:c >/tmp/told & \
+        while ! grep -qs 'inotify wd:1' /proc/$!/fdinfo/*; do sleep 0.1; done;";
+    let all = "for pass in 1 2; do ls -l /data/many | grep -c '^-rw'; done; touch /data/sub/done;";
+    let rest = "n=0; while [ ! -s /tmp/told ] && [ $n -lt 100 ]; do n=$((n + 1)); sleep 0.1; done; \
+        cut -f 1 /tmp/told | head -n 1; cat <&3; ls";
+    let data = volume(&host, "data", "/data");
+    let script = [watching, all, rest].concat();
+    let run = with_descriptors(limit, run(["-v", &data, "alpine", "sh", "-c", &script]));
+    let run = run.spawn();
+    let deadline = Instant::now() + Duration::from_secs(600);
+    while !at("sub/done").exists() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+    }
+    fs::write(at("big"), "changed").unwrap();
+    let out = run.finish().ended_with(0);
+    let text = format!("{files}\n{files}\nc\nfrom the host\ndone");
+    assert_eq!((out.text(), out.error()), (text, String::new()));
 }
 
 #[test]

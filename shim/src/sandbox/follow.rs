@@ -1,8 +1,9 @@
-//! What the host changes in a sandbox's shares, from the file server's hints to the agent, who tells whoever watches.
+//! What the host changes in a sandbox's shares, from the file server's hints to the agent, who tells whoever watches; and
+//! that the guest is to forget files that it does not use.
 //!
 //! Nothing is kept but one request of [`MOST`] changes at most: as long as the agent works on it, or is left alone,
 //! hints wait in their socket, then in the kernel's queue of the file server, which says when it has lost some. So the
-//! agent is asked at most every half second as long as nobody watches, and then not more than half of the time.
+//! agent is asked at most every half second as long as nobody watches and there is room, else not more than half of the time.
 //!
 //! A hint is made by a process that a guest may have taken over, for the guest: nothing here is decided from it.
 
@@ -38,9 +39,11 @@ pub(super) async fn follow(hints: AsyncFd<Channel>, agent: Agent) {
             request.add(hint);
         }
         let begun = Instant::now();
-        let pause = match agent.follow(&std::mem::take(&mut request).message).await {
-            Ok(true) => begun.elapsed().clamp(SHORTEST, LONGEST),
-            Ok(false) => LONGEST,
+        let message = std::mem::take(&mut request).message;
+        let pause = match agent.follow(&message).await {
+            // What waits for room is not to wait for long.
+            Ok(watched) if watched || message.crowded => begun.elapsed().clamp(SHORTEST, LONGEST),
+            Ok(_) => LONGEST,
             Err(AgentError::Disconnected { .. }) => return,
             Err(AgentError::Refused { code: Code::UNIMPLEMENTED, .. }) => {
                 tracing::warn!("the agent of this guest image tells nobody what the host changes");
@@ -85,6 +88,7 @@ impl Request {
             Hint::Changed(change) => self.changed(change),
             Hint::Moved(moved) => self.moved(moved),
             Hint::Lost => self.message.lost = true,
+            Hint::Crowded => self.message.crowded = true,
         }
     }
 
@@ -169,6 +173,8 @@ mod tests {
             }
         }
         request.add(Hint::Lost);
-        assert_eq!((request.message.changes.len(), request.message.lost), (MOST, true));
+        request.add(Hint::Crowded);
+        let Request { message, .. } = request;
+        assert_eq!((message.changes.len(), message.lost, message.crowded), (MOST, true, true));
     }
 }

@@ -191,7 +191,7 @@ impl Batch {
         self.shares.iter().map(|(number, share)| (share.mount, *number)).collect()
     }
 
-    /// Returns when the server has them all. What the host changes in them is told to the agent.
+    /// Returns when the server has them all. What the guest is to be told of them is told to the agent.
     pub async fn add(self, agent: &Agent) -> Result<(), SharesError> {
         if self.shares.is_empty() {
             return Ok(());
@@ -203,7 +203,7 @@ impl Batch {
         if let Some(Started { pid: number, pidfd, hints }) = started {
             pid.send_replace(Some(number));
             tokio::spawn(attend(server, pid, pidfd));
-            if let Some(hints) = hints.and_then(|hints| registered(hints).ok()) {
+            if let Ok(hints) = registered(hints) {
                 tokio::spawn(follow(hints, agent.clone()));
             }
         }
@@ -215,8 +215,8 @@ impl Batch {
 struct Started {
     pid: u32,
     pidfd: OwnedFd,
-    /// Of what the host changes, if it can be had.
-    hints: Option<Channel>,
+    /// What the guest is to be told.
+    hints: Channel,
 }
 
 impl Server {
@@ -256,15 +256,16 @@ fn begin(start: &Start, shares: &[(u32, Share)]) -> Result<(Fsd, Started), Share
     Ok((fsd, Started { pid, pidfd, hints }))
 }
 
-/// The host has only so many watchers of files for each user: a sandbox does without rather than not at all.
-fn watch(fsd: &Fsd) -> Result<Option<Channel>, FsdError> {
+/// The host has only so many watchers of files for each user: a sandbox does without rather than not at all, and is told
+/// only what concerns the file server itself.
+fn watch(fsd: &Fsd) -> Result<Channel, FsdError> {
     let (hints, theirs) = Channel::pair().map_err(FsdError::Socket)?;
     match fsd.watch(theirs) {
-        Ok(()) => Ok(Some(hints)),
+        Ok(()) => Ok(hints),
         Err(FsdError::Refused(why)) => {
             let why = one_line(&why, 500);
             tracing::warn!(why, "inotify will not tell of the host's changes (fs.fanotify)");
-            Ok(None)
+            Ok(hints)
         }
         Err(error) => Err(error),
     }

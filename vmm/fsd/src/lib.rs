@@ -6,6 +6,7 @@
 //! - [`server`]: from a request to an operation
 //! - [`request`], [`reply`], [`abi`]: the messages of FUSE
 //! - [`nodes`], [`handles`], [`locks`]: what the guest knows, has open and has locked
+//! - [`crowd`]: when it is asked to forget
 //! - [`caller`]: acting as the guest's process
 //! - `ops`: the operations
 //! - [`watch`]: what the host changes meanwhile
@@ -17,6 +18,7 @@
 pub mod abi;
 pub mod caller;
 pub mod confine;
+pub mod crowd;
 pub mod handles;
 pub mod locks;
 pub mod nodes;

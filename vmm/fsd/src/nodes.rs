@@ -1,12 +1,14 @@
 //! The files and directories that the guest knows: one O_PATH descriptor each, counted by the guest's look-ups.
 //!
-//! A guest that looks up more than [`MAX_NODES`] different files without forgetting any gets ENFILE for the
-//! next; its kernel forgets them when its memory runs short, or when told to drop its caches.
+//! A guest's kernel forgets files by itself only when its memory runs short. So it is asked to when it knows many
+//! ([`crate::crowd`]), and told of further ones slowly until it does. What is in use it cannot forget: where that is all there
+//! is room for, at most [`MAX_NODES`], the next file is ENFILE.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -15,10 +17,18 @@ use rustix::{
     path::DecInt,
 };
 
-use crate::abi::ROOT_ID;
+use crate::{
+    abi::ROOT_ID,
+    crowd::{Crowd, Next, PATIENCE},
+};
 
 /// Each costs a descriptor and the host's memory of one file, a kilobyte or two.
 pub const MAX_NODES: usize = 400_000;
+
+/// How long a further file waits for the guest to forget others.
+const BRAKE: Duration = Duration::from_millis(20);
+/// Threads that wait for longer, where there is no room: others are there for what it forgets.
+const MOST_WAITING: usize = 6;
 
 /// What makes two descriptors the same file. The mount is part of it: the same file may be shared read-only
 /// and writable.
@@ -95,7 +105,11 @@ pub fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
 
 /// All of them, by number.
 #[derive(Debug)]
-pub struct Nodes(Mutex<Table>);
+pub struct Nodes {
+    table: Mutex<Table>,
+    /// The guest has forgotten one.
+    fewer: Condvar,
+}
 
 #[derive(Debug)]
 struct Table {
@@ -103,20 +117,52 @@ struct Table {
     by_key: HashMap<Key, u64>,
     next: u64,
     most: usize,
+    crowd: Crowd,
+    waiting: usize,
 }
 
 impl Nodes {
     pub fn new(most: usize) -> Self {
         let (by_id, by_key) = (HashMap::new(), HashMap::new());
-        Self(Mutex::new(Table { by_id, by_key, next: ROOT_ID + 1, most }))
+        let crowd = Crowd::new(most);
+        let table = Table { by_id, by_key, next: ROOT_ID + 1, most, crowd, waiting: 0 };
+        Self { table: Mutex::new(table), fewer: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn find(&self, id: u64) -> Result<Arc<Node>, Errno> {
         self.lock().by_id.get(&id).map(|(node, _)| node.clone()).ok_or(Errno::STALE)
+    }
+
+    /// Whether the guest knows so many that it is asked to forget some.
+    pub fn are_many(&self) -> bool {
+        let table = self.lock();
+        table.by_id.len() >= table.crowd.mark()
+    }
+
+    /// Before the guest learns of this one: if it is new and there are many, the guest is asked to forget some, and has
+    /// some time for it.
+    pub fn make_room(&self, node: &Node, ask: impl FnOnce()) {
+        let mut table = self.lock();
+        if table.by_key.contains_key(&node.key) {
+            return;
+        }
+        let count = table.by_id.len();
+        match table.crowd.next(count, Instant::now()) {
+            Next::Nothing => return,
+            Next::Ask => ask(),
+            Next::Wait => {}
+        }
+        let is_full = count >= table.most && table.waiting < MOST_WAITING;
+        let limit = if is_full { PATIENCE } else { BRAKE };
+        let enough = if is_full { table.most } else { table.crowd.mark() };
+        table.waiting += 1;
+        let waited = self.fewer.wait_timeout_while(table, limit, |t| t.by_id.len() >= enough);
+        let (mut table, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        table.waiting -= 1;
     }
 
     /// The guest learns of a node, once more or for the first time; returns its number, and it if it is new.
@@ -152,6 +198,9 @@ impl Nodes {
         }
         let (node, _) = entry.remove();
         table.by_key.remove(&node.key);
+        if table.waiting > 0 {
+            self.fewer.notify_all();
+        }
         Some(node)
     }
 

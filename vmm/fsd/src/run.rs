@@ -66,7 +66,7 @@ pub fn run(control: &Channel) -> Result<(), RunError> {
     let apart = confine::apart()?;
     let limits = apart.limits;
     let server = Server::new(Privileges::kept()?, limits.nodes, limits.handles);
-    let mut fsd = Fsd { server: Arc::new(server), apart: Some(apart), hints: None };
+    let mut fsd = Fsd { server: Arc::new(server), apart: Some(apart) };
     loop {
         let (request, fds) = match receive(control) {
             Err(RunError::Channel(ChannelError::Closed)) => return Ok(()),
@@ -101,8 +101,6 @@ struct Fsd {
     server: Arc<Server>,
     /// Until it is confined.
     apart: Option<Apart>,
-    /// Where to tell what the host changes, until there is a thread that does.
-    hints: Option<Channel>,
 }
 
 impl Fsd {
@@ -132,14 +130,13 @@ impl Fsd {
         self.server.add_share(number, root).map_err(|e| failed(e.into()))
     }
 
-    fn watch(&mut self, hints: Option<OwnedFd>) -> std::io::Result<()> {
+    fn watch(&self, hints: Option<OwnedFd>) -> std::io::Result<()> {
         if self.apart.is_none() {
             return Err(std::io::Error::other("the guest is served already"));
         }
         let hints = hints.ok_or(Errno::BADF)?;
-        self.server.watch(Watch::new()?)?;
-        self.hints = Some(Channel::from_fd(hints));
-        Ok(())
+        self.server.tell(Channel::from_fd(hints))?;
+        Ok(self.server.watch(Watch::new()?)?)
     }
 
     fn serve(&mut self, requests: Option<OwnedFd>) -> Result<(), ServeError> {
@@ -147,18 +144,19 @@ impl Fsd {
         let requests = Arc::new(requests.ok_or(ServeError::NoSocket)?);
         fcntl_setfl(&*requests, OFlags::empty()).map_err(ServeError::Socket)?;
         let links = Arc::new(apart.enter()?);
-        let threads = worker::COUNT + usize::from(self.hints.is_some());
+        let watches = self.server.watch.get().is_some();
+        let threads = worker::COUNT + usize::from(watches);
         let started = Arc::new(Barrier::new(threads + 1));
-        let filter = Arc::new(seccomp::worker(self.hints.is_some())?);
+        let filter = Arc::new(seccomp::worker(self.server.hints.get().is_some())?);
         for number in 0..worker::COUNT {
             let (server, requests) = (self.server.clone(), requests.clone());
             let answer = move || worker::serve(&server, &requests);
             start(format!("worker-{number}"), &links, &filter, &started, answer)?;
         }
-        if let Some(hints) = self.hints.take() {
+        if watches {
             let server = self.server.clone();
             let filter = Arc::new(seccomp::watch()?);
-            let tell = move || watch::tell(&server, &hints);
+            let tell = move || watch::tell(&server);
             start("watch".to_owned(), &links, &filter, &started, tell)?;
         }
         started.wait();

@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use ampoule_fsd_api::message::Hint;
+use ampoule_vmm_api::Channel;
 use rustix::{
     fs::{CWD, Mode, OFlags, Statx, openat},
     io::{Errno, fcntl_dupfd_cloexec},
@@ -34,7 +36,9 @@ pub struct Server {
     pub(crate) handles: Handles,
     pub(crate) locks: Locks,
     pub(crate) privileges: Privileges,
-    /// Set once, if at all, before the guest's first request.
+    /// Set once, if at all, before the guest's first request: who passes on what the guest is to be told.
+    pub(crate) hints: OnceLock<Channel>,
+    /// Likewise, if the host has it.
     pub(crate) watch: OnceLock<Watch>,
     /// Whether the guest wants to know where a mount of the host begins.
     pub(crate) submounts: AtomicBool,
@@ -51,6 +55,7 @@ impl Server {
             handles: Handles::new(most_handles),
             locks: Locks::new(MAX_OWNERS, MAX_RANGES),
             privileges,
+            hints: OnceLock::new(),
             watch: OnceLock::new(),
             submounts: AtomicBool::new(false),
         }
@@ -76,6 +81,11 @@ impl Server {
             watch.keep(|id| self.nodes.find(id).is_ok());
         }
         Ok(())
+    }
+
+    /// Where hints go. Once, before the guest's first request.
+    pub fn tell(&self, hints: Channel) -> Result<(), Errno> {
+        self.hints.set(hints).map_err(|_| Errno::EXIST)
     }
 
     /// What the host changes is from now on noticed. Once, before the guest's first request.
@@ -173,6 +183,10 @@ impl Server {
 
     fn enter_node(&self, node: Node, watched: bool) -> Result<u64, Errno> {
         let share = node.share();
+        if let Some(hints) = self.hints.get() {
+            // Who does not listen now is asked again.
+            self.nodes.make_room(&node, || drop(hints.send(&Hint::Crowded, &[])));
+        }
         let (id, new) = self.nodes.enter(node)?;
         if !self.shares_still(share) {
             self.nodes.forget_share(share);

@@ -165,8 +165,8 @@ impl Watch {
 }
 
 /// Tells until nobody listens. Who does not listen in time finds that changes were lost: the kernel keeps 16,384.
-pub fn tell(server: &Server, hints: &Channel) {
-    let Some(watch) = server.watch.get() else { return };
+pub fn tell(server: &Server) {
+    let (Some(watch), Some(hints)) = (server.watch.get(), server.hints.get()) else { return };
     let mut buffer = vec![0; 64 << 10];
     loop {
         let events = match rustix::io::read(&watch.group, &mut buffer[..]) {

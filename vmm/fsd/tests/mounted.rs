@@ -286,7 +286,7 @@ fn who_watches_a_share_learns_what_the_host_changes() {
             match hint {
                 Hint::Changed(change) => replay(&mounted.share(change.place.share), &change),
                 Hint::Moved(moved) => repeat_move(&share, &moved),
-                Hint::Lost => panic!("nothing is lost"),
+                Hint::Lost | Hint::Crowded => panic!("nothing is lost"),
             }
         }
         let noticed = noticed(&container);
@@ -355,7 +355,7 @@ fn a_thousand_changes_in_a_second_are_all_told() {
     while let Some(hint) = hint(&hints, Duration::from_millis(300)) {
         match hint {
             Hint::Changed(change) => drop(told.insert(change.place.name)),
-            Hint::Moved(_) | Hint::Lost => panic!("the kernel keeps 16,384 events"),
+            Hint::Moved(_) | Hint::Lost | Hint::Crowded => panic!("the kernel keeps 16,384 events"),
         }
     }
     assert_eq!(told.len(), 1000);

@@ -91,8 +91,8 @@ impl Fsd {
         self.ask(&Request::Remove { number }, None)
     }
 
-    /// Has the host's changes told on `hints`, a socket of a [`Channel::pair`], as [`Hint`](crate::Hint)s. Before
-    /// [`Fsd::serve`].
+    /// Has the host's changes told on `hints`, a socket of a [`Channel::pair`], as [`Hint`](crate::Hint)s; those that tell of
+    /// something else even if it is refused. Before [`Fsd::serve`].
     pub fn watch(&self, hints: Channel) -> Result<(), FsdError> {
         let hints = hints.into_fd();
         self.ask(&Request::Watch, Some(hints.as_fd()))

@@ -12,8 +12,9 @@ pub enum Request {
     /// Once: the file server confines itself, then answers FUSE requests on the `SOCK_SEQPACKET` socket sent
     /// along, one message each.
     Serve,
-    /// Once, before [`Request::Serve`]: what the host changes in directories that the guest knows is told as
-    /// [`Hint`]s on the `SOCK_SEQPACKET` socket sent along.
+    /// Once, before [`Request::Serve`]: what the host changes in directories that the guest knows, and that the guest is to
+    /// forget some, is told as [`Hint`]s on the `SOCK_SEQPACKET` socket sent along. If that is refused the host cannot tell of
+    /// changes, and all else is told.
     Watch,
 }
 
@@ -37,6 +38,8 @@ pub enum Hint {
     Moved(Moved),
     /// There were more changes than could be told.
     Lost,
+    /// The guest knows so many files that there is hardly room for more: it is to forget those it does not use.
+    Crowded,
 }
 
 /// An entry of a directory.

@@ -101,7 +101,12 @@ impl Server {
             // Of a share's parent the guest shall not even know the number.
             let inode = if name == c".." { ROOT_ID } else { entry.ino() };
             let dirent = Dirent { inode, next, kind: entry.file_type(), name };
-            if !list.push(&dirent, || self.lookup_name(node, name).ok()) {
+            // Nobody has asked for it yet.
+            let lookup = || match self.nodes.are_many() {
+                true => None,
+                false => self.lookup_name(node, name).ok(),
+            };
+            if !list.push(&dirent, lookup) {
                 return Err(Errno::OVERFLOW);
             }
             reached = Some(next);

@@ -284,6 +284,34 @@ fn what_the_guest_knows_and_holds_is_bounded() {
 }
 
 #[test]
+fn a_guest_that_forgets_when_it_is_asked_to_finds_files_without_end() {
+    let mut guest = Guest::with_limits(40, 5);
+    let (hints, theirs) = Channel::pair().unwrap();
+    guest.server.tell(theirs).unwrap();
+    let root = guest.root();
+    let name = |n: usize| format!("n{n}").into_bytes();
+    for n in 0..300 {
+        fs::write(guest.share().join(format!("n{n}")), "").unwrap();
+    }
+    let mut known = Vec::new();
+    for n in 0..300 {
+        known.push(guest.lookup(root, &name(n)).unwrap());
+        if matches!(hints.recv(), Ok((Hint::Crowded, _))) {
+            assert!(known.len() >= 29, "it is asked after {}", known.len());
+            for node in known.drain(..) {
+                guest.answer(&message(opcode::FORGET, node, [0, 0], &longs(&[1])));
+            }
+        }
+    }
+    assert!(known.len() < 30, "it is not asked any more");
+
+    // What is in use has an end, and others find what is known already.
+    let first = (0..300).find(|n| guest.lookup(root, &name(*n)) == Err(Errno::NFILE));
+    assert!(first.is_some_and(|n| n >= 10), "{first:?}");
+    assert!(guest.lookup(root, b"n0").is_ok());
+}
+
+#[test]
 fn a_file_is_one_node_however_often_it_is_found() {
     let mut guest = Guest::new();
     let root = guest.root();
