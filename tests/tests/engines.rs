@@ -393,6 +393,22 @@ fn disk(e: &Engine) {
     let run = e.run(&[&options[..], &["alpine", "sh", "-c", script]].concat()).output();
     assert_eq!(run.ended_with(0).text(), "raw bytes\nrefused");
     assert_eq!(&disk.start()[..9], b"raw bytes");
+    slow_disk(e, &disk);
+}
+
+/// Three megabytes at a megabyte a second. With containerd a sandbox has no cgroup that could keep it to that.
+fn slow_disk(e: &Engine, disk: &Disk) {
+    let script = "t() { cut -d ' ' -f 1 /proc/uptime | tr -d .; }; a=$(t); \
+        dd if=/dev/xvda of=/dev/null bs=1M skip=8 count=3 2>/dev/null; echo $(($(t) - a))";
+    let [device, limit] = ["/dev/xvda:r", "1mb"].map(|how| format!("{}:{how}", disk.device));
+    let options = ["--rm", "--device", &device, "--device-read-bps", &limit];
+    let run = e.run(&[&options[..], &["alpine", "sh", "-c", script]].concat()).output();
+    if e.kind == Kind::Docker26 {
+        run.ended_with(125).says(&["throttleReadBpsDevice", "no cgroup on the host"]);
+        return;
+    }
+    let hundredths: u64 = run.ended_with(0).text().parse().unwrap();
+    assert!((150..3000).contains(&hundredths), "{hundredths}");
 }
 
 /// An application of three services that call each other by name.
