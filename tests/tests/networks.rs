@@ -556,13 +556,18 @@ fn follows(ip: impl Fn(&str) -> Outcome, path: &str) {
     // Its device can be another one's, as often as that comes.
     come();
     eventually("mtu 9000\n10.78.0.2/24", || guest(there));
-    ip("link delete v78").ended_with(0);
+    ip("-n NAME link delete late8").ended_with(0);
     eventually("0", || guest(gone));
     // A driver may let go of a device with several pairs of queues, and take it again.
     let again = "cd /sys/bus/virtio/drivers/virtio_net; for device in virtio*; do echo $device > unbind; echo $device > bind; done
         ls /sys/class/net/eth0/queues | xargs";
     assert_eq!(sandbox.sh(again).ended_with(0).text(), "rx-0 rx-1 tx-0 tx-1");
+    // What it was booted with goes likewise, and all else goes on.
+    ip("link delete v77").ended_with(0);
+    eventually("lo", || guest("ls /sys/class/net | xargs"));
     sandbox.verb("kill").ended_with(0);
+    let left = ip("-n NAME -o link").ended_with(0).text();
+    assert!(!left.contains("ampoule") && !left.contains("net7"), "{left}");
 }
 
 /// Both ways at once, by as many pairs of queues as there are vCPUs: with both threads of the VMM's.

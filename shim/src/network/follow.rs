@@ -144,7 +144,7 @@ impl Joined {
                 Err(error) => refused.push(error),
             }
         }
-        let mut unplugged = self.leave_all_but(&links);
+        let left = self.leave_all_but(&links);
         let mut plugged = Vec::new();
         for link in links {
             if self.seat(&link).is_some() {
@@ -155,22 +155,31 @@ impl Joined {
                 Err(error) => refused.push(error),
             }
         }
-        unplugged.retain(|gone| !plugged.iter().any(|(number, _)| number == gone));
         let links: Vec<_> = self.seats.iter().filter_map(|seat| seat.link.clone()).collect();
+        for (_, gone) in left.iter().filter(|(_, gone)| !links.iter().any(|l| l.name == gone.name))
+        {
+            let interface = &gone.name;
+            tracing::info!(
+                interface,
+                "the guest has an interface no more: on the host it has gone, or is down"
+            );
+        }
+        let mut unplugged: Vec<_> = left.into_iter().map(|(number, _)| number).collect();
+        unplugged.retain(|gone| !plugged.iter().any(|(number, _)| number == gone));
         let request = found.request(&links);
         let resolver = self.changes.as_mut().and_then(Changes::resolver);
         Ok((Change { plugged, unplugged, request, resolver }, refused))
     }
 
-    /// Returns the numbers of devices that stand for nothing any more.
-    fn leave_all_but(&mut self, links: &[Link]) -> Vec<u8> {
+    /// Returns the devices that stand for nothing any more, and what they stood for.
+    fn leave_all_but(&mut self, links: &[Link]) -> Vec<(u8, Link)> {
         let mut seats = mem::take(&mut self.seats);
         let mut left = Vec::new();
         for (number, seat) in (0..).zip(&mut seats) {
             let stays = |link: &mut Link| links.iter().any(|other| other.is_same(link));
             if let Some(link) = seat.link.take_if(|link| !stays(link)) {
                 self.part(link.index, &seat.tap);
-                left.push(number);
+                left.push((number, link));
             }
         }
         self.seats = seats;
