@@ -161,8 +161,8 @@ files belong to who runs it, as root in the container. Devices, sockets, FIFOs, 
 
 Without --network a sandbox has loopback only, unless sandbox.network in config.toml is `user`. With --network user it reaches
 what this user reaches, and nobody reaches it but by -p: passt(1) speaks for it, of Debian's package passt. It is 10.0.2.15
-and, if this host has a default route of IPv6, fd00:a00:200::f; DNS is this host's, and this host's own loopback is not
-reached. With --network netns:PATH it gets the interfaces, addresses and routes of a network namespace, which takes root.
+and fd00:a00:200::f, as far as this host has default routes of IPv4 and IPv6; DNS is this host's, and this host's own loopback
+is not reached. With --network netns:PATH it gets the interfaces, addresses and routes of a network namespace, which takes root.
 /etc/resolv.conf is the container's then, unless a --volume is there.
 
 With --egress nothing leaves but by TCP and UDP to the destinations of the list: names, IPv4 addresses, or IPv6 addresses in

@@ -35,6 +35,7 @@ mod user;
 use std::{
     fs::{self, File},
     io,
+    net::Ipv4Addr,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -53,7 +54,7 @@ pub use found::Link;
 pub use loopback::Loopback;
 pub use redirect::Joined;
 pub use resolver::{ADDRESS as LISTED_DNS, Resolver};
-pub use user::DNS;
+pub use user::dns_servers;
 
 /// Why a guest cannot be given a network.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,10 @@ pub enum NetworkError {
     NoPasst,
     #[error("passt: {0}")]
     Passt(String),
+    #[error(
+        "--publish {0}: this host reaches the outside by IPv6 alone, and so does the guest: leave out the address"
+    )]
+    Published(Ipv4Addr),
     #[error("--egress cannot be enforced: {0}")]
     Egress(&'static str, #[source] io::Error),
     #[error("interface {name}: {why}")]

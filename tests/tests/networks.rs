@@ -258,6 +258,60 @@ fn a_guest_has_ipv6_where_its_host_has_and_pings_by_either() {
     });
 }
 
+#[test]
+fn a_guest_of_a_host_with_ipv6_alone_has_that() {
+    const NAME: &str = "a_guest_of_a_host_with_ipv6_alone_has_that";
+    const HOST: &str = "2001:db8:1::2";
+    if let Some(why) = no_passt() {
+        return skip(NAME, why);
+    }
+    in_a_thread(NAME, |resolv_conf| {
+        on_another_host(resolv_conf)?;
+        let ip = |words: &str| drop(Command::new("ip").args(words.split(' ')).status());
+        ip("-4 address flush dev outside");
+        ip("address add 2001:db8:1::2/64 dev outside nodad");
+        ip("address add 2001:db8:1::3/64 dev outside nodad");
+        ip("-6 route add default via 2001:db8:1::1 dev outside");
+        fs::write(resolv_conf, format!("nameserver {HOST}\n")).ok()?;
+        let host: IpAddr = HOST.parse().unwrap();
+        let asked = names(host, &[("listed.test", [192, 0, 2, 2])]);
+        let bytes: Vec<u8> = (0..LARGE).map(|n| (n * 7 / 3) as u8).collect();
+        let (port, published) = (server_at(host, bytes.clone()), free_port());
+        let to_publish = format!("{published}:80");
+        let serve = ["alpine", "nc", "-lk", "-p", "80", "-e", "cat"];
+        let sandbox = detached(["--network", "user", "-p", &to_publish].into_iter().chain(serve));
+        let script = format!(
+            "ip -4 -o address show eth0; cat /etc/resolv.conf; wget -qO- 'http://[{HOST}]:{port}' | sha256sum
+             nslookup -type=a listed.test | tail -n 2"
+        );
+        let out = sandbox.sh(&script);
+        let (text, error) = (out.text(), out.error());
+        assert!(text.starts_with("nameserver fd00:a00:200::3\n"), "{text} {error}");
+        assert!(
+            text.contains(&sha256(&bytes)) && text.ends_with("Address: 192.0.2.2"),
+            "{text} {error}"
+        );
+        assert_eq!(asked.recv_timeout(LIMIT).as_deref(), Ok("listed.test"));
+        for host in [HOST, "::1"] {
+            let to = SocketAddr::new(host.parse().unwrap(), published);
+            eventually("here", || tcp(to, "here"));
+        }
+        sandbox.verb("kill").ended_with(0);
+
+        let script = format!(
+            "wget -qO- 'http://[{HOST}]:{port}' | sha256sum; nc -w 2 2001:db8:1::3 {port} < /dev/null && echo CONNECTED
+             nc -w 2 {HOST} 53 < /dev/null && echo CONNECTED; true"
+        );
+        let list = format!("[{HOST}]:{port}");
+        let words = ["--network", "user", "--egress", &list, "alpine", "sh", "-c", &script];
+        let text = run(words).output().ended_with(0).text();
+        assert!(text.contains(&sha256(&bytes)) && !text.contains("CONNECTED"), "{text}");
+        let words = ["--network", "user", "-p", "127.0.0.1:80:80", "alpine", "true"];
+        run(words).output().ended_with(125).says(&["--publish 127.0.0.1", "leave out the address"]);
+        Some(())
+    });
+}
+
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Puts this thread, and what it starts, on a host of its own: 192.0.2.2 and 192.0.2.3, and a DNS server at the former.
@@ -281,7 +335,7 @@ fn on_another_host(resolv_conf: &Path) -> Option<()> {
 }
 
 /// A DNS server that has an address for every name it knows. Tells of what it is asked.
-fn names(address: Ipv4Addr, known: &'static [(&str, [u8; 4])]) -> mpsc::Receiver<String> {
+fn names(address: IpAddr, known: &'static [(&str, [u8; 4])]) -> mpsc::Receiver<String> {
     let socket = UdpSocket::bind((address, 53)).unwrap();
     let (asked, names) = mpsc::channel();
     thread::spawn(move || {
@@ -353,7 +407,7 @@ fn nothing_leaves_but_to_the_destinations_of_a_list() {
             ("other.test", [192, 0, 2, 3]),
             ("near.test", [127, 0, 0, 1]),
         ];
-        let asked = names(one, known);
+        let asked = names(one.into(), known);
         let (by_name, by_address) =
             (server(b"by name\n".to_vec()), server(b"by address\n".to_vec()));
         let (datagrams, came) = echo(one, 0);

@@ -7,7 +7,7 @@
 use std::{
     env,
     io::{self, BufReader, Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, Shutdown},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -35,7 +35,10 @@ use rustix::{
 use super::{
     NetworkError, Result,
     egress::{self, Cgroup},
-    user::{ADDRESS, ADDRESS_6, DNS, GATEWAY, GATEWAY_6, GATEWAY_MAC, MAC, MTU, PREFIX_LENGTH},
+    user::{
+        ADDRESS, ADDRESS_6, DNS, DNS_6, GATEWAY, GATEWAY_6, GATEWAY_MAC, MAC, MTU, PREFIX_LENGTH,
+        Reach,
+    },
 };
 use crate::{cli::Publish, pace::Pace, text::one_line};
 
@@ -67,7 +70,7 @@ impl Passt {
     pub fn start(
         tap: OwnedFd,
         ports: &[Publish],
-        ipv6: bool,
+        reach: Reach,
         cgroup: Option<Cgroup>,
         pace: Pace,
     ) -> Result<Self> {
@@ -81,8 +84,8 @@ impl Passt {
                 .map_err(|e| setup(e.into()))?;
         }
         let mut process =
-            Process::spawn(theirs.into(), arguments(ports, ipv6, cgroup.is_some()), cgroup)?;
-        process.ready(&stream, pace.limit(READY))?;
+            Process::spawn(theirs.into(), arguments(ports, reach, cgroup.is_some()), cgroup)?;
+        process.ready(&stream, &question(reach), pace.limit(READY))?;
         let blocking = || -> io::Result<_> {
             fcntl_setfl(&tap, fcntl_getfl(&tap)? | OFlags::NONBLOCK)?;
             Ok((tap.try_clone()?, stream.try_clone()?, stream.try_clone()?))
@@ -174,12 +177,11 @@ impl Process {
     }
 
     /// Asks for the gateway's address and waits for anything to come.
-    fn ready(&mut self, stream: &UnixStream, limit: Duration) -> Result<()> {
-        let question = arp();
+    fn ready(&mut self, stream: &UnixStream, question: &[u8], limit: Duration) -> Result<()> {
         let mut asking = stream;
         let asked = asking
             .write_all(&(question.len() as u32).to_be_bytes())
-            .and_then(|()| asking.write_all(&question))
+            .and_then(|()| asking.write_all(question))
             .and_then(|()| stream.set_read_timeout(Some(limit)));
         let peek = || retry_on_intr(|| recv(stream, &mut [0_u8; 1], RecvFlags::PEEK));
         let came = asked.and_then(|()| Ok(peek()?));
@@ -231,32 +233,36 @@ impl Drop for Process {
 }
 
 /// The guest's configuration is ours to say, and passt's to know. With a list of destinations it is not to ask for names.
-fn arguments(ports: &[Publish], ipv6: bool, listed: bool) -> Vec<String> {
+fn arguments(ports: &[Publish], reach: Reach, listed: bool) -> Vec<String> {
     let mut arguments =
         ["--foreground", "--quiet", "--no-dhcp", "--no-dhcpv6", "--no-ra", "--no-map-gw"]
             .map(String::from)
             .to_vec();
     for (option, value) in [
         ("--fd", STREAM.to_string()),
-        ("--address", ADDRESS.to_string()),
-        ("--netmask", PREFIX_LENGTH.to_string()),
-        ("--gateway", GATEWAY.to_string()),
         ("--mac-addr", GATEWAY_MAC.into()),
         ("--mtu", MTU.to_string()),
     ] {
         arguments.extend([option.into(), value]);
     }
-    if ipv6 {
-        let own = [("--address", ADDRESS_6), ("--gateway", GATEWAY_6)];
-        own.into_iter().for_each(|(option, it)| arguments.extend([option.into(), it.to_string()]));
-    } else {
-        arguments.push("--ipv4-only".into());
+    if reach.ipv4 {
+        arguments.extend(["--netmask".into(), PREFIX_LENGTH.to_string()]);
+    }
+    for (reached, other, [address, gateway, dns]) in [
+        (reach.ipv4, "--ipv6-only", [ADDRESS, GATEWAY, DNS].map(IpAddr::from)),
+        (reach.ipv6, "--ipv4-only", [ADDRESS_6, GATEWAY_6, DNS_6].map(IpAddr::from)),
+    ] {
+        if !reached {
+            arguments.push(other.into());
+            continue;
+        }
+        let own = [("--address", address), ("--gateway", gateway)].into_iter();
+        let own = own.chain((!listed).then_some(("--dns-forward", dns)));
+        own.for_each(|(option, it)| arguments.extend([option.into(), it.to_string()]));
     }
     if listed {
         // Not --no-icmp, which would take the neighbours of IPv6 too: it cannot make the sockets for pings.
         arguments.extend(["--dns", "none"].map(String::from));
-    } else {
-        arguments.extend(["--dns-forward".into(), DNS.to_string()]);
     }
     for (option, udp) in [("--tcp-ports", false), ("--udp-ports", true)] {
         let chosen: Vec<_> = ports.iter().filter(|port| port.udp == udp).map(spec).collect();
@@ -275,11 +281,34 @@ fn spec(port: &Publish) -> String {
     }
 }
 
-/// Who has the gateway's address? (RFC 826)
-pub(super) fn arp() -> Vec<u8> {
+/// Who has the gateway's address?
+pub(super) fn question(reach: Reach) -> Vec<u8> {
+    if reach.ipv4 { arp() } else { solicitation() }
+}
+
+/// By IPv4 (RFC 826).
+fn arp() -> Vec<u8> {
     const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
     let (own, gateway) = (ADDRESS.octets(), GATEWAY.octets());
     [&[0xff; 6][..], &MAC, &[8, 6], &REQUEST, &MAC, &own, &[0; 6], &gateway].concat()
+}
+
+/// By IPv6 (RFC 4861, 4.3), of the multicast group of the address (RFC 4291, 2.7.1).
+fn solicitation() -> Vec<u8> {
+    const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 2);
+    const LEN: u16 = 32;
+    const ICMPV6: u8 = 58;
+    // A solicitation, its checksum to come, and the address of who asks as an option.
+    let mut body = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &GATEWAY_6.octets(), &[1, 1], &MAC].concat();
+    let addresses = [ADDRESS_6.octets(), GROUP.octets()].concat();
+    let summed = [&addresses[..], &[0, 0], &LEN.to_be_bytes(), &[0, 0, 0, ICMPV6], &body].concat();
+    let sum: u32 =
+        summed.chunks_exact(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !((sum + (sum >> 16)) as u16);
+    body[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let header = [&[0x60, 0, 0, 0][..], &LEN.to_be_bytes(), &[ICMPV6, 255], &addresses].concat();
+    [&[0x33, 0x33, 0xff, 0, 0, 2][..], &MAC, &[0x86, 0xdd], &header, &body].concat()
 }
 
 /// Until the stream ends.
@@ -373,6 +402,18 @@ mod tests {
         // What is cut short has no address that passt could read.
         let whole = v4([127, 0, 0, 1]);
         (0..34).for_each(|len| assert!(!is_to_loopback(&whole[..len])));
-        assert!(!is_to_loopback(&arp()));
+        assert!(!is_to_loopback(&arp()) && !is_to_loopback(&solicitation()));
+    }
+
+    #[test]
+    fn a_question_by_ipv6_has_its_checksum() {
+        let frame = solicitation();
+        assert_eq!(frame.len(), 14 + 40 + 32);
+        let words = |bytes: &[u8]| -> u32 {
+            bytes.chunks(2).map(|two| u32::from(u16::from_be_bytes([two[0], two[1]]))).sum()
+        };
+        // Of addresses and what is behind them, with the pseudo-header's length and kind.
+        let sum = words(&frame[22..]) + 32 + 58;
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
     }
 }

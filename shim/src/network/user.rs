@@ -11,7 +11,7 @@
 //! passt(1) opens a socket of the host for each of the guest's connections. pasta(1) would put its tap there by itself, but
 //! hands what comes from the host's loopback to sockets of the namespace, where no VM is.
 //!
-//! There is IPv6 where the host has a route to everywhere by it. The guest's address is a local one (RFC 4193), by which
+//! There is IPv4, and IPv6, where the host has a route to everywhere by it. The guest's address of the latter is a local one (RFC 4193), by which
 //! whoever has a choice prefers IPv4 (RFC 6724).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -40,10 +40,12 @@ const NETWORK_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa00, 0x200, 0, 0, 0, 0, 0);
 pub(super) const ADDRESS_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa00, 0x200, 0, 0, 0, 0, 0xf);
 const PREFIX_LENGTH_6: u8 = 64;
 pub(super) const GATEWAY_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa00, 0x200, 0, 0, 0, 0, 2);
-/// An address that is reached by a default route alone (RFC 3849).
-const ELSEWHERE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
-/// Where the host's DNS servers are for the guest.
-pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// Addresses that are reached by a default route alone (RFC 5737, RFC 3849).
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const ELSEWHERE_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
+/// Where the host's DNS servers of either kind are for the guest.
+pub(super) const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+pub(super) const DNS_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa00, 0x200, 0, 0, 0, 0, 3);
 /// What passt takes at most: it cuts nothing, as the host's sockets do that.
 pub(super) const MTU: u16 = 65520;
 
@@ -51,6 +53,10 @@ impl Network {
     /// One behind passt, whose ports of the host lead to the guest. With a list of destinations nothing else is reached.
     /// Blocks until passt is ready, for milliseconds.
     pub fn user(ports: &[Publish], egress: Option<&Egress>, pace: Pace) -> Result<Self> {
+        let reach = Reach::of_host();
+        if let Some(address) = ports.iter().find_map(|port| port.address).filter(|_| !reach.ipv4) {
+            return Err(NetworkError::Published(address));
+        }
         let (cgroup, names) = egress.map(egress::enforce).transpose()?.unzip();
         let Private { netlink, tuns: [guests, passts] } = Private::new()?;
         let failed =
@@ -63,10 +69,9 @@ impl Network {
         let tap = tap::of(guests, NAME)?;
         let config = config(Some(&link));
         joined.add(&tap, Some(link))?;
-        let ipv6 = has_ipv6();
-        let passt = Passt::start(passts, ports, ipv6, cgroup, pace)?;
+        let passt = Passt::start(passts, ports, reach, cgroup, pace)?;
         Ok(Self {
-            request: request(ipv6),
+            request: request(reach),
             nets: vec![Net { config, tap: tap.queues }],
             joined: joined.behind(passt),
             resolver: names.map(Resolver::Listed),
@@ -75,18 +80,48 @@ impl Network {
     }
 }
 
-/// Whether passt has, too: that takes an interface with a link-local address besides.
-fn has_ipv6() -> bool {
-    let connected = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| {
+/// By what a host reaches everywhere. So does passt, which takes an interface with a link-local address besides for IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    pub ipv4: bool,
+    pub ipv6: bool,
+}
+
+impl Reach {
+    fn of_host() -> Self {
+        let ipv6 = reaches(Ipv6Addr::UNSPECIFIED.into(), ELSEWHERE_6.into());
+        // Without any, passt says what it misses.
+        Self { ipv4: !ipv6 || reaches(Ipv4Addr::UNSPECIFIED.into(), ELSEWHERE.into()), ipv6 }
+    }
+}
+
+fn reaches(from: IpAddr, to: IpAddr) -> bool {
+    let connected = UdpSocket::bind((from, 0)).and_then(|socket| {
         // Nothing is sent: the kernel looks for a route.
-        socket.connect((ELSEWHERE, 9))?;
+        socket.connect((to, 9))?;
         socket.local_addr()
     });
     connected.is_ok_and(|own| !own.ip().is_loopback())
 }
 
+/// Those of the guest, for a host with this resolv.conf: one for each kind that the host has and reaches.
+pub fn dns_servers(resolv_conf: &str) -> Vec<IpAddr> {
+    of_servers(resolv_conf, Reach::of_host())
+}
+
+fn of_servers(resolv_conf: &str, reach: Reach) -> Vec<IpAddr> {
+    let servers = resolv_conf.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    let servers: Vec<IpAddr> = servers.filter_map(|server| server.trim().parse().ok()).collect();
+    let has = |ipv4| servers.iter().any(|server| server.is_ipv4() == ipv4);
+    let all = [
+        (reach.ipv4 && (has(true) || !reach.ipv6 || !has(false)), DNS.into()),
+        (reach.ipv6 && (has(false) || !reach.ipv4), DNS_6.into()),
+    ];
+    all.into_iter().filter_map(|(is_there, server)| is_there.then_some(server)).collect()
+}
+
 /// What the guest is told.
-fn request(ipv6: bool) -> ConfigureNetworkRequest {
+fn request(reach: Reach) -> ConfigureNetworkRequest {
     let octets = |address: IpAddr| match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -102,18 +137,22 @@ fn request(ipv6: bool) -> ConfigureNetworkRequest {
         ..Default::default()
     };
     let (near, everywhere) = (libc::RT_SCOPE_LINK, libc::RT_SCOPE_UNIVERSE);
-    let mut addresses = vec![Address {
-        ip: octets(ADDRESS.into()),
-        prefix_length: PREFIX_LENGTH.into(),
-        broadcast: octets(BROADCAST.into()),
-        scope: everywhere.into(),
-        ..Default::default()
-    }];
-    let mut routes = vec![
-        route(NETWORK.into(), PREFIX_LENGTH, near, octets(ADDRESS.into()), Vec::new()),
-        route(Ipv4Addr::UNSPECIFIED.into(), 0, everywhere, Vec::new(), octets(GATEWAY.into())),
-    ];
-    if ipv6 {
+    let (mut addresses, mut routes) = (Vec::new(), Vec::new());
+    if reach.ipv4 {
+        addresses.push(Address {
+            ip: octets(ADDRESS.into()),
+            prefix_length: PREFIX_LENGTH.into(),
+            broadcast: octets(BROADCAST.into()),
+            scope: everywhere.into(),
+            ..Default::default()
+        });
+        let gateway = octets(GATEWAY.into());
+        routes.extend([
+            route(NETWORK.into(), PREFIX_LENGTH, near, octets(ADDRESS.into()), Vec::new()),
+            route(Ipv4Addr::UNSPECIFIED.into(), 0, everywhere, Vec::new(), gateway),
+        ]);
+    }
+    if reach.ipv6 {
         addresses.push(Address {
             ip: octets(ADDRESS_6.into()),
             prefix_length: PREFIX_LENGTH_6.into(),
@@ -132,7 +171,7 @@ fn request(ipv6: bool) -> ConfigureNetworkRequest {
             name: NAME.into(),
             mtu: MTU.into(),
             addresses,
-            disable_ipv6: !ipv6,
+            disable_ipv6: !reach.ipv6,
             ..Default::default()
         }],
         routes,
@@ -151,6 +190,19 @@ mod tests {
 
     use super::{super::passt, *};
 
+    #[test]
+    fn the_guest_has_a_dns_server_of_each_kind_that_its_host_has_and_reaches() {
+        let both = "nameserver 192.0.2.53\nnameserver 2001:db8::53\n";
+        let of = |ipv4, ipv6, text: &str| of_servers(text, Reach { ipv4, ipv6 });
+        let (four, six) = (IpAddr::from(DNS), IpAddr::from(DNS_6));
+        assert_eq!(of(true, true, both), [four, six]);
+        assert_eq!(of(true, false, both), [four]);
+        assert_eq!(of(false, true, both), [six]);
+        assert_eq!(of(true, true, "nameserver 127.0.0.53\nsearch lan\n"), [four]);
+        assert_eq!(of(true, true, "nameserver 2001:db8::53\nnameserver fe80::1%eth0\n"), [six]);
+        assert_eq!((of(true, true, ""), of(false, true, "")), (vec![four], vec![six]));
+    }
+
     /// Of a tap as it is made, before a VMM sets it up.
     const HEADER: usize = 10;
 
@@ -167,9 +219,15 @@ mod tests {
         let mut answer = vec![0; 2000];
         let answers = |len: usize, answer: &[u8]| {
             let frame = &answer[HEADER..len];
-            frame[..6] == MAC && frame[12..14] == [8, 6] && frame[28..32] == GATEWAY.octets()
+            let by_ipv4 = frame[12..14] == [8, 6] && frame[28..32] == GATEWAY.octets();
+            let by_ipv6 = || {
+                let advertised = frame.get(62..78) == Some(&GATEWAY_6.octets()[..]);
+                frame[12..14] == [0x86, 0xdd] && frame[54] == 136 && advertised
+            };
+            frame[..6] == MAC && (by_ipv4 || by_ipv6())
         };
-        write(tap, &[&[0; HEADER][..], &passt::arp()].concat()).unwrap();
+        let question = passt::question(Reach::of_host());
+        write(tap, &[&[0; HEADER][..], &question].concat()).unwrap();
         while !read(tap, &mut answer).is_ok_and(|len| answers(len, &answer)) {
             assert!(Instant::now() < deadline, "no answer");
             std::thread::sleep(Duration::from_millis(10));

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    net::IpAddr,
     path::PathBuf,
 };
 
@@ -155,7 +156,7 @@ pub fn resolv_conf(args: &NetworkArgs, spec: &mut Spec) -> Vec<HostFile> {
         NetworkChoice::User if args.egress.is_some() => {
             format!("nameserver {}\n", network::LISTED_DNS)
         }
-        NetworkChoice::User => with_our_server(&host),
+        NetworkChoice::User => with_servers(&host, &network::dns_servers(&host)),
         NetworkChoice::Namespace(_) => host,
     };
     let mut mounts = spec.mounts().clone().unwrap_or_default();
@@ -173,11 +174,11 @@ pub fn resolv_conf(args: &NetworkArgs, spec: &mut Spec) -> Vec<HostFile> {
     vec![HostFile { source: SOURCE.into(), content: content.into(), mode: 0o644 }]
 }
 
-/// The host's search list and options, with the server that stands for the host's.
-fn with_our_server(host: &str) -> String {
-    let kept = host.lines().filter(|line| line.starts_with(['s', 'o']));
-    let server = format!("nameserver {}", network::DNS);
-    kept.chain([&*server]).map(|line| format!("{line}\n")).collect()
+/// The host's search list and options, with the servers that stand for the host's.
+fn with_servers(host: &str, servers: &[IpAddr]) -> String {
+    let kept = host.lines().filter(|line| line.starts_with(['s', 'o'])).map(String::from);
+    let servers = servers.iter().map(|server| format!("nameserver {server}"));
+    kept.chain(servers).map(|line| line + "\n").collect()
 }
 
 #[cfg(test)]
@@ -213,6 +214,6 @@ mod tests {
     fn names_are_looked_up_at_the_gateways_server() {
         let host = "# x\nnameserver 127.0.0.53\nsearch lan\noptions edns0\nsortlist x\n";
         let guests = "search lan\noptions edns0\nsortlist x\nnameserver 10.0.2.3\n";
-        assert_eq!(with_our_server(host), guests);
+        assert_eq!(with_servers(host, &[[10, 0, 2, 3].into()]), guests);
     }
 }
