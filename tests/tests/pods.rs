@@ -19,10 +19,9 @@ host!(runc_1_7 = Runc V1_7: a_pod a_pod_that_shares_processes streams containerd
 host!(runc_1_7_again = Runc V1_7: a_pod_with_users);
 host!(runc_2_1 = Runc V2_1: a_pod streams by_podsandbox);
 host!(ampoule_1_6 = Ampoule V1_6: a_pod a_pod_that_shares_processes streams containerd_killed);
-host!(ampoule_1_7 = Ampoule V1_7: a_pod_with_users);
-host!(ampoule_1_7_again = Ampoule V1_7: a_pod streams);
-host!(ampoule_2_1 = Ampoule V2_1: by_podsandbox by_shim a_pod_with_users a_pod_with_users_by_shim);
-host!(ampoule_2_1_again = Ampoule V2_1: a_pod streams streams_by_shim);
+host!(ampoule_1_7_again = Ampoule V1_7: a_pod streams a_pod_with_users);
+host!(ampoule_2_1 = Ampoule V2_1: by_podsandbox by_shim a_pod_with_users);
+host!(ampoule_2_1_again = Ampoule V2_1: a_pod streams streams_by_shim a_pod_with_users_by_shim);
 
 /// As the kubelet has them by default: processes are each container's own.
 const OWN_PROCESSES: NamespaceOption = NamespaceOption { network: 0, pid: 1, ipc: 0, users: None };
