@@ -1,6 +1,8 @@
 //! The task that owns a sandbox. Everything reaches it as one of three: a request of a handle, the end of a
 //! call to the agent, a report of the VM. It never waits for anything else: calls run beside it.
 
+mod network;
+
 use std::{
     collections::HashMap,
     mem,
@@ -29,13 +31,11 @@ use super::{
     follower::{Follower, Looked},
     shares::{Batch, Shares},
     table::Table,
-    wire::{UNKNOWN, answers, exit, exit_of, failure, file, listen, realtime_ns, rootfs, streams},
+    wire::{UNKNOWN, exit, exit_of, failure, file, listen, realtime_ns, rootfs, streams},
 };
 use crate::{
     agent::{Agent, AgentError, Code},
-    error::chain_text,
     id::Id,
-    network::{Link, Resolver},
     spec::{Counterparts, guest_process, guest_spec, left_out},
     text::one_line,
     vm::{Cause, Death, Disk, Report, Vm},
@@ -515,79 +515,6 @@ impl Owner {
                 Done::DiskOverdue(slot, turn)
             });
         }
-    }
-
-    // The network.
-
-    fn attach_network(&mut self, container: Id, reply: Reply<()>) {
-        match self.network.attach(container) {
-            Some(look) => {
-                self.calls.spawn(async move { Done::NetworkLooked(look.await, Some(reply)) });
-            }
-            None => answer(reply, Ok(())),
-        }
-    }
-
-    fn follow_network(&mut self) {
-        if let Some(change) = self.network.follow() {
-            self.calls.spawn(async move { Done::NetworkLooked(change.await, None) });
-        }
-    }
-
-    fn network_looked(&mut self, looked: Looked, reply: Option<Reply<()>>) {
-        let change = match self.network.looked(looked) {
-            Ok(Some(change)) => change,
-            Ok(None) => return self.network_told(Vec::new(), Ok(()), reply),
-            Err(error) => {
-                return match reply {
-                    Some(reply) => answer(reply, Err(error.into())),
-                    None => {
-                        let error = chain_text(&error);
-                        tracing::warn!(error, "the guest's network does not follow any more");
-                    }
-                };
-            }
-        };
-        let plugged = self.plug(&change.plugged, change.resolver);
-        let mut request = change.request;
-        match plugged {
-            Ok(port) => request.resolver_port = port,
-            Err(error) => return reply.map_or((), |reply| answer(reply, Err(error))),
-        }
-        let agent = self.agent.clone();
-        self.calls.spawn(async move {
-            let told = agent.configure_network(&request).await;
-            Done::NetworkTold(change.unplugged, told, reply)
-        });
-    }
-
-    /// Returns the port on which the guest has names looked up.
-    fn plug(&self, links: &[(u8, Link)], resolver: Option<Resolver>) -> Result<u32, SandboxError> {
-        let vm = self.alive()?;
-        for (number, link) in links {
-            vm.plug_net(*number, link).map_err(SandboxError::Vm)?;
-        }
-        answers(vm, resolver).map_err(SandboxError::Vm)
-    }
-
-    fn network_told(
-        &mut self,
-        unplugged: Vec<u8>,
-        told: Result<(), AgentError>,
-        reply: Option<Reply<()>>,
-    ) {
-        if let Some(vm) = &self.vm {
-            // Without it the VM ends, whose death says why.
-            unplugged.into_iter().for_each(|number| drop(vm.unplug_net(number)));
-        }
-        match (reply, told) {
-            (Some(reply), told) => self.pass_on(reply, told.map_err(SandboxError::from)),
-            (None, Err(error)) => {
-                tracing::warn!(%error, "the guest's network is not what the host's is");
-            }
-            (None, Ok(())) => {}
-        }
-        self.follow_network();
     }
 
     // The VM.
