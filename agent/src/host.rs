@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use ampoule_agent_api::{AGENT_PORT, agent_ttrpc::create_agent};
@@ -14,14 +15,17 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
 };
-use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+use tokio_vsock::VsockStream;
 use ttrpc::r#async::{Server, transport::Listener};
 
-use crate::service::Service;
+use crate::{dial, service::Service};
+
+/// For the host to answer, which waits for that as long as its user says.
+const CONNECT: Duration = Duration::from_secs(60);
 
 /// Dials the host.
 pub async fn dial() -> io::Result<VsockStream> {
-    VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, AGENT_PORT)).await
+    dial::connect(AGENT_PORT, CONNECT).await
 }
 
 /// Serves the host until it goes.

@@ -22,6 +22,7 @@ mod cgroup;
 mod clock;
 mod console;
 mod container;
+mod dial;
 mod error;
 mod files;
 mod follow;

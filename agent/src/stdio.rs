@@ -28,10 +28,10 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+use tokio_vsock::VsockStream;
 
 use crate::{
-    pace,
+    dial, pace,
     plan::{StepError, at},
 };
 
@@ -139,11 +139,8 @@ pub async fn dial(port: u32) -> Result<Option<VsockStream>, StepError> {
         return Ok(None);
     }
     let object = || format!("host port {port}");
-    let connect = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port));
-    match timeout(pace::limit(CONNECT), connect).await {
-        Ok(stream) => Ok(Some(stream.map_err(at("stdio", object()))?)),
-        Err(_) => Err(at("stdio", object())(io::Error::from(io::ErrorKind::TimedOut))),
-    }
+    let stream = dial::connect(port, pace::limit(CONNECT)).await;
+    Ok(Some(stream.map_err(at("stdio", object()))?))
 }
 
 /// Host to process, until either has enough.
