@@ -12,7 +12,7 @@ use std::{
 };
 
 use ampoule_tests::{
-    Detached, Outcome, ampoule, detached, host_address, no_passt, program, root, run, skip, stage,
+    Outcome, ampoule, detached, host_address, no_passt, program, root, run, skip, stage,
 };
 use rustix::{
     process::{Pid, Signal, kill_process},
@@ -73,17 +73,12 @@ fn eventually(expected: &str, mut what: impl FnMut() -> Option<String>) {
 
 /// The PID of the passt that a process has started.
 fn passt_of(parent: u64) -> Option<i32> {
-    child_of(parent, "passt")
-}
-
-/// Of a child by the beginning of its name.
-fn child_of(parent: u64, program: &str) -> Option<i32> {
     let all = fs::read_dir("/proc").unwrap().flatten();
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let mut words = stat.split(['(', ')', ' ']).filter(|word| !word.is_empty());
-        let named = words.nth(1).is_some_and(|name| name.starts_with(program));
-        named && words.next() != Some("Z") && words.next() == Some(&parent.to_string())
+        let passt = words.nth(1).is_some_and(|name| name.starts_with("passt"));
+        passt && words.next() != Some("Z") && words.next() == Some(&parent.to_string())
     })
 }
 
@@ -555,10 +550,8 @@ fn a_network_namespace_is_the_guests() {
 
 /// A running guest gets what comes, and loses what goes. Its `net7` is there.
 fn follows(ip: impl Fn(&str) -> Outcome, path: &str) {
-    let serve =
-        "for port in 80 81 82 83; do while :; do nc -l -p $port -e sha256sum; done & done; wait";
-    let words = ["--privileged", "--cpus", "2", "--network", path, "alpine", "sh", "-c", serve];
-    let sandbox = detached(words);
+    let serve = "while :; do nc -l -p 80 -e sha256sum; done";
+    let sandbox = detached(["--network", path, "alpine", "sh", "-c", serve]);
     let guest = |script: &str| Some(sandbox.sh(script).text());
     ip("-n NAME address add 10.77.1.2/24 dev net7").ended_with(0);
     ip("-n NAME route add 10.98.0.0/16 via 10.77.0.1").ended_with(0);
@@ -577,7 +570,6 @@ fn follows(ip: impl Fn(&str) -> Outcome, path: &str) {
         let both = "nexthop via 10.77.0.1 dev net7 nexthop via 10.78.0.1 dev late8";
         ip(&format!("-n NAME route add 10.99.0.0/16 {both}")).ended_with(0);
     };
-    many_flows(&sandbox, [10, 77, 0, 1], [10, 77, 0, 2]);
     let there = "ip link show late8 2>&1 | grep -o 'mtu 9000'; ip -4 address show late8 2>&1 | grep -o 10.78.0.2/24";
     let spread =
         "for n in $(seq 40); do ip route get 10.99.0.$n; done | grep -o 'dev [a-z0-9]*' | sort -u";
@@ -604,7 +596,6 @@ fn follows(ip: impl Fn(&str) -> Outcome, path: &str) {
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with(&sum), "{answer}");
     }
-    many_flows(&sandbox, [10, 78, 0, 1], [10, 78, 0, 2]);
     ip("link delete v78").ended_with(0);
     eventually("0", || guest(gone));
     // Its device can be another one's, as often as that comes.
@@ -612,54 +603,12 @@ fn follows(ip: impl Fn(&str) -> Outcome, path: &str) {
     eventually("mtu 9000\n10.78.0.2/24", || guest(there));
     ip("-n NAME link delete late8").ended_with(0);
     eventually("0", || guest(gone));
-    // A driver may let go of a device with several pairs of queues, and take it again.
-    let again = "cd /sys/bus/virtio/drivers/virtio_net; for device in virtio*; do echo $device > unbind; echo $device > bind; done
-        ls /sys/class/net/eth0/queues | xargs";
-    assert_eq!(sandbox.sh(again).ended_with(0).text(), "rx-0 rx-1 tx-0 tx-1");
     // What it was booted with goes likewise, and all else goes on.
     ip("link delete v77").ended_with(0);
     eventually("lo", || guest("ls /sys/class/net | xargs"));
     sandbox.verb("kill").ended_with(0);
     let left = ip("-n NAME -o link").ended_with(0).text();
     assert!(!left.contains("ampoule") && !left.contains("net7"), "{left}");
-}
-
-/// Both ways at once, by as many pairs of queues as there are vCPUs: with both threads of the VMM's.
-fn many_flows(sandbox: &Detached, host: [u8; 4], own: [u8; 4]) {
-    let vmm = child_of(sandbox.record()["pid"].as_u64().unwrap(), "ampoule-vmm").unwrap();
-    let turns = || -> u64 {
-        let tasks = fs::read_dir(format!("/proc/{vmm}/task")).unwrap().flatten();
-        let mut status =
-            tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
-        let status =
-            status.find(|status| status.starts_with("Name:\tqueues1\n")).expect("its thread");
-        let turns = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        turns.unwrap().trim().parse().unwrap()
-    };
-    let bytes: Vec<u8> = (0..LARGE).map(|n| (n * 7 / 3) as u8).collect();
-    let (sum, before) = (sha256(&bytes), turns());
-    let ports = [(); 4].map(|()| server(bytes.clone()).to_string()).join(" ");
-    let host = Ipv4Addr::from(host);
-    thread::scope(|scope| {
-        for port in 80..84 {
-            let (bytes, sum) = (&bytes, &sum);
-            scope.spawn(move || {
-                let to = SocketAddr::from((own, port));
-                let mut stream = TcpStream::connect_timeout(&to, LIMIT).unwrap();
-                stream.set_read_timeout(Some(LIMIT)).unwrap();
-                stream.write_all(bytes).unwrap();
-                stream.shutdown(std::net::Shutdown::Write).unwrap();
-                let mut answer = String::new();
-                stream.read_to_string(&mut answer).unwrap();
-                assert!(answer.starts_with(sum), "{answer}");
-            });
-        }
-        let script =
-            format!("for port in {ports}; do wget -qO- {host}:$port | sha256sum & done; wait");
-        let sums = sandbox.sh(&script).ended_with(0).text();
-        assert_eq!(sums.matches(&sum).count(), 4, "{sums}");
-    });
-    assert!(turns() > before + 20, "{before} {}", turns());
 }
 
 /// What Debian's CNI plugins make of a namespace, one after the other as of a list: a bridge with a published port and a

@@ -22,7 +22,7 @@ use rustix::{
     },
 };
 
-/// Descriptors: 1,023 vsock streams, 16 disks or network devices of a few taps, some eventfds for each device and vCPU.
+/// Descriptors: 1,023 vsock streams, 16 disks or taps, some eventfds for each device and vCPU.
 const MAX_DESCRIPTORS: u64 = 2048;
 
 /// A step that must work and did not.

@@ -9,9 +9,8 @@ const KVM_RUN: u32 = 0xae80;
 /// KVM_GET_REGS, `_IOR(0xae, 0x81, struct kvm_regs)`.
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 
-/// A tap's offloads, and whether one of its queues is attached; without effect on anything else.
+/// A tap's offloads; without effect on anything else.
 const SET_OFFLOAD: u32 = TUNSETOFFLOAD as u32;
-const SET_QUEUE: u32 = TUNSETQUEUE as u32;
 
 /// The two modes of fallocate that a disk uses; neither changes the size of the file.
 const PUNCH_HOLE: u32 = (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) as u32;
@@ -57,8 +56,8 @@ const COMMON: &[Rule] = &[
 /// vCPU threads: the guest runs, and accesses to device registers are answered.
 const VCPU: &[Rule] = &[
     // Run the guest; say where it was when KVM could not go on; tell a tap which offloads the driver has
-    // accepted, which is done where it writes DRIVER_OK, and of a reset that only its first queue is in use.
-    (SYS_ioctl, OneOf(1, &[KVM_RUN, KVM_GET_REGS, SET_OFFLOAD, SET_QUEUE])),
+    // accepted, which is done where it writes DRIVER_OK.
+    (SYS_ioctl, OneOf(1, &[KVM_RUN, KVM_GET_REGS, SET_OFFLOAD])),
 ];
 
 /// The main thread: control socket and devices.
@@ -83,27 +82,11 @@ const MAIN: &[Rule] = &[
     (SYS_writev, Any),
     // When a network device may go on after a rate limit.
     (SYS_timerfd_settime, Any),
-    // Which of a tap's queues are in use, when the driver says that.
-    (SYS_ioctl, OneOf(1, &[SET_QUEUE])),
     // A disk being attached: its kind and size.
     (SYS_fstat, Any),
     (SYS_lseek, Any),
     // virtio-rng, and the seeds of hash maps.
     (SYS_getrandom, Any),
-    // Goes on with a wait that a signal interrupted.
-    (SYS_restart_syscall, Any),
-];
-
-/// Threads that serve further pairs of queues of network devices.
-const PAIRS: &[Rule] = &[
-    // The event loop, and each tap's own set.
-    (SYS_epoll_wait, Any),
-    (SYS_epoll_pwait, Any),
-    // Frames.
-    (SYS_readv, Any),
-    (SYS_writev, Any),
-    // When they may go on after a rate limit.
-    (SYS_timerfd_settime, Any),
     // Goes on with a wait that a signal interrupted.
     (SYS_restart_syscall, Any),
 ];
@@ -116,11 +99,6 @@ pub fn vcpu() -> Result<Filter, SeccompError> {
 /// The filter of the main thread.
 pub fn main() -> Result<Filter, SeccompError> {
     Filter::compile(&[COMMON, MAIN])
-}
-
-/// The filter of the threads of further pairs of queues.
-pub fn pairs() -> Result<Filter, SeccompError> {
-    Filter::compile(&[COMMON, PAIRS])
 }
 
 #[cfg(test)]
@@ -153,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_filters_compile_and_leave_the_dangerous_calls_out() {
-        for lists in [[COMMON, VCPU], [COMMON, MAIN], [COMMON, PAIRS]] {
+        for lists in [[COMMON, VCPU], [COMMON, MAIN]] {
             Filter::compile(&lists).unwrap();
             let mut allowed: Vec<_> =
                 lists.concat().into_iter().map(|(syscall, _)| syscall).collect();
@@ -193,7 +171,7 @@ mod tests {
             // SAFETY: system calls that fail or do nothing, in a child made for it.
             unsafe { syscall(number, arguments[0], arguments[1], arguments[2]) };
         }
-        let (main, vcpu, pairs) = (main().unwrap(), vcpu().unwrap(), pairs().unwrap());
+        let (main, vcpu) = (main().unwrap(), vcpu().unwrap());
         let allowed: [fn(); 4] = [
             || call(SYS_getpid, [0; 3]),
             || call(SYS_write, [-1, 0, 0]),
@@ -209,7 +187,7 @@ mod tests {
             || call(SYS_mprotect, [0, 0, PROT_EXEC.into()]),
             || call(SYS_ioctl, [-1, FIOCLEX as c_long, 0]),
         ];
-        for filter in [&main, &vcpu, &pairs] {
+        for filter in [&main, &vcpu] {
             assert!(allowed.iter().all(|act| under(filter, *act) == 0));
             assert!(forbidden.iter().all(|act| under(filter, *act) == SIGSYS));
         }
@@ -217,11 +195,6 @@ mod tests {
         assert_eq!((under(&vcpu, run), under(&main, run)), (0, SIGSYS));
         let offload: fn() = || call(SYS_ioctl, [-1, SET_OFFLOAD.into(), 0]);
         assert_eq!((under(&vcpu, offload), under(&main, offload)), (0, SIGSYS));
-        let queue: fn() = || call(SYS_ioctl, [-1, SET_QUEUE.into(), 0]);
-        assert_eq!(
-            (under(&vcpu, queue), under(&main, queue), under(&pairs, queue)),
-            (0, 0, SIGSYS)
-        );
         let receive: fn() = || call(SYS_recvmsg, [-1, 0, 0]);
         assert_eq!((under(&vcpu, receive), under(&main, receive)), (SIGSYS, 0));
     }

@@ -12,8 +12,7 @@
 //! # Threads
 //! vCPU threads enter through [`transport::MmioTransport`] (a [`crate::bus::BusDevice`]); everything else
 //! happens in [`worker::Worker`] on the thread of the event loop. Both lock the device, so that a reset
-//! returns when the work in flight is done. A network device's further pairs of queues have a lock and a thread each,
-//! whose event loop serves nothing else; what is done to the whole device takes their locks one after the other. A kick that comes before activation, or after a fault, is
+//! returns when the work in flight is done. A kick that comes before activation, or after a fault, is
 //! drained and ignored.
 //!
 //! # Wiring
@@ -32,12 +31,11 @@
 //!
 //! # System calls
 //! - vCPU threads (register accesses, activation, reset): `read`, `write`, `futex`; `epoll_ctl`, `close`;
-//!   net: `ioctl(TUNSETOFFLOAD)`, `ioctl(TUNSETQUEUE)`.
+//!   net: `ioctl(TUNSETOFFLOAD)`.
 //! - The event loop's thread: `read`, `write`, `futex`; block: `preadv`, `pwritev`, `fdatasync`,
 //!   `fallocate`, and to attach and detach `fstat`, `lseek`, `close`; vsock: `epoll_wait`, `epoll_ctl`,
 //!   `recvmsg`, `sendmsg`, `shutdown`, `close`; rng: `getrandom`; net: `epoll_wait`, `readv`, `writev`,
-//!   `timerfd_settime`, `ioctl(TUNSETQUEUE)`; fs: `epoll_wait`, `recvmsg`, `sendmsg`.
-//! - Threads of further pairs of queues: `read`, `write`, `futex`, `epoll_wait`, `readv`, `writev`, `timerfd_settime`.
+//!   `timerfd_settime`; fs: `epoll_wait`, `recvmsg`, `sendmsg`.
 //! - To make a device and its transport: `eventfd2`, `epoll_create1`; net: `fcntl`, the taps' `ioctl`s,
 //!   `timerfd_create`.
 //!
@@ -83,16 +81,7 @@ pub trait VirtioDevice: Send {
     /// Copies configuration space from `offset`; bytes past its end stay zero. No device here has a
     /// writable field.
     fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// How many of them a driver sets up that has accepted these features, from the first one on. `None`: these do not go
-    /// together.
-    fn queues_with(&self, _features: u64) -> Option<usize> {
-        Some(self.queue_max_sizes().len())
-    }
-    /// Those that it serves itself, and not by a [`Seat`](worker::Seat) for a part of it.
-    fn own_queues(&self) -> Vec<usize> {
-        (0..self.queue_max_sizes().len()).collect()
-    }
-    /// `DRIVER_OK`: takes over as many queues as [`queues_with`](Self::queues_with) says.
+    /// `DRIVER_OK`: takes over one queue for each of [`queue_max_sizes`](Self::queue_max_sizes).
     fn activate(&mut self, active: Active);
     /// Gives up the queues and whatever the guest had in flight. Also how a device falls quiet after a
     /// fault; may be called at any time.

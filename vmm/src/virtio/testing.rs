@@ -12,11 +12,8 @@ use virtio_bindings::{virtio_config::*, virtio_mmio::*, virtio_ring::*};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    VirtioDevice, Wake,
-    fault::FaultSink,
-    lock,
-    transport::MmioTransport,
-    worker::{Seat, Worker},
+    SharedDevice, VirtioDevice, Wake, fault::FaultSink, lock, transport::MmioTransport,
+    worker::Worker,
 };
 use crate::{bus::BusDevice, memory::GuestMemory};
 
@@ -95,7 +92,7 @@ pub struct Guest {
     pub worker: Worker,
     pub queues: Vec<Rings>,
     pub faults: Arc<Mutex<Vec<String>>>,
-    others: Vec<Box<dyn Fn() -> bool>>,
+    device: SharedDevice,
 }
 
 impl Guest {
@@ -106,11 +103,11 @@ impl Guest {
         let sink: FaultSink =
             Arc::new(move |_, fault| reports.lock().unwrap().push(chain_of_causes(fault)));
         let memory = memory();
+        let transport = MmioTransport::new("test", device.clone(), memory.clone(), sink).unwrap();
         let sizes = lock(&*device).queue_max_sizes();
-        let transport = MmioTransport::new("test", device, memory.clone(), sink).unwrap();
         let queues = (0..).zip(sizes).map(|(i, &size)| Rings::new(i, size)).collect();
         let worker = transport.worker();
-        Self { memory, transport, worker, queues, faults, others: Vec::new() }
+        Self { memory, transport, worker, queues, faults, device }
     }
 
     /// A device in operation, with every feature.
@@ -300,13 +297,25 @@ impl Guest {
 
     /// One round of the event loop; says whether anything happened.
     pub fn step(&mut self) -> bool {
-        let busy = turn(&self.worker);
-        self.others.iter().fold(busy, |busy, other| other() | busy)
-    }
-
-    /// Has a worker of a part of the device, and an event loop for it.
-    pub fn add<S: Seat + ?Sized + 'static>(&mut self, worker: Worker<S>) {
-        self.others.push(Box::new(move || turn(&worker)));
+        let mut busy = false;
+        for index in 0..self.queues.len() {
+            if self.transport.kicks()[index].read().is_ok() {
+                self.worker.run(Wake::Queue(index));
+                busy = true;
+            }
+        }
+        let backend = lock(&*self.device).backend();
+        if let Some(fd) = backend {
+            // SAFETY: the device, which lives as long as the guest, owns the descriptor.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+            let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+            let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+            if poll(&mut fds, Some(&none)).unwrap() > 0 {
+                self.worker.run(Wake::Backend);
+                busy = true;
+            }
+        }
+        busy
     }
 
     /// Runs the event loop until it would sleep. A loop that never does is a failure.
@@ -350,29 +359,6 @@ impl Guest {
         self.start(u64::MAX);
         self.assert_works();
     }
-}
-
-/// One round of a worker's event loop; says whether anything happened.
-fn turn<S: Seat + ?Sized>(worker: &Worker<S>) -> bool {
-    let mut busy = false;
-    for &index in &worker.queues {
-        if worker.kicks[index].read().is_ok() {
-            worker.run(Wake::Queue(index));
-            busy = true;
-        }
-    }
-    let backend = lock(&worker.seat).backend();
-    if let Some(fd) = backend {
-        // SAFETY: the seat, which lives as long as its worker, owns the descriptor.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if poll(&mut fds, Some(&none)).unwrap() > 0 {
-            worker.run(Wake::Backend);
-            busy = true;
-        }
-    }
-    busy
 }
 
 fn chain_of_causes(fault: &(dyn Error + 'static)) -> String {

@@ -1,17 +1,16 @@
-//! A device's seat in an event loop: turns readable descriptors into calls of the device, and an error
-//! of the device into `DEVICE_NEEDS_RESET`. Owns nothing but its share of the device, which may be a part of it that has
-//! a lock, and an event loop, of its own.
+//! A device's seat in the event loop: turns readable descriptors into calls of the device, and an error
+//! of the device into `DEVICE_NEEDS_RESET`. Owns nothing but its share of the device.
 
 use std::{
     os::fd::{AsRawFd, RawFd},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    Drained, VirtioDevice, Wake,
+    Drained, SharedDevice, Wake,
     fault::{DeviceFault, FaultReporter},
     interrupt::Interrupt,
     lock,
@@ -20,39 +19,15 @@ use super::{
 /// Event data that stands for the backend; smaller numbers are queues.
 const BACKEND: u32 = u32::MAX;
 
-/// What a worker serves. See [`VirtioDevice`] for what it does.
-pub trait Seat: Send {
-    fn process(&mut self, wake: Wake) -> Result<Drained, DeviceFault>;
-    /// After a fault: it falls quiet.
-    fn reset(&mut self);
-    fn backend(&self) -> Option<RawFd>;
-}
-
-impl Seat for dyn VirtioDevice {
-    fn process(&mut self, wake: Wake) -> Result<Drained, DeviceFault> {
-        VirtioDevice::process(self, wake)
-    }
-
-    fn reset(&mut self) {
-        VirtioDevice::reset(self);
-    }
-
-    fn backend(&self) -> Option<RawFd> {
-        VirtioDevice::backend(self)
-    }
-}
-
-/// Made by [`MmioTransport::worker`](super::transport::MmioTransport::worker) and its neighbour.
-pub struct Worker<S: Seat + ?Sized = dyn VirtioDevice> {
-    pub(super) seat: Arc<Mutex<S>>,
-    /// Those that it serves.
-    pub(super) queues: Vec<usize>,
+/// Made by [`MmioTransport::worker`](super::transport::MmioTransport::worker).
+pub struct Worker {
+    pub(super) device: SharedDevice,
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) kicks: Arc<[EventFd]>,
     pub(super) faults: Arc<FaultReporter>,
 }
 
-impl<S: Seat + ?Sized> Worker<S> {
+impl Worker {
     /// What one event means; drains the kick.
     fn wake(&self, data: u32) -> Option<Wake> {
         if data == BACKEND {
@@ -66,12 +41,12 @@ impl<S: Seat + ?Sized> Worker<S> {
 
     /// Runs the device once. A fault leaves it reset and quiet, and the driver told.
     pub(super) fn run(&self, wake: Wake) {
-        let mut seat = lock(&self.seat);
-        match seat.process(wake) {
+        let mut device = lock(&self.device);
+        match device.process(wake) {
             Ok(Drained::Empty) => {}
             Ok(Drained::More) => self.again(wake),
             Err(fault) => {
-                seat.reset();
+                device.reset();
                 self.interrupt.fail();
                 self.faults.report(&fault);
             }
@@ -80,9 +55,8 @@ impl<S: Seat + ?Sized> Worker<S> {
 
     /// Comes back after the other devices had their turn.
     fn again(&self, wake: Wake) {
-        let index =
-            if let Wake::Queue(index) = wake { Some(index) } else { self.queues.first().copied() };
-        if let Some(kick) = index.and_then(|index| self.kicks.get(index)) {
+        let index = if let Wake::Queue(index) = wake { index } else { 0 };
+        if let Some(kick) = self.kicks.get(index) {
             // A full eventfd is a pending kick: nothing is lost.
             let _ = kick.write(1);
         }
@@ -95,7 +69,7 @@ impl<S: Seat + ?Sized> Worker<S> {
     }
 }
 
-impl<S: Seat + ?Sized> MutEventSubscriber for Worker<S> {
+impl MutEventSubscriber for Worker {
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         if let Some(wake) = self.wake(events.data()) {
             self.run(wake);
@@ -103,12 +77,10 @@ impl<S: Seat + ?Sized> MutEventSubscriber for Worker<S> {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        for &index in &self.queues {
-            if let Some(kick) = self.kicks.get(index) {
-                self.watch(ops, kick.as_raw_fd(), index as u32);
-            }
+        for (index, kick) in (0..).zip(self.kicks.iter()) {
+            self.watch(ops, kick.as_raw_fd(), index);
         }
-        let backend = lock(&self.seat).backend();
+        let backend = lock(&self.device).backend();
         if let Some(fd) = backend {
             self.watch(ops, fd, BACKEND);
         }
