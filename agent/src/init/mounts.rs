@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use ampoule_vmm_api::{Owners, channel::MAX_FDS};
+use ampoule_vmm_api::{Owners, attributes::Attributes, channel::MAX_FDS};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
     io::Errno,
@@ -20,7 +20,7 @@ use super::{
     volume,
 };
 use crate::{
-    mount::{self, Attributes},
+    mount,
     oci::{Mount, Spec, id_map},
     plan::{StepError, at, refuse},
     share,

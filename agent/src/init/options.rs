@@ -1,8 +1,7 @@
 //! Mount options of the spec, as util-linux and runc spell them: pure.
 
+use ampoule_vmm_api::attributes::Attributes;
 use rustix::mount::MountAttrFlags;
-
-use crate::mount::Attributes;
 
 /// A list of options, sorted by whom they concern.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -9,10 +9,11 @@
 //! - [`channel`]: the control socket: one packet, one message, its descriptors
 //! - [`console`]: the console ring, memory shared by both so that it outlives the VMM
 //! - [`guest`]: the I/O ports by which the guest marks its stages and switches itself off, and the share's name
-//! - [`owners`]: whose files are whose on a mount, of the host or the guest
+//! - [`attributes`]: what a mount has set, of the host or the guest; [`owners`]: whose files are whose on it
 //! - [`seccomp`]: system call filters
 //! - [`spawn`]: starting and reaping the VMM's process
 
+pub mod attributes;
 pub mod channel;
 pub mod config;
 pub mod console;

@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
+use crate::attributes::Attributes;
 use rustix::{
     fs::{Mode, OFlags, open},
     pipe::{PipeFlags, pipe_with},
@@ -52,25 +53,9 @@ impl Owners {
     /// # Errors
     /// EINVAL for a file system whose owners the kernel cannot map.
     pub fn apply(&self, mount: BorrowedFd<'_>) -> io::Result<()> {
-        let attributes = libc::mount_attr {
-            attr_set: libc::MOUNT_ATTR_IDMAP,
-            attr_clr: 0,
-            propagation: 0,
-            userns_fd: self.namespace.as_raw_fd() as u64,
-        };
-        let flags = libc::AT_EMPTY_PATH | if self.recursive { libc::AT_RECURSIVE } else { 0 };
-        // SAFETY: the path is NUL-terminated; the structure outlives the call, which is told its size.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_mount_setattr,
-                mount.as_raw_fd(),
-                c"".as_ptr(),
-                flags,
-                &raw const attributes,
-                size_of::<libc::mount_attr>(),
-            )
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let user_namespace = self.namespace.as_raw_fd() as u64;
+        let set = libc::MOUNT_ATTR_IDMAP;
+        Attributes { set, user_namespace, ..Default::default() }.apply(mount, self.recursive)
     }
 }
 

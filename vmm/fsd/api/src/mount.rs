@@ -4,12 +4,12 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use ampoule_vmm_api::Owners;
+use ampoule_vmm_api::{Owners, attributes::Attributes};
 
 const ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID
     | libc::MOUNT_ATTR_NODEV
@@ -37,27 +37,9 @@ pub fn detach(
     Ok(mount)
 }
 
-/// mount_setattr(2) on all mounts of the tree, which also leave their peer groups.
-pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    // SAFETY: the path is NUL-terminated; the structure outlives the call, which is told its size.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// On all mounts of the tree, which also leave their peer groups.
+pub fn set_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
+    Attributes { set, propagation: libc::MS_PRIVATE, ..Default::default() }.apply(mount, true)
 }
 
 #[cfg(test)]
