@@ -20,7 +20,7 @@ impl Clients {
         Client { connection, _counted: self.0.subscribe() }
     }
 
-    /// When nobody is connected. Who is closes after an answer was taken, and not before.
+    /// Waits until nobody is connected any more: a client closes when it has taken its answers, and not before.
     pub async fn gone(&self) {
         self.0.closed().await;
     }

@@ -155,7 +155,7 @@ pub enum Upper {
     /// To an ext4 scratch disk in this slot.
     Disk(u8),
     /// To an ext4 disk in this slot that outlives the sandbox. What was written is there when the container
-    /// has been deleted, which must then come before the end of the VM.
+    /// has been deleted or the guest has switched itself off: one of both must come before the end of the VM.
     Kept(u8),
     /// To guest memory.
     Tmpfs,
@@ -181,8 +181,8 @@ impl RootFs {
         self.devices.iter().flat_map(slots).collect()
     }
 
-    /// Some of what is written outlives the sandbox. It is on the host when the container has been deleted, which must
-    /// then come before the end of the VM.
+    /// Some of what is written outlives the sandbox. It is on the host when the container has been deleted or the guest has
+    /// switched itself off: one of both must come before the end of the VM.
     pub fn is_kept(&self) -> bool {
         matches!(self.upper, Upper::Kept(_)) || self.devices.iter().any(|device| !device.read_only)
     }
