@@ -1,7 +1,7 @@
 //! System call filters, one for each kind of thread. What is not listed kills the process: there is no
 //! `open`, `socket`, `connect`, `execve`, `fork` or `clone` in here, and no memory becomes executable.
 
-use ampoule_vmm_api::seccomp::{Arguments::*, Filter, Rule, SeccompError};
+use ampoule_vmm_api::seccomp::{Arguments::*, Filter, Rule, SeccompError, THREAD};
 use libc::*;
 
 /// KVM_RUN, `_IO(0xae, 0x80)`.
@@ -16,22 +16,10 @@ const SET_OFFLOAD: u32 = TUNSETOFFLOAD as u32;
 const PUNCH_HOLE: u32 = (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) as u32;
 const ZERO_RANGE: u32 = (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE) as u32;
 
-/// What any thread needs to live, to use the heap and to end.
-const COMMON: &[Rule] = &[
-    // Locks between threads, joins, channels.
-    (SYS_futex, Any),
-    // Heap. Never executable.
-    (SYS_brk, Any),
-    (SYS_mmap, Without(2, PROT_EXEC as u32)),
-    (SYS_mprotect, Without(2, PROT_EXEC as u32)),
-    (SYS_mremap, Any),
-    (SYS_munmap, Any),
-    // The allocator, and a thread's stack when it ends.
-    (SYS_madvise, OneOf(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
-    // Device work done on a vCPU's thread or the main one: eventfds to KVM and back.
+/// Device work, which is done on a vCPU's thread or the main one.
+const DEVICES: &[Rule] = &[
+    // Eventfds from KVM.
     (SYS_read, Any),
-    (SYS_write, Any),
-    (SYS_close, Any),
     // The standard library's check, in debug builds, that what it closes is open.
     (SYS_fcntl, OneOf(1, &[F_GETFD as u32])),
     // Events to the shim; FUSE requests to ampoule-fsd.
@@ -40,17 +28,6 @@ const COMMON: &[Rule] = &[
     (SYS_epoll_ctl, Any),
     // Time stamps, where the vDSO cannot answer.
     (SYS_clock_gettime, Any),
-    // Return from the kick's signal handler; blocking signals while a thread ends.
-    (SYS_rt_sigreturn, Any),
-    (SYS_rt_sigprocmask, Any),
-    (SYS_sigaltstack, Any),
-    (SYS_sched_yield, Any),
-    (SYS_exit, Any),
-    (SYS_exit_group, Any),
-    // abort() after a panic: ends with SIGABRT and its message on stderr.
-    (SYS_getpid, Any),
-    (SYS_gettid, Any),
-    (SYS_tgkill, Any),
 ];
 
 /// vCPU threads: the guest runs, and accesses to device registers are answered.
@@ -93,12 +70,12 @@ const MAIN: &[Rule] = &[
 
 /// The filter of vCPU threads.
 pub fn vcpu() -> Result<Filter, SeccompError> {
-    Filter::compile(&[COMMON, VCPU])
+    Filter::compile(&[THREAD, DEVICES, VCPU])
 }
 
 /// The filter of the main thread.
 pub fn main() -> Result<Filter, SeccompError> {
-    Filter::compile(&[COMMON, MAIN])
+    Filter::compile(&[THREAD, DEVICES, MAIN])
 }
 
 #[cfg(test)]
@@ -131,7 +108,7 @@ mod tests {
 
     #[test]
     fn the_filters_compile_and_leave_the_dangerous_calls_out() {
-        for lists in [[COMMON, VCPU], [COMMON, MAIN]] {
+        for lists in [[THREAD, DEVICES, VCPU], [THREAD, DEVICES, MAIN]] {
             Filter::compile(&lists).unwrap();
             let mut allowed: Vec<_> =
                 lists.concat().into_iter().map(|(syscall, _)| syscall).collect();

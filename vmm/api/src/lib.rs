@@ -10,12 +10,13 @@
 //! - [`console`]: the console ring, memory shared by both so that it outlives the VMM
 //! - [`guest`]: the I/O ports by which the guest marks its stages and switches itself off, and the share's name
 //! - [`attributes`]: what a mount has set, of the host or the guest; [`owners`]: whose files are whose on it
-//! - [`seccomp`]: system call filters
+//! - [`confine`]: what a process gives up, [`seccomp`]: system call filters
 //! - [`spawn`]: starting and reaping the VMM's process
 
 pub mod attributes;
 pub mod channel;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod guest;
 pub mod message;

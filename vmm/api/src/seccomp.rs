@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use libc::c_long;
+use libc::*;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp,
     SeccompCondition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
@@ -33,6 +33,35 @@ pub enum Arguments {
     Without(u8, u32),
 }
 use Arguments::*;
+
+/// What any thread of Rust needs to live, to use the heap and to end.
+pub const THREAD: &[Rule] = &[
+    // Locks between threads, joins, channels.
+    (SYS_futex, Any),
+    // Heap. Never executable.
+    (SYS_brk, Any),
+    (SYS_mmap, Without(2, PROT_EXEC as u32)),
+    (SYS_mprotect, Without(2, PROT_EXEC as u32)),
+    (SYS_mremap, Any),
+    (SYS_munmap, Any),
+    // The allocator, and a thread's stack when it ends.
+    (SYS_madvise, OneOf(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
+    // What is given up.
+    (SYS_close, Any),
+    // Eventfds, and last words.
+    (SYS_write, Any),
+    // Return from a signal handler; blocking signals while a thread ends.
+    (SYS_rt_sigreturn, Any),
+    (SYS_rt_sigprocmask, Any),
+    (SYS_sigaltstack, Any),
+    (SYS_sched_yield, Any),
+    (SYS_exit, Any),
+    (SYS_exit_group, Any),
+    // abort() after a panic: ends with SIGABRT and its message on stderr.
+    (SYS_getpid, Any),
+    (SYS_gettid, Any),
+    (SYS_tgkill, Any),
+];
 
 impl Filter {
     /// A filter of several lists, in which no call may be twice: the last rule would count.

@@ -8,37 +8,20 @@ use std::{
 };
 
 use ampoule_fsd_api::mount;
+use ampoule_vmm_api::confine::{ConfineError, drop_privileges, enter_empty_root, limit, step};
 use rustix::{
     fs::{CWD, Mode, OFlags, open, openat},
     io::{Errno, read, write},
-    mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-        OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
-        mount_change, move_mount, open_tree, unmount,
-    },
+    mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tree},
     pipe::{PipeFlags, pipe_with},
-    process::{
-        DumpableBehavior, Pid, Resource, Rlimit, WaitOptions, chdir, fchdir, getrlimit, pivot_root,
-        set_dumpable_behavior, setrlimit, waitpid,
-    },
-    thread::{
-        CapabilitySets, UnshareFlags, clear_ambient_capability_set, set_capabilities,
-        set_no_new_privs, unshare_unsafe,
-    },
+    process::{Pid, Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid},
+    thread::{UnshareFlags, set_thread_groups, unshare_unsafe},
 };
 
 use crate::{caller::KEPT, handles::MAX_HANDLES, locks::MAX_OWNERS, nodes::MAX_NODES};
 
 /// Descriptors that are neither nodes nor handles: locks, shares, streams, those of a request under way.
 const OTHER_DESCRIPTORS: usize = MAX_OWNERS + 1024;
-
-/// A step that must work and did not.
-#[derive(Debug, thiserror::Error)]
-#[error("confining the process: {step}")]
-pub struct ConfineError {
-    step: &'static str,
-    source: io::Error,
-}
 
 /// How much the guest may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,18 +66,12 @@ impl Apart {
     pub fn enter(self) -> Result<OwnedFd, ConfineError> {
         let links = step("the links to open files", open_links())?;
         step("an empty root directory", enter_empty_root())?;
-        step("capabilities", drop_capabilities())?;
-        step("no new privileges", set_no_new_privs(true))?;
-        step("limits", set_limits())?;
-        // No core file of what users have in their files, and no attaching by processes of the same user.
-        step("dumpability", set_dumpable_behavior(DumpableBehavior::NotDumpable))?;
-        step("file size signal", ignore_file_size_signal())?;
+        drop_privileges(KEPT)?;
+        // The groups of whoever started this are not the guest's. Where they cannot be left they are the user's own.
+        let _ = set_thread_groups(&[]);
+        limit(&[(Resource::Core, 0), (Resource::Memlock, 0)])?;
         Ok(links)
     }
-}
-
-fn step<T>(step: &'static str, result: Result<T, impl Into<io::Error>>) -> Result<T, ConfineError> {
-    result.map_err(|e| ConfineError { step, source: e.into() })
 }
 
 /// As many descriptors as the host grants: each file that the guest knows needs one.
@@ -170,60 +147,4 @@ fn open_links() -> io::Result<OwnedFd> {
     let nothing = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     mount::set_attributes(links.as_fd(), nothing)?;
     Ok(links)
-}
-
-/// An empty, read-only tmpfs becomes the root; the old one is gone from this mount namespace.
-fn enter_empty_root() -> Result<(), Errno> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(context.as_fd(), "size", "4k")?;
-    fsconfig_set_string(context.as_fd(), "nr_inodes", "1")?;
-    fsconfig_create(context.as_fd())?;
-    let nothing = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, nothing)?;
-    fchdir(&root)?;
-    move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and goes.
-    pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
-    chdir("/")
-}
-
-/// All but what acting as the guest's users takes.
-fn drop_capabilities() -> Result<(), Errno> {
-    for capability in 0..64 {
-        if KEPT.bits() & (1 << capability) != 0 {
-            continue;
-        }
-        // SAFETY: takes a number; EINVAL says that the kernel knows no capability of that number.
-        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
-        if dropped < 0 {
-            break;
-        }
-    }
-    clear_ambient_capability_set()?;
-    let permitted = rustix::thread::capabilities(None)?.permitted & KEPT;
-    let inheritable = rustix::thread::CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: permitted, permitted, inheritable })?;
-    // The groups of whoever started this are not the guest's. Where they cannot be left they are the user's own.
-    let _ = rustix::thread::set_thread_groups(&[]);
-    Ok(())
-}
-
-fn set_limits() -> Result<(), Errno> {
-    for resource in [Resource::Core, Resource::Memlock] {
-        setrlimit(resource, Rlimit { current: Some(0), maximum: Some(0) })?;
-    }
-    Ok(())
-}
-
-/// A file that hits a file size limit is an error of the guest's, not a signal.
-fn ignore_file_size_signal() -> Result<(), Errno> {
-    // SAFETY: no handler is installed, the signal is only ignored.
-    match unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } {
-        libc::SIG_ERR => Err(Errno::INVAL),
-        _ => Ok(()),
-    }
 }

@@ -12,6 +12,7 @@ use ampoule_fsd_api::{
 };
 use ampoule_vmm_api::{
     Channel, ChannelError,
+    confine::ConfineError,
     seccomp::{Filter, SeccompError},
 };
 use rustix::{
@@ -23,7 +24,7 @@ use rustix::{
 
 use crate::{
     caller::Privileges,
-    confine::{self, Apart, ConfineError},
+    confine::{self, Apart},
     seccomp,
     server::Server,
     watch::{self, Watch},

@@ -4,43 +4,19 @@
 
 use ampoule_vmm_api::seccomp::{
     Arguments::{self, *},
-    Filter, Rule, SeccompError,
+    Filter, Rule, SeccompError, THREAD,
 };
 use libc::*;
 
 /// fcntl(2) for the standard library's check, in debug builds, that what it closes is open.
 const IS_OPEN: Arguments = OneOf(1, &[F_GETFD as u32]);
 
-/// What any thread needs to live, to use the heap and to end.
+/// Further, of all threads.
 const COMMON: &[Rule] = &[
-    // Locks between threads.
-    (SYS_futex, Any),
-    // Heap. Never executable.
-    (SYS_brk, Any),
-    (SYS_mmap, Without(2, PROT_EXEC as u32)),
-    (SYS_mprotect, Without(2, PROT_EXEC as u32)),
-    (SYS_mremap, Any),
-    (SYS_munmap, Any),
-    // The allocator, and a thread's stack when it ends.
-    (SYS_madvise, OneOf(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
-    // What was forgotten, released or removed.
-    (SYS_close, Any),
-    // Last words.
-    (SYS_write, Any),
     // Seeds of hash maps.
     (SYS_getrandom, Any),
-    (SYS_rt_sigreturn, Any),
-    (SYS_rt_sigprocmask, Any),
-    (SYS_sigaltstack, Any),
-    (SYS_sched_yield, Any),
     // Goes on with a wait that a signal interrupted.
     (SYS_restart_syscall, Any),
-    (SYS_exit, Any),
-    (SYS_exit_group, Any),
-    // abort() after a panic: ends with SIGABRT and its message on stderr.
-    (SYS_getpid, Any),
-    (SYS_gettid, Any),
-    (SYS_tgkill, Any),
 ];
 
 /// The main thread: the shim's requests.
@@ -131,17 +107,17 @@ const WATCH: &[Rule] = &[
 
 /// The filter of the main thread.
 pub fn main() -> Result<Filter, SeccompError> {
-    Filter::compile(&[COMMON, MAIN])
+    Filter::compile(&[THREAD, COMMON, MAIN])
 }
 
 /// The filter of the threads that answer the guest.
 pub fn worker(telling: bool) -> Result<Filter, SeccompError> {
-    Filter::compile(&[COMMON, WORKER, if telling { TELLING } else { &[] }])
+    Filter::compile(&[THREAD, COMMON, WORKER, if telling { TELLING } else { &[] }])
 }
 
 /// The filter of the thread that tells what the host changes.
 pub fn watch() -> Result<Filter, SeccompError> {
-    Filter::compile(&[COMMON, WATCH])
+    Filter::compile(&[THREAD, COMMON, WATCH])
 }
 
 #[cfg(test)]
@@ -180,7 +156,11 @@ mod tests {
 
     #[test]
     fn the_filters_compile_and_leave_the_dangerous_calls_out() {
-        for lists in [[COMMON, WORKER, TELLING], [COMMON, WATCH, &[]], [COMMON, MAIN, &[]]] {
+        for lists in [
+            [THREAD, COMMON, WORKER, TELLING],
+            [THREAD, COMMON, WATCH, &[]],
+            [THREAD, COMMON, MAIN, &[]],
+        ] {
             Filter::compile(&lists).unwrap();
             let mut allowed: Vec<_> =
                 lists.concat().into_iter().map(|(syscall, _)| syscall).collect();
