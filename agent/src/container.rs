@@ -15,7 +15,7 @@ use std::{
 
 use ampoule_agent_api::agent::{
     CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, PidsResponse, StartResponse,
-    StatsResponse, pids_response,
+    StatsResponse, ViewRequest, pids_response,
 };
 
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
     spawn::Namespaces,
     stats,
     stdio::Streams,
+    view,
 };
 
 /// How long freezing usually may take.
@@ -251,6 +252,12 @@ impl Container {
             let _ = shell.kill().await;
         });
         Ok(process)
+    }
+
+    /// Serves what init sees of files to the host, until either ends.
+    pub async fn view(&self, reaper: &Reaper, request: &ViewRequest) -> Result<(), Error> {
+        self.expect(&[State::Created, State::Running, State::Paused])?;
+        Ok(view::serve(reaper, self.init.clone(), request).await?)
     }
 
     pub fn pid(&self) -> u32 {

@@ -15,6 +15,11 @@ const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
 
 /// Connects to a port. The kernel by itself gives up after 2 s, which a slow host may need.
 pub async fn connect(port: u32, limit: Duration) -> io::Result<VsockStream> {
+    VsockStream::new(vsock::VsockStream::from(connect_socket(port, limit).await?))
+}
+
+/// The same, for another process.
+pub async fn connect_socket(port: u32, limit: Duration) -> io::Result<OwnedFd> {
     let family = AddressFamily::from_raw(libc::AF_VSOCK as u16);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
@@ -24,7 +29,7 @@ pub async fn connect(port: u32, limit: Duration) -> io::Result<VsockStream> {
     let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE)? };
     drop(socket.writable().await?);
     socket_error(&socket)??;
-    VsockStream::new(vsock::VsockStream::from(socket.into_inner()))
+    Ok(socket.into_inner())
 }
 
 fn set_limit(socket: &OwnedFd, limit: Duration) -> io::Result<()> {

@@ -6,7 +6,7 @@
 //! - [`clock`][]: the guest's clock, where the host sets it; [`pace`][]: how long things may take
 //! - [`registry`][]: things by id, [`error`]: what can go wrong with them
 //! - [`container`][]: the life of a container, [`process`]: of a process
-//! - [`console`][]: a shell in the guest itself
+//! - [`console`][]: a shell in the guest itself, [`view`]: the files of a container, for the host
 //! - [`rootfs`], [`files`], [`cgroup`], [`stats`]: what a container is made of and what it uses
 //! - [`share`][]: directories and files of the host, [`follow`]: what the host changes in them
 //! - [`random`][]: random numbers of a container that was given a seed
@@ -44,6 +44,7 @@ mod share;
 mod spawn;
 mod stats;
 mod stdio;
+mod view;
 
 use std::{env, process::ExitCode};
 

@@ -39,6 +39,8 @@ pub enum Plan {
     Exec(Box<Exec>),
     /// Run a process in the guest itself.
     Console(Box<Process>),
+    /// Be the file server of a container.
+    View(View),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,6 +70,15 @@ pub struct Exec {
     pub time_namespace: bool,
     /// Random numbers come from the agent.
     pub seeded: bool,
+}
+
+/// Its standard input is the stream that it serves.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct View {
+    /// Whose root it is: the container's init.
+    pub pid: u32,
+    /// With which its numbers begin.
+    pub first: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

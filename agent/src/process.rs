@@ -233,7 +233,7 @@ fn connect(terminal: bool, streams: Streams) -> io::Result<(ChildEnds, Option<St
 }
 
 /// Waits until the runner is parked; gives what came along.
-async fn prepared(channel: &Channel) -> Result<Vec<OwnedFd>, StepError> {
+pub async fn prepared(channel: &Channel) -> Result<Vec<OwnedFd>, StepError> {
     let broken = |e: ChannelError| at("runner", "channel")(io::Error::other(e));
     let answer = timeout(pace::limit(RUNNER), receive(channel)).await;
     match answer {
@@ -263,7 +263,7 @@ async fn receive(channel: &Channel) -> Result<(Report, Vec<OwnedFd>), ChannelErr
     }
 }
 
-fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+pub fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     // SAFETY: pidfd_send_signal(2) without a siginfo takes plain numbers.
     let result =
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0usize, 0) };

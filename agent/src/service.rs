@@ -10,7 +10,7 @@ use ampoule_agent_api::{
         ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateConsoleRequest,
         CreateContainerRequest, CreateExecRequest, CreateResponse, Empty, FollowRequest,
         FollowResponse, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
-        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
+        ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest, ViewRequest,
         WaitOomRequest, WaitOomResponse, WaitResponse,
     },
     agent_ttrpc::Agent,
@@ -144,6 +144,16 @@ impl Agent for Service {
             let process = container.create_console(&sandbox.reaper, req).await?;
             let pid = process.pid.as_raw_pid() as u32;
             Ok(CreateResponse { pid, ..Default::default() })
+        })
+        .await
+    }
+
+    async fn view(&self, _: &TtrpcContext, req: ViewRequest) -> ttrpc::Result<Empty> {
+        let sandbox = self.0.clone();
+        let container = self.container(&req.container_id)?;
+        detached(async move {
+            container.view(&sandbox.reaper, &req).await?;
+            Ok(Empty::new())
         })
         .await
     }

@@ -38,7 +38,7 @@ use crate::{
 /// Most bytes between a pipe and its stream.
 const CHUNK: usize = 64 * 1024;
 /// How long the host usually may take to accept a stream.
-const CONNECT: Duration = Duration::from_secs(10);
+pub const CONNECT: Duration = Duration::from_secs(10);
 /// How long nothing must have come after a request to close stdin: what was sent before it, on a stream
 /// of its own, may still be under way.
 const CLOSE: Duration = Duration::from_millis(50);

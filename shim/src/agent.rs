@@ -11,7 +11,7 @@ use ampoule_agent_api::{
         ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateConsoleRequest,
         CreateContainerRequest, CreateExecRequest, Empty, FollowRequest, HelloRequest,
         HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
-        StartResponse, StatsResponse, UpdateRequest, WaitOomRequest, WaitResponse,
+        StartResponse, StatsResponse, UpdateRequest, ViewRequest, WaitOomRequest, WaitResponse,
     },
     agent_ttrpc::AgentClient,
 };
@@ -87,6 +87,12 @@ impl Agent {
     /// Connects a stream to a server in the guest's network namespace.
     pub async fn connect(&self, request: &ConnectRequest) -> Result<()> {
         self.bounded("connect", QUICK, |ctx| self.client.connect(ctx, request)).await?;
+        Ok(())
+    }
+
+    /// Connects a stream to a file server of a container.
+    pub async fn view(&self, request: &ViewRequest) -> Result<()> {
+        self.bounded("view", SLOW, |ctx| self.client.view(ctx, request)).await?;
         Ok(())
     }
 

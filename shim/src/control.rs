@@ -39,6 +39,9 @@ pub enum Request {
     /// Prepares a further container in the sandbox, of which the connection speaks from then on, and with which it ends;
     /// it has a socket of its own too: `Streams`.
     Join(Member),
+    /// A stream to a file server of the container in the guest, whose numbers begin with this one (`ViewRequest` of the agent's):
+    /// `Streams`, of which it is the first.
+    View(u64),
     /// Lets that process run: `Done`.
     Start,
     /// Waits for the process's end: `Ended`; for a first process, when its sandbox is gone.

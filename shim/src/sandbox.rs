@@ -34,7 +34,9 @@ use std::{
     time::SystemTime,
 };
 
-use ampoule_agent_api::agent::{ConnectRequest, PidsResponse, ProcessRequest, StatsResponse};
+use ampoule_agent_api::agent::{
+    ConnectRequest, PidsResponse, ProcessRequest, StatsResponse, ViewRequest,
+};
 use ampoule_vmm_api::Stamps;
 use oci_spec::runtime::LinuxResources;
 use tokio::{
@@ -373,6 +375,15 @@ impl Sandbox {
         let container_id = container.map(Id::to_string).unwrap_or_default();
         let request = ConnectRequest { ip, port, stream_port, container_id, ..Default::default() };
         self.alive(self.agent.connect(&request)).await?;
+        Ok(stream)
+    }
+
+    /// A stream to a file server of a container in the guest, whose numbers begin with `first`.
+    pub async fn view(&self, container: &Id, first: u64) -> Result<UnixStream> {
+        let (stream_port, stream) = self.ask(Input::Listen).await?;
+        let container_id = container.to_string();
+        let request = ViewRequest { container_id, stream_port, first, ..Default::default() };
+        self.alive(self.agent.view(&request)).await?;
         Ok(stream)
     }
 

@@ -13,6 +13,7 @@
 //! - [`scheduling`][]: CPU and I/O scheduling, personality
 //! - [`hooks`][]: programs of the container that run before its command
 //! - [`first`][]: a PID 1 before the workload, where one is wished
+//! - [`view`][]: the container's files, served to the host
 //! - [`exec`][]: finding the command and becoming it
 
 mod copy_up;
@@ -30,6 +31,7 @@ mod scheduling;
 mod seccomp;
 mod terminal;
 mod user;
+mod view;
 mod volume;
 
 use std::{
@@ -76,6 +78,7 @@ fn prepare_and_become(channel: &Channel, plan: OwnedFd) -> StepError {
         Plan::Init(init) => first_process(*init, channel),
         Plan::Exec(exec) => further_process(*exec),
         Plan::Console(process) => guest_process(*process),
+        Plan::View(view) => Err(view::serve(&view, channel)),
     });
     match workload.and_then(|workload| workload.park(channel)) {
         Ok(workload) => workload.become_it(),
@@ -86,7 +89,7 @@ fn prepare_and_become(channel: &Channel, plan: OwnedFd) -> StepError {
 /// The container's first process: makes the container around itself.
 fn first_process(init: plan::Init, channel: &Channel) -> Result<Workload, StepError> {
     let spec = &init.spec;
-    begin(&spec.process)?;
+    begin(spec.process.oom_score_adj.unwrap_or(0))?;
     namespaces::join_users(&spec.linux, channel)?;
     lead()?;
     namespaces::join(&spec.linux)?;
@@ -120,7 +123,7 @@ fn first_process(init: plan::Init, channel: &Channel) -> Result<Workload, StepEr
 fn further_process(exec: plan::Exec) -> Result<Workload, StepError> {
     // SAFETY: an exec is given this descriptor besides the two others.
     let target = unsafe { inherit(TARGET_FD) };
-    begin(&exec.process)?;
+    begin(exec.process.oom_score_adj.unwrap_or(0))?;
     lead()?;
     let affinity = exec.process.exec_cpu_affinity.as_ref();
     scheduling::set_affinity(affinity.map(|affinity| &*affinity.initial))?;
@@ -134,17 +137,17 @@ fn further_process(exec: plan::Exec) -> Result<Workload, StepError> {
 
 /// A process in the guest itself.
 fn guest_process(process: Process) -> Result<Workload, StepError> {
-    begin(&process)?;
+    begin(process.oom_score_adj.unwrap_or(0))?;
     lead()?;
     let terminal = terminal::open(&Root::current()?, &process)?;
     workload(process, terminal, None, false)
 }
 
 /// What all begin with, while /proc is still the guest's.
-fn begin(process: &Process) -> Result<(), StepError> {
+fn begin(oom_score: i32) -> Result<(), StepError> {
     identity::reset_signals();
     // First: the files of a process that is not dumpable are not its own.
-    identity::set_oom_score(process.oom_score_adj.unwrap_or(0))?;
+    identity::set_oom_score(oom_score)?;
     // What shares our PID namespace must not reach into us while we have our privileges.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("runner", "dumpable"))
 }

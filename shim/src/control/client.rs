@@ -115,6 +115,11 @@ impl Connection {
         self.streams(&Request::Attach).await
     }
 
+    /// A stream to a file server of the container in the guest.
+    pub async fn view(&self, first: u64) -> Result<UnixStream> {
+        self.streams(&Request::View(first)).await?.stdin.ok_or(ControlError::Unexpected)
+    }
+
     /// Prepares a further process, described by the OCI's JSON in a file. It ends with the connection.
     pub async fn exec_process(&self, process: &OwnedFd) -> Result<Streams> {
         self.peer.send(&Request::ExecProcess, &[process])?;

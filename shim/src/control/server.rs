@@ -246,6 +246,10 @@ async fn converse(peer: Peer, mut container: Arc<Container>, mut end: End) {
                     };
                     send_streams(&peer, response, streams)
                 }
+                Ok((Request::View(first), _)) => {
+                    let (response, streams) = container.view(first).await;
+                    send_streams(&peer, response, streams)
+                }
                 Ok((Request::Attach, _)) => {
                     let (response, streams) = container.attach();
                     send_streams(&peer, response, streams)
@@ -353,6 +357,7 @@ impl Container {
             | Request::ExecProcess
             | Request::Console(_)
             | Request::Join(_)
+            | Request::View(_)
             | Request::Attach => refused("a connection is for one process"),
         }
     }
@@ -451,6 +456,16 @@ impl Container {
         }
         if self.sandbox.wait(process).await.is_ok() {
             let _ = self.sandbox.delete(process).await;
+        }
+    }
+
+    async fn view(&self, first: u64) -> (Response, Streams) {
+        match self.sandbox.view(&self.id, first).await {
+            Ok(stream) => {
+                let streams = Streams { stdin: Some(stream), ..Default::default() };
+                (said(&streams), streams)
+            }
+            Err(error) => (failed(&error), Streams::default()),
         }
     }
 

@@ -15,6 +15,7 @@ use super::{
     exec::Streamed,
     namespaces, pid_file,
     place::{End, Place},
+    view::View,
 };
 use crate::{
     commands::run::detach::{self, Background, Side},
@@ -58,9 +59,9 @@ fn begin(args: &CreateArgs, host: &Arc<Host>, manner: Manner) -> Result<u8> {
     };
     let plan = create::plan(&args.id, bundle, host)?;
     let network = plan.network.clone();
-    namespaces::stand_in(&network, || {
+    namespaces::stand_in(&network, |view| {
         let runtime = event_loop().map_err(|e| OciError::Host("start the event loop", e))?;
-        let kept = runtime.block_on(keep(args, plan, host, manner, background));
+        let kept = runtime.block_on(keep(args, plan, host, manner, background, view));
         // A thread that reads standard input cannot be called back.
         runtime.shutdown_background();
         kept
@@ -100,6 +101,7 @@ async fn keep(
     host: &Arc<Host>,
     manner: Manner,
     background: Option<Background>,
+    view: Option<View>,
 ) -> Result<u8> {
     let mut claim = host.containers.claim(record(&args.id, &plan))?;
     if manner.kept || plan.block_io.is_some() {
@@ -120,6 +122,7 @@ async fn keep(
         plan.hooks.stopped().await;
     }
     let (place, streams) = made?;
+    view.map_or(Ok(()), |view| view.serve(claim.folder(), plan.config.sandbox.boot_timeout))?;
     let streams =
         Streamed::begin(streams, has_terminal, args.console_socket.as_deref(), manner.detached)?;
     if manner.started {

@@ -9,25 +9,27 @@ use std::{
     thread::{self, Builder},
 };
 
-use super::{OciError, Result, network, view};
+use super::{
+    OciError, Result, network,
+    view::{self, View},
+};
 use crate::task::HostNetwork;
 
 /// Enters the namespaces with this thread, the only one, and then does `work` with another one.
 pub fn stand_in<T: Send>(
     wanted: &HostNetwork,
-    work: impl FnOnce() -> Result<T> + Send,
+    work: impl FnOnce(Option<View>) -> Result<T> + Send,
 ) -> Result<T> {
     let (entered, begin) = channel();
     thread::scope(|scope| {
         // There is nothing to do if we do not come to stand there.
-        let worker = Builder::new().name("keeper".into()).spawn_scoped(scope, move || {
-            begin.recv().map_or(Err(OciError::Interrupted), |()| work())
-        });
+        let worker = Builder::new()
+            .name("keeper".into())
+            .spawn_scoped(scope, move || begin.recv().map_or(Err(OciError::Interrupted), work));
         let worker = worker.map_err(failed)?;
-        let stands = network::enter(wanted).and_then(|()| view::cover());
-        if stands.is_ok() {
-            let _ = entered.send(());
-        }
+        let stands = network::enter(wanted).and_then(|()| view::cover()).map(|view| {
+            let _ = entered.send(view);
+        });
         drop(entered);
         let worked = worker.join().unwrap_or_else(|panic| resume_unwind(panic));
         stands.and(worked)
@@ -44,7 +46,7 @@ mod tests {
 
     #[test]
     fn work_is_done_only_where_the_namespaces_are_entered() {
-        let refused = stand_in(&HostNetwork::Host, || -> Result<()> { panic!("no work") });
+        let refused = stand_in(&HostNetwork::Host, |_| -> Result<()> { panic!("no work") });
         assert!(matches!(refused, Err(OciError::Network(..))), "{refused:?}");
     }
 }

@@ -141,7 +141,8 @@ fn write_map(process: &OwnedFd, name: &str, map: &str) -> Result<(), Errno> {
     write(&file, map.as_bytes()).map(|_| ())
 }
 
-fn open_links() -> io::Result<OwnedFd> {
+/// `/proc/self/fd` as a detached mount.
+pub(crate) fn open_links() -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let links = open_tree(CWD, "/proc/self/fd", flags)?;
     let nothing = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;

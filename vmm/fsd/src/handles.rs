@@ -49,8 +49,9 @@ struct Table {
 }
 
 impl Handles {
-    pub fn new(most: usize) -> Self {
-        Self(Mutex::new(Table { open: HashMap::new(), next: 1, most }))
+    /// The guest knows them by `first` and what follows.
+    pub fn new(most: usize, first: u64) -> Self {
+        Self(Mutex::new(Table { open: HashMap::new(), next: first, most }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

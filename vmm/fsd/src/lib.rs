@@ -3,6 +3,7 @@
 //! - [`run`]: the process: control messages, then threads that answer
 //! - [`confine`], [`seccomp`]: what it gives up
 //! - [`worker`]: one thread: a message, its answer
+//! - [`stream`]: the same of one directory, for who is at the other end of a stream
 //! - [`server`]: from a request to an operation
 //! - [`request`], [`reply`], [`abi`]: the messages of FUSE
 //! - [`nodes`], [`handles`], [`locks`]: what the guest knows, has open and has locked
@@ -15,7 +16,6 @@
 //! ([`ampoule_fsd_api::mount`]); a name of the guest's is one component, opened without following it, below a
 //! descriptor in one of them.
 
-pub mod abi;
 pub mod caller;
 pub mod confine;
 pub mod crowd;
@@ -28,5 +28,8 @@ pub mod request;
 pub mod run;
 pub mod seccomp;
 pub mod server;
+pub mod stream;
 pub mod watch;
 pub mod worker;
+
+pub use ampoule_fsd_api::abi;

@@ -17,10 +17,7 @@ use rustix::{
     path::DecInt,
 };
 
-use crate::{
-    abi::ROOT_ID,
-    crowd::{Crowd, Next, PATIENCE},
-};
+use crate::crowd::{Crowd, Next, PATIENCE};
 
 /// Each costs a descriptor and the host's memory of one file, a kilobyte or two.
 pub const MAX_NODES: usize = 400_000;
@@ -122,10 +119,11 @@ struct Table {
 }
 
 impl Nodes {
-    pub fn new(most: usize) -> Self {
+    /// The guest knows them by `first` and what follows.
+    pub fn new(most: usize, first: u64) -> Self {
         let (by_id, by_key) = (HashMap::new(), HashMap::new());
         let crowd = Crowd::new(most);
-        let table = Table { by_id, by_key, next: ROOT_ID + 1, most, crowd, waiting: 0 };
+        let table = Table { by_id, by_key, next: first, most, crowd, waiting: 0 };
         Self { table: Mutex::new(table), fewer: Condvar::new() }
     }
 

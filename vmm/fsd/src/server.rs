@@ -12,12 +12,12 @@ use std::{
 use ampoule_fsd_api::message::Hint;
 use ampoule_vmm_api::Channel;
 use rustix::{
-    fs::{CWD, Mode, OFlags, Statx, openat},
+    fs::{CWD, FileType, Mode, OFlags, Statx, openat},
     io::{Errno, fcntl_dupfd_cloexec},
 };
 
 use crate::{
-    abi::{ATTR_SUBMOUNT, ROOT_ID, opcode},
+    abi::{ATTR_SUBMOUNT, FOPEN_DIRECT_IO, ROOT_ID, opcode},
     caller::Privileges,
     handles::{Handle, Handles},
     locks::{Locks, MAX_OWNERS, MAX_RANGES},
@@ -32,6 +32,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Server {
     pub(crate) shares: RwLock<BTreeMap<u32, OwnedFd>>,
+    /// What is served instead of a list of shares.
+    root: Option<Arc<Node>>,
     pub(crate) nodes: Nodes,
     pub(crate) handles: Handles,
     pub(crate) locks: Locks,
@@ -49,10 +51,36 @@ pub(crate) type Done = Result<(), Errno>;
 
 impl Server {
     pub fn new(privileges: Privileges, most_nodes: usize, most_handles: usize) -> Self {
+        Self::numbered(privileges, most_nodes, most_handles, ROOT_ID + 1)
+    }
+
+    /// Of one directory, which is the root, with all that is mounted below. Files and what is open have numbers from
+    /// `first` on, more than 1.
+    pub fn of_directory(
+        privileges: Privileges,
+        most_nodes: usize,
+        most_handles: usize,
+        root: OwnedFd,
+        first: u64,
+    ) -> Result<Self, Errno> {
+        let mut server = Self::numbered(privileges, most_nodes, most_handles, first);
+        let (node, _) = Node::new(0, fcntl_dupfd_cloexec(&root, 0)?)?;
+        server.add_share(0, root)?;
+        server.root = Some(Arc::new(node));
+        Ok(server)
+    }
+
+    fn numbered(
+        privileges: Privileges,
+        most_nodes: usize,
+        most_handles: usize,
+        first: u64,
+    ) -> Self {
         Self {
             shares: RwLock::default(),
-            nodes: Nodes::new(most_nodes),
-            handles: Handles::new(most_handles),
+            root: None,
+            nodes: Nodes::new(most_nodes, first),
+            handles: Handles::new(most_handles, first),
             locks: Locks::new(MAX_OWNERS, MAX_RANGES),
             privileges,
             hints: OnceLock::new(),
@@ -116,7 +144,9 @@ impl Server {
             opcode::BATCH_FORGET => return self.batch_forget(request),
             // Nothing here waits for long, and virtio-fs does not send it.
             opcode::INTERRUPT => return Ok(()),
-            _ if header.node == ROOT_ID => return self.perform_on_root(request, reply),
+            _ if header.node == ROOT_ID && self.root.is_none() => {
+                return self.perform_on_root(request, reply);
+            }
             _ => {}
         }
         let node = &*self.node(header.node)?;
@@ -162,9 +192,45 @@ impl Server {
         }
     }
 
-    /// Anything but the root, which is nobody's to work on.
+    /// Anything but the root, if that is the list of shares, which is nobody's to work on.
     pub(crate) fn node(&self, id: u64) -> Result<Arc<Node>, Errno> {
-        if id == ROOT_ID { Err(Errno::ROFS) } else { self.nodes.find(id) }
+        match id {
+            ROOT_ID => self.root.clone().ok_or(Errno::ROFS),
+            id => self.nodes.find(id),
+        }
+    }
+
+    /// How the guest's kernel is to treat what it has opened. Whoever looks into a directory, and not at a share, sees what is
+    /// there now, and all of a file that does not say how long it is, as in /proc.
+    pub(crate) fn open_flags(&self) -> u32 {
+        if self.root.is_some() { FOPEN_DIRECT_IO } else { 0 }
+    }
+
+    /// A name that has been found. Likewise only those of directories are believed for longer than they are told.
+    pub(crate) fn reply_entry(&self, (id, stat, flags): (u64, Statx, u32), reply: &mut Reply) {
+        let is_directory = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory;
+        match self.root.is_some() && !is_directory {
+            true => reply.momentary_entry(id, &stat),
+            false => reply.entry(id, &stat, flags),
+        }
+    }
+
+    /// That there is no such name.
+    pub(crate) fn reply_no_entry(&self, reply: &mut Reply) -> Done {
+        if self.root.is_some() {
+            return Err(Errno::NOENT);
+        }
+        reply.no_entry();
+        Ok(())
+    }
+
+    /// Attributes as the guest is told them. One that does not know of mounts would take files of the same number in two
+    /// of them for one.
+    pub(crate) fn shown(&self, mut stat: Statx, id: u64) -> Statx {
+        if self.root.is_some() {
+            stat.stx_ino = id;
+        }
+        stat
     }
 
     /// The handle whose number is next in the request, of the node that the request is about.
@@ -178,7 +244,8 @@ impl Server {
         let border = node.is_dir() && !node.same_mount(parent);
         let flags = if border { self.submount() } else { 0 };
         let watched = node.is_dir();
-        Ok((self.enter_node(node, watched)?, stat, flags))
+        let id = self.enter_node(node, watched)?;
+        Ok((id, self.shown(stat, id), flags))
     }
 
     fn enter_node(&self, node: Node, watched: bool) -> Result<u64, Errno> {

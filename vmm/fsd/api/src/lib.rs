@@ -7,7 +7,9 @@
 //! - [`message`]: requests and replies, and hints of what the host changes
 //! - [`mount`]: a tree of the host as a detached mount, which is what a share is
 //! - [`client`]: starting a file server, and asking it
+//! - [`abi`]: the numbers of FUSE, in which it and guests speak
 
+pub mod abi;
 pub mod client;
 pub mod message;
 pub mod mount;

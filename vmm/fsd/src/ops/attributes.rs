@@ -30,7 +30,7 @@ impl Server {
         let (flags, _) = (request.u32()?, request.u32()?);
         let stat =
             if flags & GETATTR_FH != 0 { stat(&*self.handle(request)?)? } else { node.stat()? };
-        reply.attributes(&stat);
+        reply.attributes(&self.shown(stat, request.header.node));
         Ok(())
     }
 
@@ -53,7 +53,7 @@ impl Server {
         if let Some(times) = &change.times {
             utimensat(CWD, node.name(), times, AtFlags::empty())?;
         }
-        reply.attributes(&node.stat()?);
+        reply.attributes(&self.shown(node.stat()?, request.header.node));
         Ok(())
     }
 

@@ -28,7 +28,7 @@ impl Server {
         let (mode, mask) = (request.u32()?, request.u32()?);
         let name = request.name()?;
         self.make(parent, request, mask, || mkdirat(parent, name, permissions(mode)))?;
-        self.reply_entry(parent, name, reply)
+        self.reply_named(parent, name, reply)
     }
 
     pub(crate) fn mknod(
@@ -46,7 +46,7 @@ impl Server {
             return Err(Errno::PERM);
         }
         self.make(parent, request, mask, || mknodat(parent, name, kind, permissions(mode), 0))?;
-        self.reply_entry(parent, name, reply)
+        self.reply_named(parent, name, reply)
     }
 
     pub(crate) fn symlink(
@@ -57,14 +57,14 @@ impl Server {
     ) -> Done {
         let (name, target) = (request.name()?, request.string()?);
         self.make(parent, request, 0, || symlinkat(target, parent, name))?;
-        self.reply_entry(parent, name, reply)
+        self.reply_named(parent, name, reply)
     }
 
     pub(crate) fn link(&self, parent: &Node, request: &mut Request<'_>, reply: &mut Reply) -> Done {
         let old = self.node(request.u64()?)?;
         let name = request.name()?;
         linkat(CWD, old.name(), parent, name, AtFlags::SYMLINK_FOLLOW)?;
-        self.reply_entry(parent, name, reply)
+        self.reply_named(parent, name, reply)
     }
 
     pub(crate) fn create(
@@ -142,17 +142,17 @@ impl Server {
         make()
     }
 
-    fn reply_entry(&self, parent: &Node, name: &CStr, reply: &mut Reply) -> Done {
-        let (id, stat, flags) = self.lookup_name(parent, name)?;
-        reply.entry(id, &stat, flags);
+    fn reply_named(&self, parent: &Node, name: &CStr, reply: &mut Reply) -> Done {
+        self.reply_entry(self.lookup_name(parent, name)?, reply);
         Ok(())
     }
 
     /// The entry and the handle of a file that is open.
     fn reply_created(&self, parent: &Node, file: OwnedFd, reply: &mut Reply) -> Done {
         let path = reopen(&file, OFlags::PATH)?;
-        let (id, stat, flags) = self.enter(parent, path)?;
-        reply.entry(id, &stat, flags);
+        let entered = self.enter(parent, path)?;
+        let id = entered.0;
+        self.reply_entry(entered, reply);
         let opened = self.reply_opened(file, id, parent.share(), reply);
         if opened.is_err() {
             self.forget_node(id, 1);

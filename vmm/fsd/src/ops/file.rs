@@ -64,7 +64,8 @@ impl Server {
         reply: &mut Reply,
     ) -> Done {
         reply.u64(self.enter_handle(Handle::new(file, node, share))?);
-        reply.u64(0);
+        reply.u32(self.open_flags());
+        reply.u32(0);
         Ok(())
     }
 

@@ -24,8 +24,8 @@ impl Server {
         reply: &mut Reply,
     ) -> Done {
         match self.lookup_name(parent, request.name()?) {
-            Ok((id, stat, flags)) => reply.entry(id, &stat, flags),
-            Err(Errno::NOENT) => reply.no_entry(),
+            Ok(found) => self.reply_entry(found, reply),
+            Err(Errno::NOENT) => return self.reply_no_entry(reply),
             Err(e) => return Err(e),
         }
         Ok(())

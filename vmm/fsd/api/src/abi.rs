@@ -102,6 +102,7 @@ pub mod fattr {
 }
 
 pub const ATTR_SUBMOUNT: u32 = 1 << 0;
+pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 pub const GETATTR_FH: u32 = 1 << 0;
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 pub const WRITE_CACHE: u32 = 1 << 0;
