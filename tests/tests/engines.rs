@@ -161,8 +161,8 @@ echo $(cat data/guest) $(stat -c %u data/guest)
 const POLITE: &str = "trap 'echo bye; exit 43' TERM; echo up; while :; do sleep 0.1; done";
 
 fn life(e: &Engine) {
-    let run =
-        ["-d", "--name", "one", "--env", "A=a", "--memory", "128m", "alpine", "sh", "-c", POLITE];
+    let options = ["-d", "--name", "one", "--env", "A=a", "--memory", "128m", "--tmpfs", "/tmpfs"];
+    let run = [&options[..], &["alpine", "sh", "-c", POLITE]].concat();
     e.run(&run).output().ended_with(0);
     e.until_logged("one", "up");
     let ps = e.does(&["ps", "--format", "{{.Names}} {{.Status}}"]).ended_with(0).text();
@@ -224,7 +224,7 @@ fn top(e: &Engine, pid: &str) {
 /// Podman looks for the files and processes of a running container where its process is.
 fn copied(e: &Engine, name: &str) {
     let of = |path: &str| format!("{name}:{path}");
-    let write = "mkdir -p /dir/sub; echo of it > /dir/sub/file; ln -s /dir/sub /link; echo shm > /dev/shm/file; \
+    let write = "mkdir -p /dir/sub; echo of it > /dir/sub/file; ln -s /dir/sub /link; echo shm > /tmpfs/file; \
         printf '#!/bin/sh' > /dir/run; chmod 4750 /dir/run; chown 5:6 /dir/sub/file";
     e.does(&["exec", name, "sh", "-c", write]).ended_with(0);
     let here = e.inside.path("/run/test/copied");
@@ -235,19 +235,19 @@ fn copied(e: &Engine, name: &str) {
     // By a link that leads to another place on the host, and of a mount of the container's own.
     e.does(&["cp", &of("/link/file"), "/run/test/copied/by-link"]).ended_with(0);
     assert_eq!(fs::read_to_string(here.join("by-link")).unwrap(), "of it\n");
-    let tar = e.does(&["cp", &of("/dev/shm/file"), "-"]).ended_with(0).text();
+    let tar = e.does(&["cp", &of("/tmpfs/file"), "-"]).ended_with(0).text();
     assert!(tar.contains("shm\n"), "{tar:?}");
     // It is there on the host.
     let absent = e.does(&["cp", &of("/run/test/copied/dir"), "/run/test/no"]).ended_with(125);
     absent.says(&["\"/run/test/copied/dir\" could not be found", "no such file or directory"]);
 
-    e.does(&["cp", "/run/test/copied/dir", &of("/dev/shm")]).ended_with(0);
+    e.does(&["cp", "/run/test/copied/dir", &of("/tmpfs")]).ended_with(0);
     let mut tar = Command::new("tar");
     tar.args(["c", "-C"]).arg(here.join("dir/sub")).arg("file");
     let tar = tar.output().unwrap().stdout;
     e.call(&["cp", "-", &of("/tmp")]).stdin(tar).output().ended_with(0);
     // What has changed is seen at once.
-    let found = "cat /dev/shm/dir/sub/file /tmp/file; stat -c '%a %u' /dev/shm/dir/run; \
+    let found = "cat /tmpfs/dir/sub/file /tmp/file; stat -c '%a %u' /tmpfs/dir/run; \
         rm /dir/sub/file; echo other > /dir/sub/file";
     let found = e.does(&["exec", name, "sh", "-c", found]).ended_with(0).text();
     assert_eq!(found, "of it\nof it\n4750 0");
