@@ -379,6 +379,11 @@ async fn a_sandbox_comes_before_its_containers_and_goes_after_them() {
     ip(&format!("-n {NETNS} link delete ampoule0"));
     shim.run("alone", pid, PINGS_NOBODY).await;
     assert_eq!((shim.end_of("alone").await, &*shim.said("alone")), (0, "nobody\n"));
+    // And the interface is, from the host's end.
+    ip("link delete sandboxer0");
+    shim.run("less", pid, "while ip link show eth0; do sleep 0.2; done 2>&1").await;
+    assert_eq!(shim.end_of("less").await, 0);
+    assert!(shim.said("less").contains("can't find device"), "{}", shim.said("less"));
     // What containerd runs for a container that it knows nothing of any more: it ends that one alone.
     shim.run("four", pid, "exec sleep 600").await;
     let params = json!({ "version": 3, "address": shim.address, "protocol": "ttrpc" });
