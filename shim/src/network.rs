@@ -45,7 +45,7 @@ use std::{
 };
 
 use ampoule_agent_api::{agent::ConfigureNetworkRequest, netlink::Netlink};
-use ampoule_vmm_api::{NetConfig, RateLimit};
+use ampoule_vmm_api::{NetConfig, RateLimit, config::MAX_QUEUE_PAIRS};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub use follow::{Change, Changes};
@@ -104,6 +104,8 @@ pub struct Network {
 pub struct Room {
     /// Network devices at most, if there are not more interfaces already.
     pub devices: u8,
+    /// As many take part in what a network device does, up to a limit.
+    pub vcpus: u8,
     /// A first interface may come after its boot.
     pub late: bool,
     /// A network is its first container's own, which has it before it is started.
@@ -114,7 +116,8 @@ pub struct Room {
 #[derive(Debug)]
 pub struct Net {
     pub config: NetConfig,
-    pub tap: OwnedFd,
+    /// Its queues.
+    pub tap: Vec<OwnedFd>,
 }
 
 impl Network {
@@ -136,18 +139,18 @@ impl Network {
         let links = found.links(&[]).collect::<Result<Vec<_>>>()?;
         let request = found.request(&links);
         let mut joined = Joined::new(netlink, Some(changes));
-        let joined_links = links.into_iter().map(|link| {
-            let tap = tap::make(&link.name)?;
-            let config = config(Some(&link));
-            joined.add(tap.name, Some(link))?;
-            Ok(Net { config, tap: tap.fd })
-        });
+        let pairs = room.vcpus.clamp(1, MAX_QUEUE_PAIRS);
+        let mut device = |link: Option<Link>| {
+            let tap = tap::make(link.as_ref().map_or("to come", |link| &link.name), pairs)?;
+            let config = NetConfig { pairs, ..config(link.as_ref()) };
+            joined.add(&tap, link)?;
+            Ok(Net { config, tap: tap.queues })
+        };
+        let joined_links = links.into_iter().map(|link| device(Some(link)));
         let mut nets = joined_links.collect::<Result<Vec<_>>>()?;
         let spare = if nets.is_empty() && !room.late { 0 } else { SPARE };
         for _ in nets.len()..usize::from(room.devices).min(nets.len() + spare) {
-            let tap = tap::make("to come")?;
-            joined.add(tap.name, None)?;
-            nets.push(Net { config: config(None), tap: tap.fd });
+            nets.push(device(None)?);
         }
         let of_container = room.of_container;
         let changes = joined.changes.as_mut().filter(|_| !of_container);
@@ -180,11 +183,18 @@ fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
-/// Of a device that the guest has from its boot on, or may have later.
+/// Of a device with one pair of queues that the guest has from its boot on, or may have later.
 fn config(link: Option<&Link>) -> NetConfig {
     let unlimited = RateLimit::default();
     let (mac, mtu) = link.map_or(([0; 6], u16::MAX), |link| (link.mac, link.mtu));
-    NetConfig { mac, mtu, plugged: link.is_some(), from_guest: unlimited, to_guest: unlimited }
+    NetConfig {
+        mac,
+        mtu,
+        plugged: link.is_some(),
+        pairs: 1,
+        from_guest: unlimited,
+        to_guest: unlimited,
+    }
 }
 
 /// Whether it is that of this thread.

@@ -132,7 +132,7 @@ impl Vm {
             vec![kvm.as_fd(), kernel.as_fd(), console_memory.as_fd(), guest_image.as_fd()];
         fds.extend(setup.disks.iter().map(|d| d.file.as_fd()));
         fds.push(agents_end.as_fd());
-        fds.extend(setup.nets.iter().map(|net| net.tap.as_fd()));
+        fds.extend(setup.nets.iter().flat_map(|net| &net.tap).map(AsFd::as_fd));
         fds.extend(setup.share.iter().map(AsFd::as_fd));
         vm.send(&Request::Boot(config(&setup)), &fds)?;
         Ok((vm, agent))

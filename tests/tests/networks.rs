@@ -12,7 +12,7 @@ use std::{
 };
 
 use ampoule_tests::{
-    Outcome, ampoule, detached, host_address, no_passt, program, root, run, skip, stage,
+    Detached, Outcome, ampoule, detached, host_address, no_passt, program, root, run, skip, stage,
 };
 use rustix::{
     process::{Pid, Signal, kill_process},
@@ -73,12 +73,17 @@ fn eventually(expected: &str, mut what: impl FnMut() -> Option<String>) {
 
 /// The PID of the passt that a process has started.
 fn passt_of(parent: u64) -> Option<i32> {
+    child_of(parent, "passt")
+}
+
+/// Of a child by the beginning of its name.
+fn child_of(parent: u64, program: &str) -> Option<i32> {
     let all = fs::read_dir("/proc").unwrap().flatten();
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let mut words = stat.split(['(', ')', ' ']).filter(|word| !word.is_empty());
-        let passt = words.nth(1).is_some_and(|name| name.starts_with("passt"));
-        passt && words.next() != Some("Z") && words.next() == Some(&parent.to_string())
+        let named = words.nth(1).is_some_and(|name| name.starts_with(program));
+        named && words.next() != Some("Z") && words.next() == Some(&parent.to_string())
     })
 }
 
@@ -609,6 +614,88 @@ fn follows(ip: impl Fn(&str) -> Outcome, path: &str) {
     sandbox.verb("kill").ended_with(0);
     let left = ip("-n NAME -o link").ended_with(0).text();
     assert!(!left.contains("ampoule") && !left.contains("net7"), "{left}");
+}
+
+/// A guest with two processors has two pairs of queues, and uses either.
+#[test]
+fn a_network_device_has_as_many_pairs_of_queues_as_there_are_processors() {
+    let name = format!("ampoule-queues-{}", std::process::id());
+    let ip = |words: &str| {
+        let mut ip = Command::new("ip");
+        ip.args(words.replace("NAME", &name).split(' '));
+        program(ip).output()
+    };
+    if ip("netns add NAME").code != 0 {
+        return skip("pairs of queues", "no network namespace can be made here");
+    }
+    ip("link add v76 type veth peer name net6 netns NAME").ended_with(0);
+    ip("address add 10.76.0.1/24 dev v76").ended_with(0);
+    ip("link set v76 up").ended_with(0);
+    ip("-n NAME address add 10.76.0.2/24 dev net6").ended_with(0);
+    ip("-n NAME link set net6 up").ended_with(0);
+    let path = format!("netns:/run/netns/{name}");
+    let serve = "for port in 80 81; do while :; do nc -l -p $port -e sha256sum; done & done; wait";
+    let words = ["--privileged", "--cpus", "2", "--network", &path, "alpine", "sh", "-c", serve];
+    let sandbox = detached(words);
+    let two = "rx-0 rx-1 tx-0 tx-1";
+    let queues = sandbox.sh("ls /sys/class/net/net6/queues | xargs");
+    assert_eq!(queues.ended_with(0).text(), two);
+    for pair in 0..2 {
+        flows_by(pair, &sandbox);
+    }
+    // A driver may let go of the device, and take it again.
+    let again = "cd /sys/bus/virtio/drivers/virtio_net; for device in virtio*; do echo $device > unbind; echo $device > bind; done
+        ls /sys/class/net/eth0/queues | xargs";
+    assert_eq!(sandbox.sh(again).ended_with(0).text(), two);
+    ip("link delete v76").ended_with(0);
+    eventually("lo", || Some(sandbox.sh("ls /sys/class/net | xargs").text()));
+    sandbox.verb("kill").ended_with(0);
+    ip("netns delete NAME").ended_with(0);
+}
+
+/// Both ways at once: by the threads of the VMM's that serve the pairs.
+fn flows_by(pair: usize, sandbox: &Detached) {
+    const BYTES: usize = LARGE / 4;
+    let vmm = child_of(sandbox.record()["pid"].as_u64().unwrap(), "ampoule-vmm").unwrap();
+    let thread = ["ampoule-vmm", "queues1"][pair];
+    let mut tasks = fs::read_dir(format!("/proc/{vmm}/task")).unwrap().flatten();
+    let task = tasks.find(|task| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == thread)
+    });
+    let task = task.expect("the thread of a pair").path();
+    let passed = || {
+        let io = fs::read_to_string(task.join("io")).unwrap();
+        let count = |key| io.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+        ["rchar:", "wchar:"].map(|key| -> u64 { count(key).unwrap() })
+    };
+    let bytes: Vec<u8> = (0..BYTES).map(|n| (n * 7 / 3) as u8).collect();
+    let (sum, before) = (sha256(&bytes), passed());
+    let ports = [(); 2].map(|()| server(bytes.clone()).to_string()).join(" ");
+    thread::scope(|scope| {
+        for port in [80, 81] {
+            let (bytes, sum) = (&bytes, &sum);
+            scope.spawn(move || {
+                let to = SocketAddr::from(([10, 76, 0, 2], port));
+                let mut stream = TcpStream::connect_timeout(&to, LIMIT).unwrap();
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                stream.write_all(bytes).unwrap();
+                stream.shutdown(std::net::Shutdown::Write).unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).unwrap();
+                assert!(answer.starts_with(sum), "{answer}");
+            });
+        }
+        // What a guest sends by one queue is answered by the same.
+        let other = 1 - pair;
+        let script = format!(
+            "cd /sys/class/net/net6/queues; echo 3 > tx-{pair}/xps_cpus; echo 0 > tx-{other}/xps_cpus
+            for port in {ports}; do wget -qO- 10.76.0.1:$port | sha256sum & done; wait"
+        );
+        let sums = sandbox.sh(&script).ended_with(0).text();
+        assert_eq!(sums.matches(&sum).count(), 2, "{sums}");
+    });
+    let [read, written] = [0, 1].map(|way| passed()[way] - before[way]);
+    assert!(read > BYTES as u64 && written > 200, "{read} and {written} bytes by pair {pair}");
 }
 
 /// What Debian's CNI plugins make of a namespace, one after the other as of a list: a bridge with a published port and a

@@ -37,7 +37,7 @@ use crate::{
         block::{Block, SlotError},
         fault::FaultSink,
         fs::Fs,
-        net::{Net, NetError},
+        net::{Net, NetError, threads::Threads},
         rng::Rng,
         transport::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET},
         vsock::{StreamError, Vsock},
@@ -84,6 +84,8 @@ pub enum BuildError {
     Registers { id: u8, source: RegistersError },
     #[error("the thread of vCPU {id}")]
     Thread { id: u8, source: io::Error },
+    #[error("the threads of network devices")]
+    Threads(#[source] io::Error),
     #[error("the vCPU signal")]
     Signal(#[source] errno::Error),
     #[error("confinement")]
@@ -133,7 +135,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
     mptable::write(&memory, config.vcpus, &machine.irqs())?;
     regs::write_tables(&memory)?;
 
-    let Machine { pio, mmio, mut event_loop, .. } = machine;
+    let Machine { pio, mmio, mut event_loop, threads, .. } = machine;
     let surroundings = Surroundings {
         pio: Arc::new(pio),
         mmio: Arc::new(mmio),
@@ -142,6 +144,7 @@ pub fn build(request: BootRequest, reports: &Reports, process_ns: u64) -> Result
         latch: reports.latch.clone(),
         filter: Arc::new(seccomp::vcpu()?),
     };
+    start_threads(threads, &reports.latch)?;
     let vcpus = start_vcpus(&kvm, &vm, &config, entry, &surroundings)?;
     add_control(&mut event_loop, reports, disks, vsock, nets);
     Ok(Vm { event_loop, vcpus, stamps, _vm: vm })
@@ -156,6 +159,8 @@ struct Machine<'a> {
     pio: Bus,
     mmio: Bus,
     event_loop: EventLoop,
+    /// Of further pairs of queues.
+    threads: Threads,
     /// virtio devices so far.
     devices: usize,
 }
@@ -175,6 +180,7 @@ impl<'a> Machine<'a> {
             pio: Bus::default(),
             mmio: Bus::default(),
             event_loop: EventLoop::new()?,
+            threads: Threads::default(),
             devices: 0,
         })
     }
@@ -247,13 +253,18 @@ impl<'a> Machine<'a> {
     fn add_nets(
         &mut self,
         config: &VmConfig,
-        taps: Vec<std::os::fd::OwnedFd>,
+        taps: Vec<Vec<std::os::fd::OwnedFd>>,
     ) -> Result<Vec<Arc<Mutex<Net>>>, BuildError> {
         let mut nets = Vec::new();
         for (number, (net, tap)) in config.nets.iter().zip(taps).enumerate() {
             let net = Net::new(net, tap).map_err(|source| BuildError::Net { number, source })?;
+            let further: Vec<_> = net.further().collect();
             let net = Arc::new(Mutex::new(net));
-            self.add_virtio(format!("net{number}"), net.clone())?;
+            let transport = self.connect_virtio(format!("net{number}"), net.clone())?;
+            let workers =
+                further.into_iter().map(|(pair, queues)| transport.worker_of(pair, queues));
+            self.threads.add(workers)?;
+            self.place(transport)?;
             nets.push(net);
         }
         Ok(nets)
@@ -267,9 +278,18 @@ impl<'a> Machine<'a> {
         self.add_virtio("share".into(), Arc::new(Mutex::new(fs)))
     }
 
-    /// Puts a virtio device into the next window: kicks by ioeventfd, interrupts by irqfd, its work in the
-    /// event loop.
+    /// Puts a virtio device into the next window.
     fn add_virtio(&mut self, name: String, device: SharedDevice) -> Result<(), BuildError> {
+        let transport = self.connect_virtio(name, device)?;
+        self.place(transport)
+    }
+
+    /// Kicks by ioeventfd, interrupts by irqfd, its work in the event loop.
+    fn connect_virtio(
+        &mut self,
+        name: String,
+        device: SharedDevice,
+    ) -> Result<MmioTransport, BuildError> {
         let (base, irq) = boot_params::device_slot(self.devices);
         let transport = MmioTransport::new(&name, device, self.memory.clone(), self.faults.clone())
             .map_err(|source| BuildError::Device { device: name.clone(), source })?;
@@ -283,10 +303,25 @@ impl<'a> Machine<'a> {
             .register_irqfd(transport.irq(), irq)
             .map_err(|source| BuildError::Event { device: name, source })?;
         self.event_loop.add_subscriber(Box::new(transport.worker()));
+        Ok(transport)
+    }
+
+    /// Into the next window.
+    fn place(&mut self, transport: MmioTransport) -> Result<(), BuildError> {
+        let (base, _) = boot_params::device_slot(self.devices);
         self.mmio.insert(base.0, MMIO_SIZE, share(transport))?;
         self.devices += 1;
         Ok(())
     }
+}
+
+/// Those of further pairs of queues, if there are any.
+fn start_threads(threads: Threads, latch: &StopLatch) -> Result<(), BuildError> {
+    if threads.is_empty() {
+        return Ok(());
+    }
+    let filter = Arc::new(seccomp::pairs()?);
+    threads.start(&filter, latch).map_err(BuildError::Threads)
 }
 
 /// Makes the vCPUs; the first one stands at the kernel's entry, the others wait for its start-up IPI.

@@ -10,7 +10,7 @@ use rustix::{
     thread::{CapabilitySet, UnshareFlags, unshare_unsafe},
 };
 
-/// Descriptors: 1,023 vsock streams, 16 disks or taps, some eventfds for each device and vCPU.
+/// Descriptors: 1,023 vsock streams, 16 disks or network devices of a few taps, some eventfds for each device and vCPU.
 const MAX_DESCRIPTORS: u64 = 2048;
 
 /// Gives up everything. Single-threaded: threads started later inherit it.

@@ -3,8 +3,10 @@
 use std::{fs::File, io, os::fd::OwnedFd};
 
 use ampoule_vmm_api::{
-    Channel, ChannelError, Request, VmConfig,
-    config::{MAX_BOOT_STREAMS, MAX_DISKS, MAX_SLOTS, MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU},
+    Channel, ChannelError, NetConfig, Request, VmConfig,
+    config::{
+        MAX_BOOT_STREAMS, MAX_DISKS, MAX_QUEUE_PAIRS, MAX_SLOTS, MAX_VCPUS, MIN_MEMORY_MIB, MIN_MTU,
+    },
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -38,8 +40,8 @@ pub struct BootRequest {
     pub disks: Vec<OwnedFd>,
     /// One for each of `config.listen`.
     pub streams: Vec<OwnedFd>,
-    /// One for each of `config.nets`.
-    pub taps: Vec<OwnedFd>,
+    /// Of each of `config.nets`, one for each pair of its queues.
+    pub taps: Vec<Vec<OwnedFd>>,
     /// If `config.share`.
     pub share: Option<OwnedFd>,
 }
@@ -61,7 +63,8 @@ pub fn receive(channel: &Channel) -> Result<BootRequest, RequestError> {
 impl BootRequest {
     fn new(config: VmConfig, fds: Vec<OwnedFd>) -> Result<Self, RequestError> {
         check(&config)?;
-        let lists = config.disks.len() + config.listen.len() + config.nets.len();
+        let taps: usize = config.nets.iter().map(|net| usize::from(net.pairs)).sum();
+        let lists = config.disks.len() + config.listen.len() + taps;
         let (given, needed) = (fds.len(), 3 + lists + usize::from(config.share));
         let mut fds = fds.into_iter();
         let (Some(kvm), Some(kernel), Some(console), true) =
@@ -71,7 +74,8 @@ impl BootRequest {
         };
         let disks = fds.by_ref().take(config.disks.len()).collect();
         let streams = fds.by_ref().take(config.listen.len()).collect();
-        let taps = fds.by_ref().take(config.nets.len()).collect();
+        let tap = |net: &NetConfig| fds.by_ref().take(net.pairs.into()).collect();
+        let taps = config.nets.iter().map(tap).collect();
         let share = fds.next();
         Ok(Self { kvm, kernel: kernel.into(), console, disks, streams, taps, share, config })
     }
@@ -106,6 +110,13 @@ fn check(config: &VmConfig) -> Result<(), RequestError> {
             return Err(RequestError::Range { what, value, min, max });
         }
     }
+    for net in &config.nets {
+        let (what, value) = ("the number of a network device's pairs of queues", net.pairs.into());
+        let (min, max) = (1, MAX_QUEUE_PAIRS.into());
+        if !(min..=max).contains(&value) {
+            return Err(RequestError::Range { what, value, min, max });
+        }
+    }
     let mut plugged = config.nets.iter().filter(|net| net.plugged);
     plugged.try_for_each(|net| check_net(net.mac, net.mtu))
 }
@@ -125,7 +136,7 @@ pub fn check_net(mac: [u8; 6], mtu: u16) -> Result<(), RequestError> {
 mod tests {
     use std::os::fd::AsFd;
 
-    use ampoule_vmm_api::{DiskConfig, NetConfig, RateLimit};
+    use ampoule_vmm_api::{DiskConfig, RateLimit};
 
     use super::*;
 
@@ -179,15 +190,24 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
             plugged: true,
+            pairs: 1,
             from_guest: RateLimit::default(),
             to_guest: RateLimit::default(),
         };
         let with = |net: NetConfig, nets, spare_disks| {
-            send(VmConfig { nets: vec![net; nets], spare_disks, ..config() }, 5 + nets)
+            let taps = nets * usize::from(net.pairs);
+            send(VmConfig { nets: vec![net; nets], spare_disks, ..config() }, 5 + taps)
         };
-        assert_eq!(with(net.clone(), 2, 14).unwrap().taps.len(), 2);
+        let taps = |pairs| {
+            let request = with(NetConfig { pairs, ..net.clone() }, 2, 14).unwrap();
+            request.taps.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!((taps(1), taps(4)), (vec![1, 1], vec![4, 4]));
+        with(NetConfig { pairs: MAX_QUEUE_PAIRS, ..net.clone() }, 16, 0).unwrap();
         let refused = |net, nets, spare| with(net, nets, spare).unwrap_err().to_string();
         assert!(refused(net.clone(), 3, 14).contains("network devices and shares is 18"));
+        assert!(refused(NetConfig { pairs: 0, ..net.clone() }, 1, 0).contains("queues is 0"));
+        assert!(refused(NetConfig { pairs: 5, ..net.clone() }, 1, 0).contains("queues is 5"));
         assert!(refused(NetConfig { mtu: 67, ..net.clone() }, 1, 0).contains("MTU"));
         for mac in [[0; 6], [1, 0, 0, 0, 0, 1], [0xff; 6]] {
             assert!(refused(NetConfig { mac, ..net.clone() }, 1, 0).contains("MAC"));

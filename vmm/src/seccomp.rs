@@ -9,14 +9,15 @@ const KVM_RUN: u32 = 0xae80;
 /// KVM_GET_REGS, `_IOR(0xae, 0x81, struct kvm_regs)`.
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 
-/// A tap's offloads; without effect on anything else.
+/// A tap's offloads, and whether one of its queues is used; without effect on anything else.
 const SET_OFFLOAD: u32 = TUNSETOFFLOAD as u32;
+const SET_QUEUE: u32 = TUNSETQUEUE as u32;
 
 /// The two modes of fallocate that a disk uses; neither changes the size of the file.
 const PUNCH_HOLE: u32 = (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) as u32;
 const ZERO_RANGE: u32 = (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE) as u32;
 
-/// Device work, which is done on a vCPU's thread or the main one.
+/// Device work, which is done on a vCPU's thread, the main one or that of a pair of queues.
 const DEVICES: &[Rule] = &[
     // Eventfds from KVM.
     (SYS_read, Any),
@@ -68,6 +69,22 @@ const MAIN: &[Rule] = &[
     (SYS_restart_syscall, Any),
 ];
 
+/// Threads that serve further pairs of queues of network devices.
+const PAIRS: &[Rule] = &[
+    // The event loop, and each tap's own set.
+    (SYS_epoll_wait, Any),
+    (SYS_epoll_pwait, Any),
+    // Frames.
+    (SYS_readv, Any),
+    (SYS_writev, Any),
+    // When they may go on after a rate limit.
+    (SYS_timerfd_settime, Any),
+    // Whether the tap's queue is used, when the driver has said that.
+    (SYS_ioctl, OneOf(1, &[SET_QUEUE])),
+    // Goes on with a wait that a signal interrupted.
+    (SYS_restart_syscall, Any),
+];
+
 /// The filter of vCPU threads.
 pub fn vcpu() -> Result<Filter, SeccompError> {
     Filter::compile(&[THREAD, DEVICES, VCPU])
@@ -76,6 +93,11 @@ pub fn vcpu() -> Result<Filter, SeccompError> {
 /// The filter of the main thread.
 pub fn main() -> Result<Filter, SeccompError> {
     Filter::compile(&[THREAD, DEVICES, MAIN])
+}
+
+/// The filter of the threads of further pairs of queues.
+pub fn pairs() -> Result<Filter, SeccompError> {
+    Filter::compile(&[THREAD, DEVICES, PAIRS])
 }
 
 #[cfg(test)]
@@ -108,7 +130,8 @@ mod tests {
 
     #[test]
     fn the_filters_compile_and_leave_the_dangerous_calls_out() {
-        for lists in [[THREAD, DEVICES, VCPU], [THREAD, DEVICES, MAIN]] {
+        let kinds = [VCPU, MAIN, PAIRS];
+        for lists in kinds.map(|kind| [THREAD, DEVICES, kind]) {
             Filter::compile(&lists).unwrap();
             let mut allowed: Vec<_> =
                 lists.concat().into_iter().map(|(syscall, _)| syscall).collect();
@@ -148,7 +171,7 @@ mod tests {
             // SAFETY: system calls that fail or do nothing, in a child made for it.
             unsafe { syscall(number, arguments[0], arguments[1], arguments[2]) };
         }
-        let (main, vcpu) = (main().unwrap(), vcpu().unwrap());
+        let (main, vcpu, pairs) = (main().unwrap(), vcpu().unwrap(), pairs().unwrap());
         let allowed: [fn(); 4] = [
             || call(SYS_getpid, [0; 3]),
             || call(SYS_write, [-1, 0, 0]),
@@ -164,7 +187,7 @@ mod tests {
             || call(SYS_mprotect, [0, 0, PROT_EXEC.into()]),
             || call(SYS_ioctl, [-1, FIOCLEX as c_long, 0]),
         ];
-        for filter in [&main, &vcpu] {
+        for filter in [&main, &vcpu, &pairs] {
             assert!(allowed.iter().all(|act| under(filter, *act) == 0));
             assert!(forbidden.iter().all(|act| under(filter, *act) == SIGSYS));
         }
@@ -172,6 +195,11 @@ mod tests {
         assert_eq!((under(&vcpu, run), under(&main, run)), (0, SIGSYS));
         let offload: fn() = || call(SYS_ioctl, [-1, SET_OFFLOAD.into(), 0]);
         assert_eq!((under(&vcpu, offload), under(&main, offload)), (0, SIGSYS));
+        let queue: fn() = || call(SYS_ioctl, [-1, SET_QUEUE.into(), 0]);
+        assert_eq!(
+            (under(&vcpu, queue), under(&main, queue), under(&pairs, queue)),
+            (SIGSYS, SIGSYS, 0)
+        );
         let receive: fn() = || call(SYS_recvmsg, [-1, 0, 0]);
         assert_eq!((under(&vcpu, receive), under(&main, receive)), (SIGSYS, 0));
     }

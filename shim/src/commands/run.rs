@@ -322,7 +322,8 @@ async fn prepare(
     let kept = rootfs.is_kept();
     let boot_timeout = Duration::from_secs(args.boot_timeout.into());
     let room = spare_disks(disks.len(), 0, !shares.is_empty());
-    let network = network::connect(&args.network, room, Pace::of(boot_timeout)).await?;
+    let network =
+        network::connect(&args.network, room, args.cpus.vcpus(), Pace::of(boot_timeout)).await?;
     let (sandbox, _events) = Sandbox::create(SandboxConfig {
         name: name.clone(),
         hostname: hostname(name.as_str()).to_string(),

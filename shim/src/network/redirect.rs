@@ -15,7 +15,7 @@ use netlink_packet_route::{
 };
 use rustix::net::netdevice::name_to_index;
 
-use super::{Changes, NetworkError, Result, found::Link, passt::Passt};
+use super::{Changes, NetworkError, Result, found::Link, passt::Passt, tap::Tap};
 
 /// `ffff:`
 const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
@@ -54,12 +54,30 @@ impl Joined {
     }
 
     /// Adds a device by its tap, and joins that to an interface.
-    pub fn add(&mut self, tap: String, link: Option<Link>) -> Result<()> {
-        if let Some(link) = &link {
-            self.join(link, &tap)?;
+    pub fn add(&mut self, tap: &Tap, link: Option<Link>) -> Result<()> {
+        if tap.queues.len() > 1 {
+            self.pass_at_once(&tap.name)?;
         }
-        self.seats.push(Seat { tap, link });
+        if let Some(link) = &link {
+            self.join(link, &tap.name)?;
+        }
+        self.seats.push(Seat { tap: tap.name.clone(), link });
         Ok(())
+    }
+
+    /// A tap with several queues could have 256, and the kernel would put a discipline before each of them, 6 MB in all.
+    /// It holds nothing back: what waits for the VMM waits in the tap.
+    fn pass_at_once(&mut self, tap: &str) -> Result<()> {
+        let failed = |source| NetworkError::Interface {
+            name: tap.into(),
+            what: "leave out its queueing disciplines (tc)",
+            source,
+        };
+        let index = name_to_index(self.netlink.as_fd(), tap).map_err(|e| failed(e.into()))?;
+        let mut message = TcMessage::with_index(index as i32);
+        message.header.parent = TcHandle::ROOT;
+        message.attributes = vec![TcAttribute::Kind("noqueue".into())];
+        self.netlink.change(libc::RTM_NEWQDISC, NEW, &message).map_err(failed)
     }
 
     /// Joins an interface and a tap, by its name, in both directions.

@@ -1,4 +1,5 @@
-//! Taps: an interface of the namespace whose other end is a descriptor, the VMM's. It is gone when nobody has that any more.
+//! Taps: an interface of the namespace whose other end are descriptors, the VMM's: one for each of its queues. It is gone when
+//! nobody has any of them any more.
 
 use std::{
     ffi::CStr,
@@ -11,13 +12,14 @@ use super::{NetworkError, Result};
 
 /// Of their names: by it they are known for ours.
 pub const PREFIX: &str = "ampoule";
-/// One queue; each frame comes with a header about its checksum and segments.
+/// Each frame comes with a header about its checksum and segments.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 #[derive(Debug)]
 pub struct Tap {
     pub name: String,
-    pub fd: OwnedFd,
+    /// At least one.
+    pub queues: Vec<OwnedFd>,
 }
 
 /// Without that header: the kernel hands over whole frames, their checksums done.
@@ -25,34 +27,45 @@ const PLAIN: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI;
 /// Where they come from.
 pub const DEVICE: &CStr = c"/dev/net/tun";
 
-/// Makes one for an interface, in the network namespace of this thread.
-pub fn make(interface: &str) -> Result<Tap> {
-    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-    let tun = tun.map_err(|source| NetworkError::Interface {
-        name: interface.into(),
-        what: "open /dev/net/tun, from which a tap is made",
-        source,
+/// Makes one for an interface, with so many queues, in the network namespace of this thread.
+pub fn make(interface: &str, queues: u8) -> Result<Tap> {
+    let tuns = (0..queues).map(|_| {
+        let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+        tun.map(OwnedFd::from).map_err(|source| NetworkError::Interface {
+            name: interface.into(),
+            what: "open /dev/net/tun, from which a tap is made",
+            source,
+        })
     });
-    of(tun?.into(), interface)
+    with_queues(tuns.collect::<Result<_>>()?, interface)
 }
 
 /// Makes one for an interface of [`DEVICE`], in the network namespace in which that was opened.
 pub fn of(tun: OwnedFd, interface: &str) -> Result<Tap> {
+    with_queues(vec![tun], interface)
+}
+
+fn with_queues(queues: Vec<OwnedFd>, interface: &str) -> Result<Tap> {
+    let several = if queues.len() > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     // The kernel puts the first number there that is free.
-    request(&tun, &format!("{PREFIX}%d"), FLAGS).map(|name| Tap { name, fd: tun }).map_err(
-        |source| NetworkError::Interface {
+    let mut name = format!("{PREFIX}%d");
+    for tun in &queues {
+        name = request(tun, &name, FLAGS | several).map_err(|source| NetworkError::Interface {
             name: interface.into(),
             what: "make a tap for it",
             source,
-        },
-    )
+        })?;
+    }
+    Ok(Tap { name, queues })
 }
 
 /// Makes one that is an interface itself.
-pub fn plain(tun: OwnedFd, name: &str) -> Result<Tap> {
-    request(&tun, name, PLAIN)
-        .map(|name| Tap { name, fd: tun })
-        .map_err(|source| NetworkError::Interface { name: name.into(), what: "make it", source })
+pub fn plain(tun: OwnedFd, name: &str) -> Result<OwnedFd> {
+    request(&tun, name, PLAIN).map(|_| tun).map_err(|source| NetworkError::Interface {
+        name: name.into(),
+        what: "make it",
+        source,
+    })
 }
 
 /// Returns the name.

@@ -233,6 +233,20 @@ fn redirected(netlink: &mut Netlink) -> Vec<i32> {
     redirected.map(|qdisc| qdisc.header.index).collect()
 }
 
+/// What an interface has of them, in order.
+fn disciplines(netlink: &mut Netlink, interface: &str) -> Vec<String> {
+    let all: Vec<TcMessage> = netlink.list(libc::RTM_GETQDISC, &TcMessage::default()).unwrap();
+    let index = index(interface) as i32;
+    let own = all.iter().filter(|qdisc| qdisc.header.index == index);
+    let kinds = own.flat_map(|qdisc| &qdisc.attributes).filter_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.clone()),
+        _ => None,
+    });
+    let mut kinds: Vec<_> = kinds.collect();
+    kinds.sort();
+    kinds
+}
+
 /// Waits until these have an `ingress`. What was just closed may be open for a moment more: in a process that another test
 /// has started and that has not come to its `execve`.
 #[track_caller]
@@ -350,12 +364,14 @@ fn a_namespace_with_loopback_alone_joins_nothing_and_our_own_is_refused() {
 fn a_guest_follows_what_comes_and_goes_as_far_as_it_has_devices() {
     with_veth(|netlink| {
         let Network { nets, mut joined, request, .. } =
-            match Network::join_own(Room { devices: 2, ..Room::default() }) {
+            match Network::join_own(Room { devices: 2, vcpus: 3, ..Room::default() }) {
                 Ok(network) => network,
                 Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
             };
         assert_eq!((nets.len(), request.interfaces.len()), (2, 1));
         assert_eq!([nets[0].config.plugged, nets[1].config.plugged], [true, false]);
+        assert!(nets.iter().all(|net| (net.config.pairs, net.tap.len()) == (3, 3)));
+        assert_eq!(disciplines(netlink, "ampoule0"), ["ingress", "noqueue"]);
         let same = joined.follow().unwrap();
         assert_eq!((same.plugged.len(), same.unplugged.len(), &same.request), (0, 0, &request));
 

@@ -20,11 +20,8 @@ use ampoule_agent_api::agent::{Address, ConfigureNetworkRequest, Interface, Next
 use rustix::net::netdevice::name_to_index;
 
 use super::{
-    Joined, Net, Network, NetworkError, Resolver, Result, config, egress,
-    found::Link,
-    passt::Passt,
-    private::Private,
-    tap::{self, Tap},
+    Joined, Net, Network, NetworkError, Resolver, Result, config, egress, found::Link,
+    passt::Passt, private::Private, tap,
 };
 use crate::{
     cli::{Egress, Publish},
@@ -64,18 +61,18 @@ impl Network {
         let Private { netlink, tuns: [guests, passts] } = Private::new()?;
         let failed =
             |source| NetworkError::Interface { name: NAME.into(), what: "set it up", source };
-        let Tap { name, fd } = tap::plain(passts, NAME)?;
-        let index = name_to_index(&netlink, &name).map_err(|e| failed(e.into()))?;
+        let passts = tap::plain(passts, NAME)?;
+        let index = name_to_index(&netlink, NAME).map_err(|e| failed(e.into()))?;
         let mut joined = Joined::new(netlink, None);
         joined.set_up(index, MTU).map_err(failed)?;
-        let link = Link::ipv4(index, name, MAC, MTU);
+        let link = Link::ipv4(index, NAME.into(), MAC, MTU);
         let tap = tap::of(guests, NAME)?;
         let config = config(Some(&link));
-        joined.add(tap.name, Some(link))?;
-        let passt = Passt::start(fd, ports, reach, cgroup, pace)?;
+        joined.add(&tap, Some(link))?;
+        let passt = Passt::start(passts, ports, reach, cgroup, pace)?;
         Ok(Self {
             request: request(reach),
-            nets: vec![Net { config, tap: tap.fd }],
+            nets: vec![Net { config, tap: tap.queues }],
             joined: joined.behind(passt),
             resolver: names.map(Resolver::Listed),
             of_container: false,
@@ -216,7 +213,7 @@ mod tests {
             Err(error) => return eprintln!("skipped: {}", crate::error::chain_text(&error)),
         };
         let Network { nets, joined, .. } = network;
-        let tap = &nets[0].tap;
+        let tap = &nets[0].tap[0];
         fcntl_setfl(tap, fcntl_getfl(tap).unwrap() | OFlags::NONBLOCK).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut answer = vec![0; 2000];

@@ -122,7 +122,8 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     // Who makes a pod makes its network first.
     let devices = if grows { 0 } else { room(0) };
     let of_container = has_own_users(&bundle.spec);
-    let network = network::join(Room { devices, late: false, of_container }).await?;
+    let network = network::join(Room { devices, vcpus: size.vcpus, late: false, of_container });
+    let network = network.await?;
     let nets = network.as_ref().map_or(0, |network| network.nets.len());
     let spare_disks = if grows { room(nets) } else { 0 };
     let (sandbox, _events) = Sandbox::create(SandboxConfig {

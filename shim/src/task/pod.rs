@@ -57,7 +57,8 @@ impl Tasks {
         // Who makes a pod makes its network first; containerd 1.7 not where it is to belong to the pod's own users.
         let late = !plan.grows || plan.own_users && plan.network == HostNetwork::New;
         let devices = if late { room(0) } else { 0 };
-        let room_for_nets = Room { devices, late, of_container: plan.own_users };
+        let of_container = plan.own_users;
+        let room_for_nets = Room { devices, vcpus: size.vcpus, late, of_container };
         let network = look(&anchor, move |n| Network::join(n, room_for_nets)).await?;
         let loopback = match (network.connects() || late) && plan.grows {
             true => loopback(&anchor).await,

@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Longest message in bytes.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Most descriptors beside one message.
-pub const MAX_FDS: usize = 64;
+pub const MAX_FDS: usize = 128;
 const ANCILLARY: usize = rustix::cmsg_space!(ScmRights(MAX_FDS));
 
 /// What can go wrong on a control socket. [`ChannelError::Closed`] is how the other side says goodbye.

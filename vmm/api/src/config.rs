@@ -11,6 +11,8 @@ pub const MIN_MEMORY_MIB: u32 = 64;
 pub const MAX_DISKS: usize = 16;
 /// Most virtio-blk slots, network devices and shares together: each has an interrupt of its own.
 pub const MAX_SLOTS: usize = 17;
+/// Most pairs of queues of a network device: each further one has a thread of the VMM's.
+pub const MAX_QUEUE_PAIRS: u8 = 4;
 /// Least MTU of a network device: what IPv4 cannot do without (RFC 791).
 pub const MIN_MTU: u16 = 68;
 /// Most vsock streams that may be asked for in one boot message.
@@ -35,15 +37,16 @@ pub struct VmConfig {
     pub listen: Vec<u32>,
     /// Keep the processor's own random numbers (RDRAND, RDSEED) from the guest.
     pub hide_random: bool,
-    /// Network devices, in the order in which the guest finds them. One tap descriptor each.
+    /// Network devices, in the order in which the guest finds them. One tap descriptor for each pair of queues.
     pub nets: Vec<NetConfig>,
     /// A virtio-fs device named [`SHARE_TAG`](crate::guest::SHARE_TAG). Its descriptor is a `SOCK_SEQPACKET` socket of
     /// which each packet is one FUSE message; the other end is `ampoule-fsd`'s.
     pub share: bool,
 }
 
-/// One virtio-net device. Its descriptor is a tap's with one queue, made with `IFF_TAP`, `IFF_NO_PI` and
-/// `IFF_VNET_HDR`; the VMM sets the size of its header and its offloads.
+/// One virtio-net device. Its descriptors are the queues of one tap, made with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`,
+/// and with `IFF_MULTI_QUEUE` if there are several; the VMM sets the size of its header and its offloads, and which queues
+/// are attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
     /// The guest's MAC address, unicast. Frames from any other are not sent.
@@ -53,6 +56,8 @@ pub struct NetConfig {
     pub mtu: u16,
     /// The guest finds it at its boot; else its window has no device until [`Request::PlugNet`](crate::Request::PlugNet).
     pub plugged: bool,
+    /// Of queues, 1 to [`MAX_QUEUE_PAIRS`].
+    pub pairs: u8,
     /// What the guest may send.
     pub from_guest: RateLimit,
     /// What the guest is given.

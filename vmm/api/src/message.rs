@@ -9,7 +9,7 @@ use crate::config::{DiskConfig, VmConfig};
 pub enum Request {
     /// The first message, once. Descriptors: `/dev/kvm`, the kernel (an ELF64 `vmlinux`), the console
     /// memory ([`crate::console`]), one per disk, one stream socket per port in `listen`, one
-    /// tap per network device, the socket of the share.
+    /// tap per pair of queues of each network device, the socket of the share.
     Boot(VmConfig),
     /// The guest's next connection to host port `port` is spliced to the stream socket sent along.
     /// Once: a second connection needs a second request. Ports nobody asked for are answered with RST.

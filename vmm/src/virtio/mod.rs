@@ -12,8 +12,10 @@
 //! # Threads
 //! vCPU threads enter through [`transport::MmioTransport`] (a [`crate::bus::BusDevice`]); everything else
 //! happens in [`worker::Worker`] on the thread of the event loop. Both lock the device, so that a reset
-//! returns when the work in flight is done. A kick that comes before activation, or after a fault, is
-//! drained and ignored.
+//! returns when the work in flight is done. A network device's further pairs of queues have a lock and a thread each,
+//! whose event loop serves nothing else; a reset takes their locks one after the other, the event loop's thread none of
+//! them but after a fault. A kick that comes before activation, or after a fault, is drained and ignored, but for that of
+//! a control queue, which is answered.
 //!
 //! # Wiring
 //! ```ignore
@@ -36,6 +38,8 @@
 //!   `fallocate`, and to attach and detach `fstat`, `lseek`, `close`; vsock: `epoll_wait`, `epoll_ctl`,
 //!   `recvmsg`, `sendmsg`, `shutdown`, `close`; rng: `getrandom`; net: `epoll_wait`, `readv`, `writev`,
 //!   `timerfd_settime`; fs: `epoll_wait`, `recvmsg`, `sendmsg`.
+//! - Threads of further pairs of queues: `read`, `write`, `futex`, `epoll_wait`, `readv`, `writev`, `timerfd_settime`,
+//!   `ioctl(TUNSETQUEUE)`.
 //! - To make a device and its transport: `eventfd2`, `epoll_create1`; net: `fcntl`, the taps' `ioctl`s,
 //!   `timerfd_create`.
 //!
@@ -81,11 +85,23 @@ pub trait VirtioDevice: Send {
     /// Copies configuration space from `offset`; bytes past its end stay zero. No device here has a
     /// writable field.
     fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// `DRIVER_OK`: takes over one queue for each of [`queue_max_sizes`](Self::queue_max_sizes).
+    /// How many of them a driver sets up that has accepted these features, from the first one on. `None`: these do not go
+    /// together.
+    fn queues_with(&self, _features: u64) -> Option<usize> {
+        Some(self.queue_max_sizes().len())
+    }
+    /// Those that it serves itself, and not by a [`Seat`](worker::Seat) for a part of it.
+    fn own_queues(&self) -> Vec<usize> {
+        (0..self.queue_max_sizes().len()).collect()
+    }
+    /// `DRIVER_OK`: takes over as many queues as [`queues_with`](Self::queues_with) says.
     fn activate(&mut self, active: Active);
-    /// Gives up the queues and whatever the guest had in flight. Also how a device falls quiet after a
-    /// fault; may be called at any time.
+    /// Gives up the queues and whatever the guest had in flight. May be called at any time.
     fn reset(&mut self);
+    /// How it falls quiet after a fault, until it is reset.
+    fn quiet(&mut self) {
+        self.reset();
+    }
     /// A bounded amount of work. Without queues there is nothing to do.
     fn process(&mut self, wake: Wake) -> Result<Drained, DeviceFault>;
     /// What besides the queues wakes this device when readable.

@@ -12,8 +12,11 @@ use virtio_bindings::{virtio_config::*, virtio_mmio::*, virtio_ring::*};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    SharedDevice, VirtioDevice, Wake, fault::FaultSink, lock, transport::MmioTransport,
-    worker::Worker,
+    VirtioDevice, Wake,
+    fault::FaultSink,
+    lock,
+    transport::MmioTransport,
+    worker::{Seat, Worker},
 };
 use crate::{bus::BusDevice, memory::GuestMemory};
 
@@ -92,7 +95,9 @@ pub struct Guest {
     pub worker: Worker,
     pub queues: Vec<Rings>,
     pub faults: Arc<Mutex<Vec<String>>>,
-    device: SharedDevice,
+    /// A queue that is served after a fault too.
+    pub lasting: Option<usize>,
+    others: Vec<Box<dyn Fn() -> bool>>,
 }
 
 impl Guest {
@@ -103,11 +108,11 @@ impl Guest {
         let sink: FaultSink =
             Arc::new(move |_, fault| reports.lock().unwrap().push(chain_of_causes(fault)));
         let memory = memory();
-        let transport = MmioTransport::new("test", device.clone(), memory.clone(), sink).unwrap();
         let sizes = lock(&*device).queue_max_sizes();
+        let transport = MmioTransport::new("test", device, memory.clone(), sink).unwrap();
         let queues = (0..).zip(sizes).map(|(i, &size)| Rings::new(i, size)).collect();
         let worker = transport.worker();
-        Self { memory, transport, worker, queues, faults, device }
+        Self { memory, transport, worker, queues, faults, lasting: None, others: Vec::new() }
     }
 
     /// A device in operation, with every feature.
@@ -297,25 +302,13 @@ impl Guest {
 
     /// One round of the event loop; says whether anything happened.
     pub fn step(&mut self) -> bool {
-        let mut busy = false;
-        for index in 0..self.queues.len() {
-            if self.transport.kicks()[index].read().is_ok() {
-                self.worker.run(Wake::Queue(index));
-                busy = true;
-            }
-        }
-        let backend = lock(&*self.device).backend();
-        if let Some(fd) = backend {
-            // SAFETY: the device, which lives as long as the guest, owns the descriptor.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-            let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-            let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-            if poll(&mut fds, Some(&none)).unwrap() > 0 {
-                self.worker.run(Wake::Backend);
-                busy = true;
-            }
-        }
-        busy
+        let busy = turn(&self.worker);
+        self.others.iter().fold(busy, |busy, other| other() | busy)
+    }
+
+    /// Has a worker of a part of the device, and an event loop for it.
+    pub fn add<S: Seat + ?Sized + 'static>(&mut self, worker: Worker<S>) {
+        self.others.push(Box::new(move || turn(&worker)));
     }
 
     /// Runs the event loop until it would sleep. A loop that never does is a failure.
@@ -352,13 +345,36 @@ impl Guest {
         }
         self.run();
         for queue in 0..self.queues.len() {
-            assert_eq!(self.used(queue), None);
+            assert!(self.used(queue).is_none() || self.lasting == Some(queue));
         }
         assert!(self.faults.lock().unwrap().is_empty());
         self.reset();
         self.start(u64::MAX);
         self.assert_works();
     }
+}
+
+/// One round of a worker's event loop; says whether anything happened.
+fn turn<S: Seat + ?Sized>(worker: &Worker<S>) -> bool {
+    let mut busy = false;
+    for &index in &worker.queues {
+        if worker.kicks[index].read().is_ok() {
+            worker.run(Wake::Queue(index));
+            busy = true;
+        }
+    }
+    let backend = lock(&worker.seat).backend();
+    if let Some(fd) = backend {
+        // SAFETY: the seat, which lives as long as its worker, owns the descriptor.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if poll(&mut fds, Some(&none)).unwrap() > 0 {
+            worker.run(Wake::Backend);
+            busy = true;
+        }
+    }
+    busy
 }
 
 fn chain_of_causes(fault: &(dyn Error + 'static)) -> String {

@@ -9,7 +9,7 @@ pub mod driver;
 
 use std::{
     io,
-    sync::{Arc, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use virtio_bindings::{virtio_config::*, virtio_mmio::*, virtio_ring::*};
@@ -21,7 +21,7 @@ use super::{
     interrupt::Interrupt,
     lock,
     queue::{RingFeatures, VirtQueue},
-    worker::Worker,
+    worker::{Seat, Worker},
 };
 use crate::{bus::BusDevice, memory::GuestMemory};
 use driver::DriverState;
@@ -94,8 +94,19 @@ impl MmioTransport {
 
     /// The device's subscriber to the event loop. One is enough.
     pub fn worker(&self) -> Worker {
+        let queues = self.lock().own_queues();
+        self.worker_of(self.device.clone(), queues)
+    }
+
+    /// One to another event loop, for queues that a part of the device serves by itself.
+    pub fn worker_of<S: Seat + ?Sized>(
+        &self,
+        seat: Arc<Mutex<S>>,
+        queues: Vec<usize>,
+    ) -> Worker<S> {
         Worker {
-            device: self.device.clone(),
+            seat,
+            queues,
             interrupt: self.interrupt.clone(),
             kicks: self.kicks.clone(),
             faults: self.faults.clone(),
@@ -155,6 +166,10 @@ impl MmioTransport {
         match value {
             0 => self.reset(),
             _ => {
+                if value & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
+                    // As with features that were not offered: the driver finds the bit missing.
+                    self.lock().queues_with(self.driver.features())?;
+                }
                 if self.driver.write_status(value & !VIRTIO_CONFIG_S_NEEDS_RESET, self.offered)? {
                     self.activate();
                 }
@@ -187,8 +202,10 @@ impl MmioTransport {
             event_idx: self.driver.has_feature(VIRTIO_RING_F_EVENT_IDX),
             indirect: self.driver.has_feature(VIRTIO_RING_F_INDIRECT_DESC),
         };
+        let count = self.lock().queues_with(self.driver.features()).unwrap_or(0);
         let queues = self.driver.queues().iter().zip(self.max_sizes).enumerate();
         queues
+            .take(count)
             .map(|(queue, (config, &max))| {
                 VirtQueue::new(config, max, features, &self.memory)
                     .map_err(|source| DeviceFault::Setup { queue, source })

@@ -1,16 +1,17 @@
-//! A device's seat in the event loop: turns readable descriptors into calls of the device, and an error
-//! of the device into `DEVICE_NEEDS_RESET`. Owns nothing but its share of the device.
+//! A device's seat in an event loop: turns readable descriptors into calls of the device, and an error
+//! of the device into `DEVICE_NEEDS_RESET`. Owns nothing but its share of the device, which may be a part of it that has
+//! a lock, and an event loop, of its own.
 
 use std::{
     os::fd::{AsRawFd, RawFd},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    Drained, SharedDevice, Wake,
+    Drained, VirtioDevice, Wake,
     fault::{DeviceFault, FaultReporter},
     interrupt::Interrupt,
     lock,
@@ -19,15 +20,39 @@ use super::{
 /// Event data that stands for the backend; smaller numbers are queues.
 const BACKEND: u32 = u32::MAX;
 
-/// Made by [`MmioTransport::worker`](super::transport::MmioTransport::worker).
-pub struct Worker {
-    pub(super) device: SharedDevice,
+/// What a worker serves. See [`VirtioDevice`] for what it does.
+pub trait Seat: Send {
+    fn process(&mut self, wake: Wake) -> Result<Drained, DeviceFault>;
+    /// After a fault: it falls quiet.
+    fn quiet(&mut self);
+    fn backend(&self) -> Option<RawFd>;
+}
+
+impl Seat for dyn VirtioDevice {
+    fn process(&mut self, wake: Wake) -> Result<Drained, DeviceFault> {
+        VirtioDevice::process(self, wake)
+    }
+
+    fn quiet(&mut self) {
+        VirtioDevice::quiet(self);
+    }
+
+    fn backend(&self) -> Option<RawFd> {
+        VirtioDevice::backend(self)
+    }
+}
+
+/// Made by [`MmioTransport::worker`](super::transport::MmioTransport::worker) and its neighbour.
+pub struct Worker<S: Seat + ?Sized = dyn VirtioDevice> {
+    pub(super) seat: Arc<Mutex<S>>,
+    /// Those that it serves.
+    pub(super) queues: Vec<usize>,
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) kicks: Arc<[EventFd]>,
     pub(super) faults: Arc<FaultReporter>,
 }
 
-impl Worker {
+impl<S: Seat + ?Sized> Worker<S> {
     /// What one event means; drains the kick.
     fn wake(&self, data: u32) -> Option<Wake> {
         if data == BACKEND {
@@ -41,12 +66,12 @@ impl Worker {
 
     /// Runs the device once. A fault leaves it reset and quiet, and the driver told.
     pub(super) fn run(&self, wake: Wake) {
-        let mut device = lock(&self.device);
-        match device.process(wake) {
+        let mut seat = lock(&self.seat);
+        match seat.process(wake) {
             Ok(Drained::Empty) => {}
             Ok(Drained::More) => self.again(wake),
             Err(fault) => {
-                device.reset();
+                seat.quiet();
                 self.interrupt.fail();
                 self.faults.report(&fault);
             }
@@ -55,8 +80,9 @@ impl Worker {
 
     /// Comes back after the other devices had their turn.
     fn again(&self, wake: Wake) {
-        let index = if let Wake::Queue(index) = wake { index } else { 0 };
-        if let Some(kick) = self.kicks.get(index) {
+        let index =
+            if let Wake::Queue(index) = wake { Some(index) } else { self.queues.first().copied() };
+        if let Some(kick) = index.and_then(|index| self.kicks.get(index)) {
             // A full eventfd is a pending kick: nothing is lost.
             let _ = kick.write(1);
         }
@@ -69,7 +95,7 @@ impl Worker {
     }
 }
 
-impl MutEventSubscriber for Worker {
+impl<S: Seat + ?Sized> MutEventSubscriber for Worker<S> {
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         if let Some(wake) = self.wake(events.data()) {
             self.run(wake);
@@ -77,10 +103,12 @@ impl MutEventSubscriber for Worker {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        for (index, kick) in (0..).zip(self.kicks.iter()) {
-            self.watch(ops, kick.as_raw_fd(), index);
+        for &index in &self.queues {
+            if let Some(kick) = self.kicks.get(index) {
+                self.watch(ops, kick.as_raw_fd(), index as u32);
+            }
         }
-        let backend = lock(&self.device).backend();
+        let backend = lock(&self.seat).backend();
         if let Some(fd) = backend {
             self.watch(ops, fd, BACKEND);
         }

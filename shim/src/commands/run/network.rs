@@ -121,6 +121,7 @@ pub fn check(args: &NetworkArgs) -> Result<(), RunError> {
 pub async fn connect(
     args: &NetworkArgs,
     devices: u8,
+    vcpus: u8,
     pace: Pace,
 ) -> Result<Option<Network>, RunError> {
     let choice = args.choice();
@@ -136,7 +137,7 @@ pub async fn connect(
                 let path = path.clone();
                 let open = |source| RunNetworkError::Open { path: path.clone(), source };
                 let namespace = File::open(&path).map_err(open)?;
-                let room = Room { devices, ..Room::default() };
+                let room = Room { devices, vcpus, ..Room::default() };
                 let joined = Network::join(&namespace, room).map_err(failed)?;
                 let joined = joined.connects().then_some(joined);
                 joined.map(Some).ok_or(RunNetworkError::Empty { path })

@@ -21,7 +21,7 @@ const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
 /// What a guest may send: its own address, whole packets up to the MTU, the offloads it has negotiated.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub mac: [u8; 6],
     pub mtu: u16,

@@ -1,26 +1,49 @@
 //! How fast frames may pass, for each direction: token buckets, and the timer that says when to go on. A
-//! frame over the limit waits where it is; none is dropped for it.
+//! frame over the limit waits where it is; none is dropped for it. All pairs of queues of a device share them: at most one
+//! frame of each passes at the same time.
 
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
+    sync::{Arc, Mutex},
 };
 
-use ampoule_vmm_api::{Rate, RateLimit};
+use ampoule_vmm_api::{NetConfig, Rate, RateLimit};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
 
-use crate::events::now_ns;
+use crate::{events::now_ns, virtio::lock};
 
 const SECOND: i128 = 1_000_000_000;
+
+/// Those of a device.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub to_guest: Arc<Limiter>,
+    pub from_guest: Arc<Limiter>,
+}
+
+impl Limits {
+    pub fn new(config: &NetConfig) -> io::Result<Self> {
+        Ok(Self {
+            to_guest: Arc::new(Limiter::new(&config.to_guest)?),
+            from_guest: Arc::new(Limiter::new(&config.from_guest)?),
+        })
+    }
+
+    /// Those that there are.
+    pub fn timers(&self) -> impl Iterator<Item = RawFd> {
+        [&self.to_guest, &self.from_guest].into_iter().filter_map(|limiter| limiter.timer())
+    }
+}
 
 /// One direction's limits. Without any, it costs nothing.
 #[derive(Debug)]
 pub struct Limiter {
-    bytes: Option<Bucket>,
-    packets: Option<Bucket>,
+    /// Of bytes and of packets.
+    buckets: Mutex<[Option<Bucket>; 2]>,
     timer: Option<OwnedFd>,
 }
 
@@ -28,13 +51,13 @@ impl Limiter {
     pub fn new(limit: &RateLimit) -> io::Result<Self> {
         let now = now_ns();
         let bucket = |rate: Option<Rate>| rate.map(|rate| Bucket::new(rate, now));
-        let (bytes, packets) = (bucket(limit.bytes), bucket(limit.packets));
+        let buckets = [bucket(limit.bytes), bucket(limit.packets)];
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = match (&bytes, &packets) {
-            (None, None) => None,
+        let timer = match &buckets {
+            [None, None] => None,
             _ => Some(timerfd_create(TimerfdClockId::Monotonic, flags)?),
         };
-        Ok(Self { bytes, packets, timer })
+        Ok(Self { buckets: Mutex::new(buckets), timer })
     }
 
     /// Becomes readable when there is a point in trying again; only a change counts.
@@ -43,10 +66,12 @@ impl Limiter {
     }
 
     /// Whether a frame may pass now. If not, the timer is set.
-    pub fn may_pass(&mut self) -> bool {
+    pub fn may_pass(&self) -> bool {
         let Some(timer) = &self.timer else { return true };
+        // Until the timer is set: the last one to set it knows of the longest wait.
+        let mut buckets = lock(&self.buckets);
         let now = now_ns();
-        let buckets = [&mut self.bytes, &mut self.packets].into_iter().flatten();
+        let buckets = buckets.iter_mut().flatten();
         let wait = buckets.map(|bucket| bucket.wait(now)).max().unwrap_or(0);
         if wait == 0 {
             return true;
@@ -61,19 +86,19 @@ impl Limiter {
     }
 
     /// A frame of so many bytes has passed.
-    pub fn charge(&mut self, bytes: usize) {
-        if let Some(bucket) = &mut self.bytes {
-            bucket.take(bytes as u64);
+    pub fn charge(&self, bytes: usize) {
+        if self.timer.is_none() {
+            return;
         }
-        if let Some(bucket) = &mut self.packets {
-            bucket.take(1);
-        }
+        let [of_bytes, of_packets] = &mut *lock(&self.buckets);
+        of_bytes.iter_mut().for_each(|bucket| bucket.take(bytes as u64));
+        of_packets.iter_mut().for_each(|bucket| bucket.take(1));
     }
 }
 
 /// A token bucket that goes into debt for the last frame, and is closed until that is paid back.
 #[derive(Debug)]
-struct Bucket {
+pub struct Bucket {
     rate: Rate,
     /// Billionths of tokens, below 0 in debt.
     level: i128,
@@ -81,12 +106,12 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn new(rate: Rate, now_ns: u64) -> Self {
+    pub fn new(rate: Rate, now_ns: u64) -> Self {
         Self { rate, level: full(rate), updated_ns: now_ns }
     }
 
     /// Nanoseconds until a frame may pass; 0: now.
-    fn wait(&mut self, now_ns: u64) -> u64 {
+    pub fn wait(&mut self, now_ns: u64) -> u64 {
         let (passed, rate) = (now_ns.saturating_sub(self.updated_ns), self.per_second());
         self.level = full(self.rate).min(self.level + i128::from(passed) * rate);
         self.updated_ns = now_ns;
@@ -96,7 +121,7 @@ impl Bucket {
         u64::try_from(-self.level / rate + 1).unwrap_or(u64::MAX).min(SECOND as u64)
     }
 
-    fn take(&mut self, tokens: u64) {
+    pub fn take(&mut self, tokens: u64) {
         self.level -= i128::from(tokens) * SECOND;
     }
 
@@ -130,7 +155,7 @@ mod tests {
 
     #[test]
     fn no_limit_is_no_timer() {
-        let mut limiter = Limiter::new(&RateLimit::default()).unwrap();
+        let limiter = Limiter::new(&RateLimit::default()).unwrap();
         limiter.charge(usize::MAX);
         assert!(limiter.may_pass() && limiter.timer().is_none());
     }

@@ -1,18 +1,19 @@
-//! The tap: one descriptor, the shim's gift, and the I/O on it. Owns it, the limits of both directions and
-//! the epoll set that watches them all (edge-triggered), and knows whether there is a point in trying.
+//! A tap, or one of its queues: one descriptor, the shim's gift, and the I/O on it. Owns it, its share of the limits of
+//! both directions and the epoll set that watches them all (edge-triggered), and knows whether there is a point in trying.
+//!
+//! A queue that is detached is given no frames by the host, and takes none.
 
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
-use ampoule_vmm_api::NetConfig;
 use libc::*;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use virtio_bindings::virtio_net::*;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{frame::HEADER_LEN, limit::Limiter};
+use super::{frame::HEADER_LEN, limit::Limits, usage::Usage};
 use crate::virtio::{buffers::Buffers, retry};
 
 /// What a tap must have been made with.
@@ -23,9 +24,9 @@ const UDP: c_uint = TUN_F_USO4 | TUN_F_USO6;
 /// Most pieces of guest memory in one system call (IOV_MAX is 1,024).
 const MAX_PIECES: usize = 1000;
 
-/// Event data of the tap, and of the limits' timers.
+/// Event data of the tap, and of what else there is to wake up for.
 const TAP: u64 = 0;
-const TIMER: u64 = 1;
+const OTHER: u64 = 1;
 
 /// Why a descriptor cannot be a network device.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +37,14 @@ pub enum NetError {
     Flags(c_int),
     #[error("the tap cannot be set up: {what}")]
     Setup { what: &'static str, source: io::Error },
+    #[error("its limits cannot be set up")]
+    Limits(#[source] io::Error),
+    #[error("no descriptor came with it")]
+    NoTap,
     #[error("the interrupt event cannot be made")]
     Interrupt(#[source] io::Error),
+    #[error("the event of its queues' use cannot be made")]
+    Usage(#[source] io::Error),
 }
 
 /// A frame as it was read, header included.
@@ -67,17 +74,16 @@ pub struct Tap {
     known: c_uint,
     readable: bool,
     writable: bool,
-    to_guest: Limiter,
-    from_guest: Limiter,
+    attached: bool,
+    limits: Limits,
     up: bool,
     failure: Option<io::Error>,
 }
 
 impl Tap {
-    /// Sets the tap up: header size, no offloads yet, no blocking.
-    pub fn new(config: &NetConfig, fd: OwnedFd) -> Result<Self, NetError> {
+    /// Sets the tap up: header size, no offloads yet, no blocking. What it sets is set for all of its queues.
+    pub fn new(fd: OwnedFd, limits: Limits) -> Result<Self, NetError> {
         check_flags(&fd)?;
-        let setup = |what| move |source| NetError::Setup { what, source };
         let size = HEADER_LEN as c_int;
         // SAFETY: reads an integer that outlives the call.
         check(unsafe { ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) })
@@ -87,21 +93,33 @@ impl Tap {
             .find(|&offloads| set_offloads(&fd, offloads).is_ok())
             .unwrap_or(0);
         set_offloads(&fd, 0).map_err(setup("its offloads"))?;
-        Self::watch(config, fd, known).map_err(setup("waiting for it"))
+        Self::watch(fd, known, limits, None).map_err(setup("waiting for it"))
     }
 
-    fn watch(config: &NetConfig, fd: OwnedFd, known: c_uint) -> io::Result<Self> {
+    /// A further queue of one that is set up; detached, which one that is not watched yet must not be.
+    pub fn further(fd: OwnedFd, limits: Limits, usage: &Usage) -> Result<Self, NetError> {
+        check_flags(&fd)?;
+        let mut tap = Self::watch(fd, 0, limits, Some(usage)).map_err(setup("waiting for it"))?;
+        set_queue(&tap.fd, false).map_err(setup("which of its queues are in use"))?;
+        tap.attached = false;
+        Ok(tap)
+    }
+
+    fn watch(
+        fd: OwnedFd,
+        known: c_uint,
+        limits: Limits,
+        usage: Option<&Usage>,
+    ) -> io::Result<Self> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
-        let to_guest = Limiter::new(&config.to_guest)?;
-        let from_guest = Limiter::new(&config.from_guest)?;
         let epoll = Epoll::new()?;
         let add = |fd, events, data| {
             let event = EpollEvent::new(events | EventSet::EDGE_TRIGGERED, data);
             epoll.ctl(ControlOperation::Add, fd, event)
         };
         add(fd.as_raw_fd(), EventSet::IN | EventSet::OUT, TAP)?;
-        for timer in [&to_guest, &from_guest].into_iter().filter_map(Limiter::timer) {
-            add(timer, EventSet::IN, TIMER)?;
+        for event in limits.timers().chain(usage.map(Usage::event)) {
+            add(event, EventSet::IN, OTHER)?;
         }
         Ok(Self {
             fd,
@@ -109,17 +127,41 @@ impl Tap {
             known,
             readable: true,
             writable: true,
-            to_guest,
-            from_guest,
+            attached: true,
+            limits,
             up: true,
             failure: None,
         })
     }
 
-    /// A socket of packets in place of a tap.
+    /// A socket of packets in place of a tap's queue.
     #[cfg(test)]
-    pub fn stand_in(config: &NetConfig, fd: impl Into<OwnedFd>) -> Self {
-        Self::watch(config, fd.into(), TCP | UDP).unwrap()
+    pub fn stand_in(fd: impl Into<OwnedFd>, limits: Limits, usage: Option<&Usage>) -> Self {
+        let mut tap = Self::watch(fd.into(), TCP | UDP, limits, usage).unwrap();
+        tap.attached = usage.is_none();
+        tap
+    }
+
+    /// Whether the host says that it uses this queue.
+    #[cfg(test)]
+    pub fn real_queue(&self) -> bool {
+        // SAFETY: an ifreq is plain data.
+        let mut request: ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: fills the request, which outlives the call.
+        unsafe { ioctl(self.fd.as_raw_fd(), TUNGETIFF, &raw mut request) };
+        // SAFETY: TUNGETIFF fills this member of the union.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        flags != 0 && flags & IFF_DETACH_QUEUE as c_short == 0
+    }
+
+    /// Has the host use this queue, or not any more: what it had is dropped there.
+    pub fn attach(&mut self, attached: bool) {
+        if self.attached != attached {
+            self.attached = attached;
+            (self.readable, self.writable) = (self.up, self.up);
+            // A tap that is gone says so when it is read.
+            let _ = set_queue(&self.fd, attached);
+        }
     }
 
     /// Readable when the tap needs [`poll`](Self::poll).
@@ -127,10 +169,10 @@ impl Tap {
         self.epoll.as_raw_fd()
     }
 
-    /// Takes note of what has changed. A tap that is gone is both readable and writable: to find out. Of a
-    /// timer there is nothing to note: the limits look at the clock.
+    /// Takes note of what has changed. A tap that is gone is both readable and writable: to find out. Of all else
+    /// there is nothing to note: the limits look at the clock.
     pub fn poll(&mut self) {
-        let mut events = [EpollEvent::default(); 3];
+        let mut events = [EpollEvent::default(); 4];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         for event in events[..count].iter().filter(|event| event.data() == TAP) {
             let gone = event.event_set().intersects(EventSet::ERROR | EventSet::HANG_UP);
@@ -170,7 +212,7 @@ impl Tap {
 
     /// Reads one frame into guest memory, what does not fit there into `spill`. `None`: not now.
     pub fn read(&mut self, into: &Buffers<'_>, spill: &mut [u8]) -> Option<Frame> {
-        if !self.readable || !self.to_guest.may_pass() {
+        if !self.attached || !self.readable || !self.limits.to_guest.may_pass() {
             return None;
         }
         let mut iovecs = into.iovecs();
@@ -185,7 +227,7 @@ impl Tap {
             // A tap has no end; only what stands for it has.
             Ok(0) => self.fail(io::ErrorKind::UnexpectedEof.into()),
             Ok(len) => {
-                self.to_guest.charge(len.saturating_sub(HEADER_LEN));
+                self.limits.to_guest.charge(len.saturating_sub(HEADER_LEN));
                 return Some(Frame { len, direct: room.min(len) });
             }
             Err(e) if is_gone(&e) => self.fail(e),
@@ -196,7 +238,10 @@ impl Tap {
 
     /// Writes one frame: `head`, then the rest from guest memory.
     pub fn write(&mut self, head: &[u8], rest: &Buffers<'_>) -> Sent {
-        if !self.writable || !self.from_guest.may_pass() {
+        if !self.attached {
+            return Sent::Refused;
+        }
+        if !self.writable || !self.limits.from_guest.may_pass() {
             return Sent::Full;
         }
         let mut iovecs =
@@ -208,7 +253,7 @@ impl Tap {
         });
         match written {
             Ok(len) => {
-                self.from_guest.charge(len.saturating_sub(HEADER_LEN));
+                self.limits.from_guest.charge(len.saturating_sub(HEADER_LEN));
                 Sent::Done
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -278,6 +323,20 @@ fn set_offloads(fd: &OwnedFd, offloads: c_uint) -> io::Result<()> {
     check(unsafe { ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, c_ulong::from(offloads)) })
 }
 
+/// Attaches one of a tap's queues, or detaches it.
+fn set_queue(fd: &OwnedFd, attach: bool) -> io::Result<()> {
+    // SAFETY: an ifreq is plain data.
+    let mut request: ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags =
+        if attach { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE } as c_short;
+    // SAFETY: reads the request, which outlives the call.
+    check(unsafe { ioctl(fd.as_raw_fd(), TUNSETQUEUE, &raw const request) })
+}
+
+fn setup(what: &'static str) -> impl FnOnce(io::Error) -> NetError {
+    move |source| NetError::Setup { what, source }
+}
+
 fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -305,13 +364,7 @@ mod tests {
     #[test]
     fn what_is_no_tap_is_refused() {
         let file = tempfile::tempfile().unwrap();
-        let config = NetConfig {
-            mac: [2; 6],
-            mtu: 1500,
-            plugged: true,
-            from_guest: Default::default(),
-            to_guest: Default::default(),
-        };
-        assert!(matches!(Tap::new(&config, file.into()), Err(NetError::NotTap(_))));
+        let limits = Limits::new(&super::super::tests::config(Default::default())).unwrap();
+        assert!(matches!(Tap::new(file.into(), limits), Err(NetError::NotTap(_))));
     }
 }

@@ -14,9 +14,12 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair},
 };
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_FEATURES_OK;
 
 use super::{frame::*, *};
-use crate::virtio::{lock, testing::*};
+use crate::virtio::testing::*;
+
+mod busy;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const MTU: u16 = 1500;
@@ -28,7 +31,21 @@ const UNMERGED: u64 = !(1 << VIRTIO_NET_F_MRG_RXBUF);
 struct Bench {
     guest: Guest,
     net: Arc<Mutex<Net>>,
+    /// For the tap's first queue, and for its others.
     host: OwnedFd,
+    further: Vec<OwnedFd>,
+}
+
+/// The host's end of what stands for a tap's queue, and that; of a further one with `usage`.
+fn ends(limits: &Limits, usage: Option<&Usage>) -> (OwnedFd, Tap) {
+    let (host, tap) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    (host, Tap::stand_in(tap, limits.clone(), usage))
 }
 
 impl Bench {
@@ -38,17 +55,24 @@ impl Bench {
 
     /// With the same limit for both directions.
     fn limited(features: u64, limit: RateLimit) -> Self {
-        let (host, tap) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        Self::several(1, features, limit)
+    }
+
+    /// With so many pairs of queues.
+    fn several(pairs: usize, features: u64, limit: RateLimit) -> Self {
         let config = config(limit);
-        let net = Net::with(&config, Tap::stand_in(&config, tap)).unwrap();
-        let net = Arc::new(Mutex::new(net));
-        Self { guest: Guest::with_features(net.clone(), features), net, host }
+        let limits = Limits::new(&config).unwrap();
+        let usage = Arc::new(Usage::new().unwrap());
+        let (host, first) = ends(&limits, None);
+        let (further, others) = (1..pairs).map(|_| ends(&limits, Some(&usage))).unzip();
+        let net = Arc::new(Mutex::new(Net::with(&config, first, others, usage).unwrap()));
+        let mut guest = Guest::with_features(net.clone(), features);
+        guest.lasting = guest.queues.len().checked_sub(1).filter(|_| pairs > 1);
+        for (pair, queues) in lock(&net).further() {
+            let worker = guest.transport.worker_of(pair, queues);
+            guest.add(worker);
+        }
+        Self { guest, net, host, further }
     }
 
     /// What the tap was given since the last call.
@@ -108,8 +132,8 @@ impl Bench {
     }
 }
 
-fn config(limit: RateLimit) -> NetConfig {
-    NetConfig { mac: MAC, mtu: MTU, plugged: true, from_guest: limit, to_guest: limit }
+pub fn config(limit: RateLimit) -> NetConfig {
+    NetConfig { mac: MAC, mtu: MTU, plugged: true, pairs: 1, from_guest: limit, to_guest: limit }
 }
 
 /// A header without offloads, and a frame of `len` bytes from the guest.
@@ -442,6 +466,298 @@ fn a_reset_forgets_what_was_held() {
     bench.guest.assert_works();
 }
 
+const CONTROL_AT: u64 = BUFFERS + (8 << 20);
+const SET: [u8; 2] = [VIRTIO_NET_CTRL_MQ as u8, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET as u8];
+const OK: Option<u8> = Some(VIRTIO_NET_OK as u8);
+const ERR: Option<u8> = Some(VIRTIO_NET_ERR as u8);
+
+/// With several pairs.
+impl Bench {
+    fn control_queue(&self) -> usize {
+        2 * (1 + self.further.len())
+    }
+
+    /// The answer to a command in these pieces, the last of which is for that.
+    fn command_pieces(&mut self, pieces: &[Piece]) -> Option<u8> {
+        let (queue, answer) = (self.control_queue(), CONTROL_AT + 0x1000);
+        self.guest.put_bytes(answer, &[0xee]);
+        self.guest.submit(queue, 0, pieces);
+        self.guest.run();
+        let (_, written) = self.guest.used(queue).expect("every command is used");
+        (written > 0).then(|| self.guest.get_bytes(answer, 1)[0])
+    }
+
+    fn command(&mut self, bytes: &[u8]) -> Option<u8> {
+        self.guest.put_bytes(CONTROL_AT, bytes);
+        self.command_pieces(&[out(CONTROL_AT, bytes.len() as u32), into(CONTROL_AT + 0x1000, 1)])
+    }
+
+    fn set_pairs(&mut self, pairs: u16) -> Option<u8> {
+        self.command(&[&SET[..], &pairs.to_le_bytes()].concat())
+    }
+
+    /// What the tap has as the frame's queue; the first one is not among them.
+    fn sent_by(&self, pair: usize) -> usize {
+        let host = &self.further[pair - 1];
+        std::iter::from_fn(|| recv(host, &mut [0; 2000], RecvFlags::DONTWAIT).ok()).count()
+    }
+
+    fn transmit_by(&mut self, pair: usize, packet: &[u8]) {
+        self.guest.put_bytes(TX_AT, packet);
+        self.guest.submit(2 * pair + 1, 0, &[out(TX_AT, packet.len() as u32)]);
+        self.guest.run();
+    }
+
+    /// Gives a further pair a buffer.
+    fn give_to(&mut self, pair: usize, head: u16) {
+        let at = RX_AT + (2 << 20) + u64::from(head) * 0x1000;
+        self.guest.submit(2 * pair, head, &[into(at, 1526)]);
+        self.guest.run();
+    }
+
+    fn arrives_at(&self, pair: usize, packet: &[u8]) {
+        send(&self.further[pair - 1], packet, SendFlags::DONTWAIT).unwrap();
+    }
+}
+
+#[test]
+fn one_pair_has_no_control_queue_and_several_come_with_one() {
+    let mut single = Bench::new(MERGED);
+    let mut several = Bench::several(3, MERGED, RateLimit::default());
+    let offered = |bench: &Bench| lock(&bench.net).features() & MULTIQUEUE;
+    assert_eq!((offered(&single), offered(&several)), (0, MULTIQUEUE));
+    assert_eq!((single.guest.queues.len(), several.guest.queues.len()), (2, 7));
+    assert_eq!((single.guest.config(8), several.guest.config(8)), ([1, 0], [3, 0]));
+    several.guest.assert_works();
+}
+
+#[test]
+fn without_both_features_there_is_one_pair_and_one_of_them_is_refused() {
+    let mut bench = Bench::several(2, MERGED & !MULTIQUEUE, RateLimit::default());
+    bench.transmit(&packet(100));
+    bench.give(0, 1, 1526);
+    bench.arrives(&packet(100)).unwrap();
+    bench.guest.run();
+    assert!(bench.sent().len() == 1 && bench.received().is_some());
+    for one in [VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ] {
+        bench.guest.reset();
+        bench.guest.negotiate(MERGED & !(1 << one));
+        assert_eq!(bench.guest.status() & VIRTIO_CONFIG_S_FEATURES_OK, 0);
+    }
+}
+
+#[test]
+fn n02_the_control_queue_sets_the_pairs_and_refuses_all_else() {
+    let mut bench = Bench::several(3, MERGED, RateLimit::default());
+    for pairs in [2, 3, 1, 1] {
+        assert_eq!(bench.set_pairs(pairs), OK, "{pairs}");
+    }
+    for pairs in [0, 4, 0x100, 0x8000, u16::MAX] {
+        assert_eq!(bench.set_pairs(pairs), ERR, "{pairs}");
+    }
+    let [class, command] = SET;
+    for (class, command) in [(class, 1), (class, 2), (0, 0), (1, 0), (3, 0), (5, 0), (255, 255)] {
+        assert_eq!(bench.command(&[class, command, 1, 0]), ERR, "{class} {command}");
+    }
+    for bytes in [&[][..], &[class], &SET, &[class, command, 1], &[class, command, 1, 0, 0]] {
+        assert_eq!(bench.command(bytes), ERR, "{bytes:?}");
+    }
+    assert_eq!(bench.command(&[1; 0x1000]), ERR);
+    // In as many pieces as there are bytes, as is any driver's right.
+    bench.guest.put_bytes(CONTROL_AT, &[class, command, 2, 0]);
+    let answer = into(CONTROL_AT + 0x1000, 1);
+    let bytes = [0, 1, 2, 3].map(|at| out(CONTROL_AT + at, 1));
+    assert_eq!(bench.command_pieces(&[&bytes[..], &[answer]].concat()), OK);
+    let whole = out(CONTROL_AT, 4);
+    // Without room for an answer nothing is done; more than enough of it is no harm.
+    assert_eq!(bench.command_pieces(&[whole]), None);
+    assert_eq!(bench.command_pieces(&[whole, into(CONTROL_AT + 0x1000, 0x1000)]), OK);
+    assert_eq!(bench.command_pieces(&[answer, whole]), ERR);
+    assert_eq!(bench.command_pieces(&[answer]), ERR);
+    assert_eq!(bench.command_pieces(&[out(HOLE - 2, 4), answer]), ERR);
+    assert_eq!(bench.command_pieces(&[out(u64::MAX - 1, 4), answer]), ERR);
+    assert_eq!(bench.command_pieces(&[whole, into(HOLE, 1)]), None);
+    assert_eq!(bench.command_pieces(&[out(CONTROL_AT, u32::MAX), answer]), ERR);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn frames_go_by_the_pairs_in_use_and_no_others() {
+    let mut bench = Bench::several(3, MERGED, RateLimit::default());
+    bench.give_to(1, 0);
+    bench.arrives_at(1, &packet(100));
+    bench.transmit_by(1, &packet(100));
+    assert_eq!((bench.guest.used(2), bench.guest.used(3)), (None, Some((0, 0))));
+    assert_eq!((bench.sent_by(1), bench.dropped()), (0, [1, 0]));
+    assert_eq!(bench.set_pairs(2), OK);
+    bench.give_to(1, 1);
+    assert_eq!(bench.guest.used(2), Some((0, (HEADER_LEN + 100) as u32)));
+    bench.transmit_by(1, &packet(100));
+    bench.transmit_by(2, &packet(100));
+    assert_eq!((bench.sent_by(1), bench.sent_by(2), bench.dropped()), (1, 0, [2, 0]));
+    bench.transmit(&packet(100));
+    assert_eq!(bench.sent().len(), 1);
+    // An interrupt of any pair is the device's.
+    bench.guest.arm_interrupt(2);
+    bench.guest.interrupts();
+    bench.arrives_at(1, &packet(60));
+    bench.guest.run();
+    assert_eq!(bench.guest.interrupts(), 1);
+    bench.guest.assert_works();
+}
+
+#[test]
+fn a_reset_leaves_one_pair_in_use() {
+    let mut bench = Bench::several(2, MERGED, RateLimit::default());
+    assert_eq!(bench.set_pairs(2), OK);
+    bench.guest.reset();
+    bench.guest.start(MERGED);
+    bench.transmit_by(1, &packet(100));
+    assert_eq!((bench.sent_by(1), bench.dropped()), (0, [1, 0]));
+    assert_eq!(bench.set_pairs(2), OK);
+    bench.transmit_by(1, &packet(100));
+    assert_eq!(bench.sent_by(1), 1);
+    lock(&bench.net).unplug();
+    bench.transmit_by(1, &packet(100));
+    assert_eq!(bench.sent_by(1), 0);
+}
+
+#[test]
+fn n02_whoever_changes_the_pairs_all_the_time_is_refused() {
+    let mut bench = Bench::several(2, MERGED, RateLimit::default());
+    let answers: Vec<_> = (0..100).map(|n| bench.set_pairs(1 + n % 2)).collect();
+    let changed = answers[1..].iter().take_while(|answer| **answer == OK).count();
+    assert!((15..40).contains(&changed), "{changed}");
+    assert!(answers.ends_with(&[ERR]) || answers.ends_with(&[ERR, OK]), "{answers:?}");
+    bench.guest.assert_works();
+}
+
+/// Linux waits for the answer and does nothing else.
+#[test]
+fn n02_commands_are_answered_whatever_has_become_of_the_device() {
+    let mut corrupt = Bench::several(2, MERGED, RateLimit::default());
+    corrupt.guest.publish(3, 300);
+    corrupt.guest.kick(3);
+    let mut gone = Bench::several(2, MERGED, RateLimit::default());
+    gone.give(0, 1, 1526);
+    gone.host = ends(&Limits::new(&config(RateLimit::default())).unwrap(), None).0;
+    let unplugged = Bench::several(2, MERGED, RateLimit::default());
+    lock(&unplugged.net).unplug();
+    for (mut bench, fails) in [(corrupt, true), (gone, true), (unplugged, false)] {
+        bench.guest.run();
+        assert_eq!(bench.guest.status() & NEEDS_RESET != 0, fails);
+        for pairs in [1, 2, 1] {
+            assert_eq!(bench.set_pairs(pairs), ERR);
+        }
+        bench.transmit_by(1, &packet(100));
+        assert_eq!(bench.guest.used(3), None);
+    }
+}
+
+#[test]
+fn n02_a_corrupt_ring_of_any_pair_is_the_end_of_them_all() {
+    for queue in [2, 3, 4] {
+        let mut bench = Bench::several(2, MERGED, RateLimit::default());
+        assert_eq!(bench.set_pairs(2), OK);
+        bench.guest.publish(queue, 300);
+        bench.guest.kick(queue);
+        bench.guest.run();
+        bench.transmit_by(1, &packet(100));
+        bench.guest.submit(1, 0, &[out(TX_AT, 112)]);
+        bench.guest.run();
+        assert_eq!(
+            (bench.sent().len(), bench.sent_by(1)),
+            (0, 0),
+            "after a fault of queue {queue}"
+        );
+        bench.guest.assert_broken(&format!("queue {queue} is corrupt"));
+        // A reset brings all of them back.
+        assert_eq!(bench.set_pairs(2), OK);
+        bench.transmit_by(1, &packet(100));
+        assert_eq!(bench.sent_by(1), 1);
+    }
+}
+
+#[test]
+fn a_limit_is_one_of_all_pairs_together() {
+    let rate = Rate { per_second: 200, burst: 2 };
+    let limit = RateLimit { packets: Some(rate), bytes: None };
+    let mut bench = Bench::several(3, MERGED, limit);
+    assert_eq!(bench.set_pairs(3), OK);
+    let began = Instant::now();
+    bench.guest.put_bytes(TX_AT, &packet(60));
+    for head in 0..8 {
+        for queue in [1, 3, 5] {
+            bench.guest.chain(bench.guest.queues[queue].descriptors, head, &[out(TX_AT, 72)]);
+            bench.guest.publish(queue, head);
+        }
+    }
+    [1, 3, 5].into_iter().for_each(|queue| bench.guest.kick(queue));
+    let mut sent = 0;
+    while sent < 24 {
+        assert!(began.elapsed() < Duration::from_secs(10), "{sent} of 24");
+        bench.guest.run();
+        sent += bench.sent().len() + bench.sent_by(1) + bench.sent_by(2);
+    }
+    // Besides the burst, each pair may have one on its way.
+    assert!(began.elapsed() >= Duration::from_millis(90), "{:?}", began.elapsed());
+    assert_eq!(bench.dropped(), [0, 0]);
+    bench.guest.assert_works();
+}
+
+/// Each pair with a thread, as it is in a VMM, while the driver changes how many it uses.
+#[test]
+fn pairs_change_under_traffic() {
+    let mut bench = Bench::several(2, MERGED, RateLimit::default());
+    let (pair, queues) = lock(&bench.net).further().next().unwrap();
+    let mut threads = threads::Threads::default();
+    let worker = bench.guest.transport.worker_of(pair, queues);
+    threads.add([worker].into_iter()).unwrap();
+    // One that forbids nothing that a test does.
+    let latch = crate::stop::StopLatch::new().unwrap();
+    threads.start(&Arc::new(crate::seccomp::pairs().unwrap()), &latch).unwrap();
+    bench.guest.put_bytes(TX_AT, &packet(100));
+    let (mut sent, mut came, mut used) = (0, 0, 0);
+    let end = Instant::now() + Duration::from_secs(20);
+    for change in 0u16..12 {
+        // In the middle of what the thread does.
+        for head in 0..8 {
+            bench.guest.chain(bench.guest.queues[3].descriptors, head, &[out(TX_AT, 112)]);
+            bench.guest.publish(3, head);
+            bench.guest.kick(3);
+            let _ = send(&bench.further[0], &packet(60), SendFlags::DONTWAIT);
+            let at = RX_AT + (2 << 20) + u64::from(head) * 0x1000;
+            bench.guest.chain(bench.guest.queues[2].descriptors, head, &[into(at, 1526)]);
+        }
+        if change == 0 {
+            (0..8).for_each(|head| bench.guest.publish(2, head));
+        }
+        bench.guest.put_bytes(CONTROL_AT, &[SET[0], SET[1], 2 - (change % 2) as u8, 0]);
+        let pieces = [out(CONTROL_AT, 4), into(CONTROL_AT + 0x1000, 1)];
+        bench.guest.submit(4, 0, &pieces);
+        bench.guest.kick(2);
+        used += 8;
+        while bench.guest.used(4).is_none() {
+            assert!(bench.guest.step() || Instant::now() < end, "no answer");
+        }
+        assert_eq!(bench.guest.get_bytes(CONTROL_AT + 0x1000, 1), [0]);
+        let mut left = 8;
+        while left > 0 {
+            assert!(Instant::now() < end, "{left} frames are not used");
+            left -= std::iter::from_fn(|| bench.guest.used(3)).count();
+        }
+        while let Some((head, _)) = bench.guest.used(2) {
+            came += 1;
+            bench.guest.publish(2, head as u16);
+        }
+        sent += bench.sent_by(1);
+    }
+    assert_eq!(sent as u64 + bench.dropped()[0], used);
+    assert!(sent > 0 && came > 0, "{sent} {came}");
+    assert!(latch.raised().is_none());
+    bench.guest.assert_works();
+}
+
 /// A real tap, where the test may make one: in a network namespace of its own.
 #[test]
 fn a_real_tap_is_set_up_and_a_wrong_one_refused() {
@@ -449,11 +765,13 @@ fn a_real_tap_is_set_up_and_a_wrong_one_refused() {
         // SAFETY: CLONE_FILES, the flag that is not safe, is not given; this thread ends with the test.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.ok()?;
         let right = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        let tap = Tap::new(&config(RateLimit::default()), make_tap(right)?).unwrap();
+        let limits = Limits::new(&config(RateLimit::default())).unwrap();
+        let tap = Tap::new(make_tap(right)?, limits.clone()).unwrap();
         assert_ne!(tap.features() & 1 << VIRTIO_NET_F_GUEST_TSO4, 0);
         frames_pass(tap);
+        queues_are_attached(limits.clone())?;
         for wrong in [libc::IFF_TAP | libc::IFF_NO_PI, libc::IFF_TUN | libc::IFF_NO_PI] {
-            let refused = Tap::new(&config(RateLimit::default()), make_tap(wrong)?);
+            let refused = Tap::new(make_tap(wrong)?, limits.clone());
             assert!(matches!(refused, Err(NetError::Flags(_))));
         }
         Some(())
@@ -466,12 +784,13 @@ fn a_real_tap_is_set_up_and_a_wrong_one_refused() {
 /// While the interface is down the host refuses frames; then it takes them, cut or not, and sends its own.
 fn frames_pass(tap: Tap) {
     let mut bench = Bench::new(MERGED);
-    let net = Net::with(&config(RateLimit::default()), tap).unwrap();
+    let usage = Arc::new(Usage::new().unwrap());
+    let net = Net::with(&config(RateLimit::default()), tap, Vec::new(), usage).unwrap();
     bench.net = Arc::new(Mutex::new(net));
     bench.guest = Guest::with_features(bench.net.clone(), MERGED);
     bench.transmit(&packet(60));
     assert_eq!(bench.dropped(), [1, 0]);
-    set_up();
+    set_up("tap0");
     bench.transmit(&packet(60));
     bench.transmit(&tcp(60_000, VIRTIO_NET_HDR_GSO_TCPV4));
     assert_eq!(bench.dropped(), [1, 0]);
@@ -498,13 +817,33 @@ fn frames_pass(tap: Tap) {
     bench.guest.assert_works();
 }
 
-/// `ip link set tap0 up`
-fn set_up() {
+/// A tap's queues, of which the host uses as many as the driver.
+fn queues_are_attached(limits: Limits) -> Option<()> {
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    let first = Tap::new(make_named("several", flags)?, limits.clone()).unwrap();
+    let usage = Usage::new().unwrap();
+    let named = make_named("several", flags)?;
+    let mut further = Tap::further(named, limits.clone(), &usage).unwrap();
+    let attached = |tap: &Tap| tap.real_queue();
+    assert!(attached(&first) && !attached(&further));
+    for attach in [true, true, false, false, true] {
+        further.attach(attach);
+        assert_eq!(attached(&further), attach);
+    }
+    drop(first);
+    let single = make_tap(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
+    let alone = Tap::further(single, limits, &usage);
+    assert!(matches!(alone, Err(NetError::Setup { .. })), "{alone:?}");
+    Some(())
+}
+
+/// `ip link set NAME up`
+fn set_up(name: &str) {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     // SAFETY: plain data.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
-        *to = *from as _;
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as _;
     }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
     // SAFETY: reads the request, which outlives the call.
@@ -513,9 +852,17 @@ fn set_up() {
 }
 
 fn make_tap(flags: i32) -> Option<OwnedFd> {
+    make_named("", flags)
+}
+
+/// Or a further queue of one that has this name.
+fn make_named(name: &str, flags: i32) -> Option<OwnedFd> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").ok()?;
     // SAFETY: plain data.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as _;
+    }
     request.ifr_ifru.ifru_flags = flags as i16;
     // SAFETY: reads and writes the request, which outlives the call.
     let made = unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
