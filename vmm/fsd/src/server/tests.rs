@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
 };
 
@@ -184,6 +184,10 @@ fn both_ends_of_a_rename_and_a_link_are_checked() {
         let device = [body, b"x\0".to_vec()].concat();
         assert_eq!(guest.ask(opcode::MKNOD, root, &device), Err(Errno::PERM));
     }
+    let whiteout = [words(&[0o20000, 0, 0, 0]), b"w\0".to_vec()].concat();
+    guest.ask(opcode::MKNOD, root, &whiteout).unwrap();
+    let made = fs::symlink_metadata(guest.share().join("w")).unwrap();
+    assert_eq!((made.mode(), made.rdev()), (0o20000, 0));
     guest.assert_unharmed();
 }
 
