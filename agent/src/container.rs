@@ -8,14 +8,14 @@
 
 use std::{
     fs,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::ffi::OsStringExt},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ampoule_agent_api::agent::{
     CreateConsoleRequest, CreateContainerRequest, CreateExecRequest, PidsResponse, StartResponse,
-    StatsResponse, ViewRequest, pids_response,
+    StatsResponse, ViewRequest, WriteOutRequest, WriteOutResponse, pids_response,
 };
 
 use crate::{
@@ -37,6 +37,7 @@ use crate::{
     stats,
     stdio::Streams,
     view,
+    write_out::{Amount, Earlier, LeftOut, Overlay, WriteOutError},
 };
 
 /// How long freezing usually may take.
@@ -57,6 +58,8 @@ pub struct Container {
     cgroup: Arc<Cgroup>,
     /// Taken by delete, as far as it came.
     rootfs: Mutex<Option<Rootfs>>,
+    /// What the host has of what it has written.
+    written_out: Arc<Mutex<Earlier>>,
     /// Let go with the container.
     _shares: Shares,
     init: Arc<Process>,
@@ -149,6 +152,7 @@ impl Container {
             id,
             cgroup,
             rootfs: Mutex::new(Some(rootfs)),
+            written_out: Arc::default(),
             _shares: shares,
             init: Arc::new(init),
             execs: Registry::default(),
@@ -316,6 +320,28 @@ impl Container {
         Ok(self.cgroup.freeze(false, pace::limit(FREEZE)).await.map_err(at("resume", &self.id))?)
     }
 
+    /// Writes out what it has written, or says how much that is. It does not run meanwhile.
+    pub async fn write_out(&self, request: WriteOutRequest) -> Result<WriteOutResponse, Error> {
+        self.expect(&[State::Paused, State::Stopped])?;
+        let has_ended = self.state() == State::Stopped;
+        if has_ended {
+            // Who shares its namespace of processes with others may leave some.
+            let _ = self.cgroup.kill();
+            let empty = self.cgroup.empty(pace::limit(EMPTY)).await;
+            empty.map_err(at("wait for the end of", &self.id))?;
+        }
+        let overlay = match &*self.lock_rootfs() {
+            Some(rootfs) => rootfs.overlay(request.has_start)?,
+            None => return Err(Error::Ended),
+        };
+        let earlier = self.written_out.clone();
+        let written = blocking(move || {
+            let mut earlier = earlier.lock().unwrap_or_else(PoisonError::into_inner);
+            write_out(&request, &overlay, &mut earlier, has_ended)
+        });
+        Ok(written.await?)
+    }
+
     pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
         self.expect(&[State::Created, State::Running, State::Paused])?;
         Ok(self.cgroup.limit(&oci::resources(resources)?)?)
@@ -392,6 +418,37 @@ fn conclude(cgroup: Arc<Cgroup>, ending: Ending, is_init: bool) {
         }
         ending.exit.send_replace(Some(Exit { status, oom_kills, at_ns: realtime_ns() }));
     });
+}
+
+fn write_out(
+    request: &WriteOutRequest,
+    overlay: &Overlay,
+    earlier: &mut Earlier,
+    has_ended: bool,
+) -> Result<WriteOutResponse, StepError> {
+    const STEP: &str = "write out";
+    let failed = |error: WriteOutError| at(STEP, error.path.display())(error.source);
+    let most = Amount { files: request.most_files, bytes: request.most_bytes };
+    let written = match request.share {
+        None => overlay.amount(&most).map(|amount| (amount, LeftOut::default())).map_err(failed),
+        Some(number) => {
+            let (_share, directory) = Shares::own(number)?;
+            let left_out = overlay.write_out(directory, earlier).map_err(failed);
+            left_out.map(|left_out| (Amount::default(), left_out))
+        }
+    };
+    let is_all = written.as_ref().is_ok_and(|(amount, _)| !amount.exceeds(&most));
+    if has_ended && !is_all {
+        overlay.hide(earlier).map_err(failed)?;
+    }
+    let (amount, left_out) = written?;
+    Ok(WriteOutResponse {
+        files: amount.files,
+        bytes: amount.bytes,
+        left_out: left_out.count,
+        first_left_out: left_out.path.into_os_string().into_vec(),
+        ..Default::default()
+    })
 }
 
 fn set_clock(realtime_ns: u64) -> Result<(), StepError> {

@@ -8,6 +8,7 @@
 //! - [`container`][]: the life of a container, [`process`]: of a process
 //! - [`console`][]: a shell in the guest itself, [`view`]: the files of a container, for the host
 //! - [`rootfs`], [`files`], [`cgroup`], [`stats`]: what a container is made of and what it uses
+//! - [`write_out`][]: what a container has written, for the host
 //! - [`share`][]: directories and files of the host, [`follow`]: what the host changes in them
 //! - [`random`][]: random numbers of a container that was given a seed
 //! - [`stdio`][]: pumps between processes and the host
@@ -45,6 +46,7 @@ mod spawn;
 mod stats;
 mod stdio;
 mod view;
+mod write_out;
 
 use std::{env, process::ExitCode};
 

@@ -24,7 +24,7 @@ use ampoule_agent_api::{
 };
 use ampoule_vmm_api::Owners;
 use rustix::{
-    fs::{major, minor},
+    fs::{Mode, OFlags, major, minor, open},
     mount::{MountAttrFlags, UnmountFlags, unmount},
 };
 
@@ -33,6 +33,7 @@ use crate::{
     oci::{DeviceRule, Linux},
     pace,
     plan::{StepError, at, refuse},
+    write_out::Overlay,
 };
 
 const STEP: &str = "root file system";
@@ -90,6 +91,19 @@ impl Rootfs {
     /// Where what the container writes is kept, if that is beside its root.
     pub fn scratch(&self) -> PathBuf {
         self.directory.join("scratch")
+    }
+
+    /// What its overlay is made of, whose first lower layer may be what its upper one began with.
+    pub fn overlay(&self, has_start: bool) -> Result<Overlay, StepError> {
+        let open = |path: PathBuf| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            open(&path, flags, Mode::empty()).map_err(at(STEP, path.display()))
+        };
+        let lower = |n| self.directory.join(format!("lower{n}"));
+        let count = (0..).take_while(|&n| self.mounts.contains(&lower(n))).count();
+        let mut lowers = (0..count).map(|n| open(lower(n))).collect::<Result<Vec<_>, _>>()?;
+        let start = (has_start && count > 0).then(|| lowers.remove(0));
+        Ok(Overlay { upper: open(self.scratch().join("upper"))?, start, image: lowers })
     }
 
     /// Puts the numbers of disks in the place of their slots. They, too, must be free again in the end.
@@ -173,8 +187,9 @@ impl Rootfs {
             options.push(format!("upperdir={}", upper.display()));
             options.push(format!("workdir={}", work.display()));
         }
-        // Directories of the image can be renamed: package managers do.
-        options.push("redirect_dir=on".into());
+        // Directories of the image can be renamed: package managers do. What is kept is for whom cannot see where to.
+        let redirect = if upper == Upper::KEPT { "off" } else { "on" };
+        options.push(format!("redirect_dir={redirect}"));
         // Nothing mounts the upper again, or elsewhere.
         options.push("index=off".into());
         options.push("metacopy=off".into());

@@ -11,7 +11,7 @@ use ampoule_agent_api::{
         CreateContainerRequest, CreateExecRequest, CreateResponse, Empty, FollowRequest,
         FollowResponse, HelloRequest, HelloResponse, PidsResponse, ProcessRequest,
         ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest, ViewRequest,
-        WaitOomRequest, WaitOomResponse, WaitResponse,
+        WaitOomRequest, WaitOomResponse, WaitResponse, WriteOutRequest, WriteOutResponse,
     },
     agent_ttrpc::Agent,
 };
@@ -227,6 +227,15 @@ impl Agent for Service {
     async fn resume(&self, _: &TtrpcContext, req: ContainerRequest) -> ttrpc::Result<Empty> {
         let container = self.container(&req.container_id)?;
         detached(async move { container.resume().await.map(|()| Empty::new()) }).await
+    }
+
+    async fn write_out(
+        &self,
+        _: &TtrpcContext,
+        req: WriteOutRequest,
+    ) -> ttrpc::Result<WriteOutResponse> {
+        let container = self.container(&req.container_id)?;
+        detached(async move { container.write_out(req).await }).await
     }
 
     async fn follow(&self, _: &TtrpcContext, req: FollowRequest) -> ttrpc::Result<FollowResponse> {

@@ -51,17 +51,19 @@ impl Shares {
         for wanted in spec.mounts.iter().filter(|mount| mount.kind == TYPE) {
             let number = number(&wanted.source)?;
             let mut mounted = mounted();
-            let known = match &mut *mounted {
-                Some(known) => known,
-                none => {
-                    mount_all()?;
-                    none.insert(BTreeMap::new())
-                }
-            };
+            let known = known(&mut mounted)?;
             shares.0.push(number);
             known.insert(number, Share::open(number).map_err(at("shares", number))?);
         }
         Ok(shares)
+    }
+
+    /// A directory that no container has, only the agent, as long as it has both. Blocks.
+    pub fn own(number: u32) -> std::result::Result<(Self, OwnedFd), StepError> {
+        known(&mut mounted())?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = open(path_of(number), flags, Mode::empty());
+        Ok((Self(vec![number]), directory.map_err(at("shares", number))?))
     }
 }
 
@@ -72,6 +74,19 @@ impl Drop for Shares {
                 known.remove(number);
             }
             let _ = unmount(path_of(*number), UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Those that containers have; the first time, all is mounted.
+fn known(
+    mounted: &mut Option<BTreeMap<u32, Share>>,
+) -> std::result::Result<&mut BTreeMap<u32, Share>, StepError> {
+    match mounted {
+        Some(known) => Ok(known),
+        none => {
+            mount_all()?;
+            Ok(none.insert(BTreeMap::new()))
         }
     }
 }

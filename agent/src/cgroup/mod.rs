@@ -190,10 +190,15 @@ impl Cgroup {
         Ok(pids)
     }
 
+    /// Waits until no process is left.
+    pub async fn empty(&self, bound: Duration) -> io::Result<()> {
+        self.event("populated", "0", bound).await
+    }
+
     /// Removes the cgroup, and what the container made below it, once it is empty.
     pub async fn remove(&self, bound: Duration) -> io::Result<()> {
         let end = Instant::now() + bound;
-        self.event("populated", "0", bound).await?;
+        self.empty(bound).await?;
         // The last process has gone, but its exit may still hold the directory for a moment.
         loop {
             match remove_tree(&self.path) {
