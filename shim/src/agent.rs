@@ -12,6 +12,7 @@ use ampoule_agent_api::{
         CreateContainerRequest, CreateExecRequest, Empty, FollowRequest, HelloRequest,
         HelloResponse, PidsResponse, ProcessRequest, ResizePtyRequest, SignalRequest,
         StartResponse, StatsResponse, UpdateRequest, ViewRequest, WaitOomRequest, WaitResponse,
+        WriteOutRequest, WriteOutResponse,
     },
     agent_ttrpc::AgentClient,
 };
@@ -212,6 +213,16 @@ impl Agent {
         self.bounded(format!("resume {container}"), QUICK, |ctx| self.client.resume(ctx, &request))
             .await?;
         Ok(())
+    }
+
+    /// Has what a container has written written out, or counted.
+    pub async fn write_out(
+        &self,
+        request: &WriteOutRequest,
+        usual: Duration,
+    ) -> Result<WriteOutResponse> {
+        let call = format!("write out {}", request.container_id);
+        self.bounded(call, usual, |ctx| self.client.write_out(ctx, request)).await
     }
 
     /// Has whoever watches told of what the host has changed; says whether anybody does.

@@ -12,10 +12,11 @@
 //! | a directory on which an overlay is mounted already (Docker) | as that overlay |
 //! | an ext4 or EROFS image, a block device | itself |
 //!
-//! Above what is read-only lies a scratch disk, or guest memory, for what the container writes. So writes never
-//! reach an upper directory, or the source of a bind mount, of the host; only an ext4 image or device without the
+//! Above what is read-only lies a scratch disk, or guest memory, for what the container writes. While it runs, writes
+//! reach no upper directory, or source of a bind mount, of the host; only an ext4 image or device without the
 //! option `ro` takes them itself and keeps them. A scratch disk that [lasts](Scratch::lasts) is [a file](SCRATCH) beside
-//! the upper directory, and the container's again when it is started again.
+//! the upper directory. When the container has ended, what is on it is written out to that directory ([`HostUpper`]), and
+//! is a layer of the next start; where that cannot be, the disk is the container's again when it is started again.
 //!
 //! All disks are descriptors, and what is made for one start has no name: whichever way a run ends, nothing is left
 //! to remove.
@@ -47,7 +48,7 @@ use crate::{
     device::Device,
     image::{self, Dialect, ImageError, Marks, Store},
     mountinfo::erofs_image,
-    sandbox::{DeviceDisk, FIRST_DISK, Lower, RootFs, Sandbox, SandboxError, Upper},
+    sandbox::{DeviceDisk, FIRST_DISK, HostUpper, Lower, RootFs, Sandbox, SandboxError, Upper},
     vm::Disk,
 };
 use plan::{Kind, Layer, Plan, Writes};
@@ -110,6 +111,8 @@ pub enum RootFsError {
 pub struct Prepared {
     /// In the order of their slots.
     pub disks: Vec<Disk>,
+    /// Where on the host what is written lasts, when it has been written.
+    pub upper: Option<HostUpper>,
     /// With the places in `disks` for slots.
     layout: RootFs,
 }
@@ -209,6 +212,7 @@ pub fn prepare(
 struct Stack {
     disks: Vec<Disk>,
     lowers: Vec<Lower>,
+    host_upper: Option<HostUpper>,
 }
 
 impl Stack {
@@ -231,6 +235,9 @@ impl Stack {
                     Layer::Changing(path) => self.changing(store, path, alone, plan.dialect)?,
                     Layer::Image { kind, path, devices } => self.image(*kind, path, devices)?,
                 }
+            }
+            if n == 0 && matches!(scratch, Some(Scratch { lasts: true, .. })) {
+                self.host_upper = self.host_upper(plan)?;
             }
             let mapped = plan.owners.is_some() && !(n == 0 && plan.owned);
             self.lowers[above..].iter_mut().for_each(|lower| lower.mapped = mapped);
@@ -262,7 +269,20 @@ impl Stack {
         }
         let owners = plan.owners.clone();
         let layout = RootFs { lowers: self.lowers, upper, devices: Vec::new(), owners };
-        Ok(Prepared { disks: self.disks, layout })
+        Ok(Prepared { disks: self.disks, upper: self.host_upper, layout })
+    }
+
+    /// The directory of the first layer, if what is written is to be there in the end. Owners that are mapped would be others
+    /// there.
+    fn host_upper(&self, plan: &Plan) -> Result<Option<HostUpper>, RootFsError> {
+        match (&plan.writes, plan.layers.first(), &plan.owners) {
+            (Writes::Beside(folder), Some(Layer::Changing(path)), None) => {
+                let upper = HostUpper::open(path, !self.lowers.is_empty(), folder.join(SCRATCH));
+                let failed = |e: Errno| RootFsError::Open { path: path.into(), source: e.into() };
+                upper.map(Some).map_err(failed)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Layers that are one file system; but Docker's own is another in each container, and those below it are not.

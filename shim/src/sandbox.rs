@@ -23,6 +23,7 @@ mod owner;
 mod shares;
 mod table;
 mod wire;
+mod write_out;
 
 use std::{
     fmt,
@@ -62,6 +63,7 @@ pub use disks::{FIRST_DISK, GUEST_IMAGE, spare_disks};
 use owner::Input;
 pub use shares::SharesError;
 pub use table::Refused;
+pub use write_out::HostUpper;
 
 /// How long a guest usually may take to write to disks that are kept.
 const WRITTEN: Duration = Duration::from_secs(30);
@@ -237,6 +239,9 @@ pub struct Sandbox {
     end: watch::Receiver<Option<Arc<Death>>>,
     vmm: u32,
     file_server: watch::Receiver<Option<u32>>,
+    keeps: watch::Receiver<bool>,
+    /// Those that have ended, which is not told yet.
+    ending: watch::Receiver<Vec<Id>>,
     cpus: Arc<Cpus>,
 }
 
@@ -256,8 +261,10 @@ impl Sandbox {
         let (inputs, queue) = mpsc::channel(32);
         let (events, listener) = mpsc::unbounded_channel();
         let (died, end) = watch::channel(None);
-        tokio::spawn(owner::Owner::new(booted, queue, events, died).run());
-        (Self { inputs, agent, end, vmm, file_server, cpus: Arc::default() }, listener)
+        let owner = owner::Owner::new(booted, queue, events, died);
+        let (keeps, ending, cpus) = (owner.keeps(), owner.ending(), Arc::default());
+        tokio::spawn(owner.run());
+        (Self { inputs, agent, end, vmm, file_server, keeps, ending, cpus }, listener)
     }
 
     /// Prepares a container up to just before its workload.
@@ -291,7 +298,17 @@ impl Sandbox {
     }
 
     pub async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<()> {
-        self.alive(self.agent.signal(&process.request(), signal, all)).await
+        match self.alive(self.agent.signal(&process.request(), signal, all)).await {
+            // To the caller it is still there, and about to end.
+            Err(SandboxError::Agent(AgentError::Refused { .. })) if self.is_ending(process) => {
+                Ok(())
+            }
+            sent => sent,
+        }
+    }
+
+    fn is_ending(&self, process: &ProcessId) -> bool {
+        process.exec.is_none() && self.ending.borrow().contains(&process.container)
     }
 
     /// Gives a process's terminal a size in characters.
@@ -415,9 +432,14 @@ impl Sandbox {
         self.ended().await
     }
 
-    /// Ends the VM; where something is `kept`, after the guest has written that to the host's disks.
-    pub async fn end(&self, kept: bool) -> Arc<Death> {
-        if kept && timeout(self.pace().limit(WRITTEN), self.power_off()).await.is_err() {
+    /// Whether what its containers have written to disks of the host may not be on them yet.
+    pub fn keeps(&self) -> bool {
+        *self.keeps.borrow()
+    }
+
+    /// Ends the VM, after the guest has written to the host's disks what is kept.
+    pub async fn end(&self) -> Arc<Death> {
+        if self.keeps() && timeout(self.pace().limit(WRITTEN), self.power_off()).await.is_err() {
             tracing::warn!("the guest has not written its disks in time");
         }
         self.shutdown().await

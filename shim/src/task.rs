@@ -170,7 +170,7 @@ impl Tasks {
             container.init.drained().await;
         }
         if let Some(pod) = pod {
-            pod.sandbox.end(containers.iter().any(|container| container.is_kept())).await;
+            pod.sandbox.end().await;
         }
         true
     }

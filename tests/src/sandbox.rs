@@ -118,6 +118,7 @@ impl Pod {
             id: id(name),
             spec,
             rootfs,
+            upper: None,
             stdio: Stdio { stdin: true, stdout: true, stderr: true },
             files: Vec::new(),
             binds: Vec::new(),

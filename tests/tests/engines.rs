@@ -192,20 +192,55 @@ fn life(e: &Engine) {
     let stats = e.does(&stats).ended_with(0).text();
     assert!(!stats.starts_with("0 ") && !stats.contains(" 0B /"), "{stats}");
 
-    let written =
-        "echo written > /written; rm /etc/motd; mkdir -m 700 /folder; ln -s /written /folder/link";
-    e.does(&["exec", "one", "sh", "-c", written]).ended_with(0);
+    e.does(&["exec", "one", "sh", "-c", WRITES]).ended_with(0);
+    committed_while_it_runs(e);
     e.does(&["stop", "-t", "20", "one"]).ended_with(0);
     assert_eq!(e.inspect("one", "{{.State.Status}} {{.State.ExitCode}}"), "exited 43");
     assert_eq!(e.does(&["logs", "one"]).ended_with(0).text(), "up\nbye");
+    seen_when_it_has_ended(e);
     e.does(&["start", "one"]).ended_with(0);
-    let found = "cat /folder/link; stat -c %a /folder; ls /etc/motd";
-    let found = e.does(&["exec", "one", "sh", "-c", found]).ended_with(1).text();
-    assert_eq!(found, "written\n700", "what it wrote is there when it is started again");
+    let found = e.does(&["exec", "one", "sh", "-c", FOUND]).ended_with(1).text();
+    assert_eq!(found, "given\n700\nown", "what it wrote is there when it is started again");
     e.does(&["kill", "one"]).ended_with(0);
     assert_eq!(e.does(&["wait", "one"]).ended_with(0).text(), "137");
     e.does(&["rm", "one"]).ended_with(0);
     assert_eq!(e.does(&["ps", "--all", "--quiet"]).ended_with(0).text(), "");
+}
+
+/// Of all kinds: new, removed, a directory that takes the place of another.
+const WRITES: &str = "echo written > /written; rm /etc/motd; mkdir -m 700 /folder; ln -s /written /folder/link; \
+    rm -r /etc/apk; mkdir /etc/apk; touch /etc/apk/own";
+
+const FOUND: &str = "cat /folder/link; stat -c %a /folder; ls /etc/apk; ls /etc/motd";
+
+/// Docker pauses a container for that by itself.
+fn committed_while_it_runs(e: &Engine) {
+    let pause: &[&str] = if e.kind == Kind::Podman { &["--pause"] } else { &[] };
+    e.does(&[&["commit"], pause, &["one", "live"]].concat()).ended_with(0);
+    e.does(&["create", "--name", "live", "--network", "none", "live", "true"]).ended_with(0);
+    e.does(&["cp", "live:/written", "/run/test/live"]).ended_with(0);
+    let live = fs::read_to_string(e.inside.path("/run/test/live")).unwrap();
+    assert_eq!(live, "written\n");
+    e.does(&["rm", "live"]).ended_with(0);
+}
+
+/// The engine has its files, and gives it others.
+fn seen_when_it_has_ended(e: &Engine) {
+    e.does(&["cp", "one:/written", "/run/test/copy"]).ended_with(0);
+    let copy = e.inside.path("/run/test/copy");
+    assert_eq!(fs::read_to_string(&copy).unwrap(), "written\n");
+    let diff = e.does(&["diff", "one"]).ended_with(0).text();
+    for line in ["A /written", "D /etc/motd", "A /folder", "A /folder/link", "A /etc/apk/own"] {
+        assert!(diff.lines().any(|found| found == line), "{line}: {diff}");
+    }
+    e.does(&["commit", "one", "copy"]).ended_with(0);
+    let found = e.run(&["--rm", "copy", "sh", "-c", FOUND]).output().ended_with(1).text();
+    assert_eq!(found, "written\n700\nown");
+    let mut disks = e.inside.command("find");
+    disks.args(["/run/test", "-name", "ampoule.ext4"]);
+    assert_eq!(program(disks).output().text(), "", "what was on it is on the host");
+    fs::write(copy, "given\n").unwrap();
+    e.does(&["cp", "/run/test/copy", "one:/written"]).ended_with(0);
 }
 
 /// Podman runs the `ps` of the image when it is given options; Docker looks for the container's processes on the host.

@@ -183,7 +183,7 @@ async fn run_async(
     let mut claim = Registry::new(&paths.state).claim(&name, record)?;
     // From here on signals are ours: what was begun is ended in order.
     let mut signals = Signals::listen().map_err(|e| RunError::Host("listen for signals", e))?;
-    let (sandbox, created, kept) = tokio::select! {
+    let (sandbox, created) = tokio::select! {
         biased;
         prepared = prepare(args, paths, &image, &name, (spec, shares, files), timings) => prepared?,
         signal = signals.end() => return Err(RunError::Interrupted(signal)),
@@ -215,7 +215,7 @@ async fn run_async(
         Supervised { sandbox: &sandbox, process: &process, signals: &mut signals, caps: &caps };
     let (exit, cap) = supervised.run(connected.outputs).await?;
     drop(connected.terminal);
-    let death = sandbox.end(kept).await;
+    let death = sandbox.end().await;
     timings.ended(connected.first_byte.load(Ordering::Relaxed), death.exits);
     let mut ended = Ended::from(exit.clone());
     ended.reason = cap.map(|cap| format!("{cap} ({})", cap.option())).or(ended.reason);
@@ -312,14 +312,13 @@ async fn prepare(
     name: &Id,
     (spec, shares, files): (Spec, Vec<Share>, Vec<HostFile>),
     timings: &mut Timings,
-) -> Result<(Sandbox, Created, bool), RunError> {
+) -> Result<(Sandbox, Created), RunError> {
     let scratch = Scratch { size: args.scratch_size.0, lasts: false };
     let scratch = needs_scratch(&spec).then_some(scratch);
     let store = Store::open(&paths.store)?;
     let mounts = [Mount::image(&image.rootfs)];
     let prepared = rootfs::prepare(&store, &mounts, Path::new(""), scratch)?;
     let (disks, rootfs) = prepared.with_devices(Device::all(&spec)?)?.from_slot(FIRST_DISK);
-    let kept = rootfs.is_kept();
     let boot_timeout = Duration::from_secs(args.boot_timeout.into());
     let room = spare_disks(disks.len(), 0, !shares.is_empty());
     let network =
@@ -348,6 +347,7 @@ async fn prepare(
         id: name.clone(),
         spec,
         rootfs,
+        upper: None,
         stdio,
         init: args.container.init,
         fixed: Fixed {
@@ -360,7 +360,7 @@ async fn prepare(
         joins: None,
     };
     let created = sandbox.create_container(config).await?;
-    Ok((sandbox, created, kept))
+    Ok((sandbox, created))
 }
 
 fn options(args: &RunArgs, name: &Id) -> Result<RunOptions, RunError> {

@@ -336,7 +336,9 @@ fn shares(error: &SharesError) -> Facts {
         )) => create
             .of(exe.display())
             .hint("ampoule-fsd belongs beside ampoule; AMPOULE_FSD names another"),
-        SharesError::None | SharesError::Ended | SharesError::Fsd(_) => create,
+        SharesError::None | SharesError::Open(_) | SharesError::Ended | SharesError::Fsd(_) => {
+            create
+        }
     }
 }
 

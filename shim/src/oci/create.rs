@@ -23,8 +23,8 @@ use crate::{
     rootfs::{self, Prepared, RootFsError},
     run_spec::hostname,
     sandbox::{
-        ContainerConfig, Created, FIRST_DISK, Fixed, RootFs, Sandbox, SandboxConfig, SandboxError,
-        Stdio, spare_disks, vm_memory_mib,
+        ContainerConfig, Created, FIRST_DISK, Fixed, HostUpper, RootFs, Sandbox, SandboxConfig,
+        SandboxError, Stdio, spare_disks, vm_memory_mib,
     },
     spec::{Counterparts, Terms, guest_spec, has_own_users},
     task::{Binds, Bundle, HostNetwork, Size, binds, settings},
@@ -34,8 +34,6 @@ use crate::{
 pub struct Parked {
     pub sandbox: Sandbox,
     pub created: Created,
-    /// What it writes to disks of the host is kept.
-    pub kept: bool,
 }
 
 /// Reads a bundle, whose path is absolute from then on.
@@ -110,14 +108,15 @@ pub fn hooks(found: &Found) -> Result<Hooks> {
 pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
     plan.hooks.create(std::process::id()).await?;
     let paths = &host.paths;
-    let prepared = plan.prepare(host)?;
+    let mut prepared = plan.prepare(host)?;
+    let upper = prepared.upper.take();
     let Plan { id, bundle, config, binds, .. } = &*plan;
     let sandbox = &config.sandbox;
     let size = Size::of(&bundle.spec, sandbox);
     let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
     let name = bundle.spec.hostname().as_deref().filter(|name| !name.is_empty());
     let grows = pod::is_first(&bundle.spec);
-    let fsd = (grows || !binds.shares.is_empty()).then(|| paths.fsd.clone());
+    let fsd = (grows || !binds.shares.is_empty() || upper.is_some()).then(|| paths.fsd.clone());
     let room = |nets| spare_disks(disks.len(), nets, fsd.is_some());
     // Who makes a pod makes its network first.
     let devices = if grows { 0 } else { room(0) };
@@ -144,11 +143,9 @@ pub async fn create(plan: &mut Plan, host: &Host) -> Result<Parked> {
         fsd,
     })
     .await?;
-    // What members of a pod write may be kept, too.
-    let kept = rootfs.is_kept() || grows;
-    let created = sandbox.create_container(plan.container(rootfs, None)).await?;
+    let created = sandbox.create_container(plan.container(rootfs, upper, None)).await?;
     sandbox.attach_network(&plan.id).await?;
-    Ok(Parked { sandbox, created, kept })
+    Ok(Parked { sandbox, created })
 }
 
 impl Plan {
@@ -162,12 +159,18 @@ impl Plan {
     }
 
     /// With what was opened for it, once; it joins the namespaces of another container if it names some by path.
-    pub fn container(&mut self, rootfs: RootFs, joins: Option<Id>) -> ContainerConfig {
+    pub fn container(
+        &mut self,
+        rootfs: RootFs,
+        upper: Option<HostUpper>,
+        joins: Option<Id>,
+    ) -> ContainerConfig {
         let binds = mem::take(&mut self.binds);
         ContainerConfig {
             id: self.id.clone(),
             spec: self.bundle.spec.clone(),
             rootfs,
+            upper,
             stdio: Stdio { stdin: true, stdout: true, stderr: !self.bundle.terminal() },
             files: Vec::new(),
             binds: binds.own,

@@ -28,12 +28,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const KILLED: u8 = 128 + 9;
 
 pub enum Place {
-    Own {
-        container: Arc<Container>,
-        server: Server,
-        /// What it writes to disks of the host is kept.
-        kept: bool,
-    },
+    Own { container: Arc<Container>, server: Server },
     Shared(Connection),
 }
 
@@ -55,11 +50,11 @@ impl Place {
     }
 
     async fn boot(plan: &mut Plan, host: &Arc<Host>, folder: &Path) -> Result<(Self, Streams)> {
-        let Parked { sandbox, created, kept } = create::create(plan, host).await?;
+        let Parked { sandbox, created } = create::create(plan, host).await?;
         let container = Arc::new(pod::container(plan, sandbox, host)?);
         let server = Server::start(folder, container.clone())
             .map_err(|e| OciError::Host("open the control socket", e))?;
-        Ok((Self::Own { container, server, kept }, created.streams))
+        Ok((Self::Own { container, server }, created.streams))
     }
 
     async fn join(plan: &mut Plan, joins: Joins, folder: &Path) -> Result<(Self, Streams)> {
@@ -136,8 +131,8 @@ impl Place {
 
     /// Ends the VM, if it is this process's.
     pub async fn shut_down(&self) {
-        if let Self::Own { container, kept, .. } = self {
-            container.sandbox.end(*kept).await;
+        if let Self::Own { container, .. } = self {
+            container.sandbox.end().await;
         }
     }
 

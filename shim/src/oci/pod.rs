@@ -25,7 +25,7 @@ use crate::{
     id::Id,
     registry::Ended,
     rootfs,
-    sandbox::{Created, ProcessId, RootFs, Sandbox},
+    sandbox::{Created, HostUpper, ProcessId, RootFs, Sandbox},
 };
 
 const OWN_NETWORK: &str = "/proc/thread-self/ns/net";
@@ -128,9 +128,10 @@ impl Pod {
         });
         let prepared =
             prepared.await.map_err(|e| OciError::Host("prepare a container", e.into()))?;
-        let (mut plan, prepared) = prepared?;
+        let (mut plan, mut prepared) = prepared?;
+        let upper = prepared.upper.take();
         let rootfs = prepared.attach(&self.sandbox).await?;
-        match self.serve(&mut plan, rootfs.clone(), joins, &folder).await {
+        match self.serve(&mut plan, (rootfs.clone(), upper), joins, &folder).await {
             Err(error) => {
                 self.forget(&ProcessId::init(plan.id), &rootfs).await;
                 Err(error)
@@ -142,11 +143,11 @@ impl Pod {
     async fn serve(
         &self,
         plan: &mut Plan,
-        rootfs: RootFs,
+        (rootfs, upper): (RootFs, Option<HostUpper>),
         joins: Id,
         folder: &Path,
     ) -> Result<Joined> {
-        let config = plan.container(rootfs.clone(), Some(joins));
+        let config = plan.container(rootfs.clone(), upper, Some(joins));
         let Created { streams, .. } = self.sandbox.create_container(config).await?;
         let container = Arc::new(container(plan, self.sandbox.clone(), &self.host)?);
         let server = Server::start(folder, container.clone())

@@ -8,6 +8,7 @@ use std::{
 
 use oci_spec::runtime::{Process, Spec};
 
+use super::HostUpper;
 use crate::{id::Id, network::Network, share::Share, vm::Disk};
 
 /// RAM of a VM in MiB whose containers may use `limit` bytes: these, and for the guest kernel and agent 64 MiB and
@@ -58,6 +59,8 @@ pub struct ContainerConfig {
     /// As the caller has it; [`crate::spec::guest_spec`] makes it the guest's.
     pub spec: Spec,
     pub rootfs: RootFs,
+    /// Where on the host what it writes is to be when it has ended; for an overlay on [`Upper::Kept`].
+    pub upper: Option<HostUpper>,
     pub stdio: Stdio,
     /// Files of the host that the guest gets a copy of. Binds of others are refused.
     pub files: Vec<HostFile>,
@@ -184,7 +187,11 @@ impl RootFs {
     /// Some of what is written outlives the sandbox. It is on the host when the container has been deleted or the guest has
     /// switched itself off: one of both must come before the end of the VM.
     pub fn is_kept(&self) -> bool {
-        matches!(self.upper, Upper::Kept(_)) || self.devices.iter().any(|device| !device.read_only)
+        matches!(self.upper, Upper::Kept(_)) || self.has_kept_devices()
+    }
+
+    pub fn has_kept_devices(&self) -> bool {
+        self.devices.iter().any(|device| !device.read_only)
     }
 }
 

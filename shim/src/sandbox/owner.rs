@@ -24,12 +24,12 @@ use tokio::{
 };
 
 use super::{
-    BootRecord, ConsoleConfig, ContainerConfig, Created, Event, ExecConfig, Exit, ProcessId,
-    Refused, Reply, SandboxError, Stdio, Streams, answer,
+    BootRecord, ConsoleConfig, ContainerConfig, Created, Event, ExecConfig, Exit, HostUpper,
+    ProcessId, Refused, Reply, SandboxError, Stdio, Streams, answer,
     boot::Booted,
     disks::{Disks, Turn},
     follower::{Follower, Looked},
-    shares::{Batch, Shares},
+    shares::{Batch, Shares, SharesError},
     table::Table,
     wire::{UNKNOWN, exit, exit_of, failure, file, listen, realtime_ns, rootfs, streams},
 };
@@ -70,6 +70,7 @@ enum Done {
     Created(ProcessId, Result<u32, SandboxError>, Streams, Reply<Created>),
     Started(ProcessId, Result<StartResponse, AgentError>, Reply<()>),
     Exited(ProcessId, Result<WaitResponse, AgentError>),
+    WrittenOut(ProcessId, bool),
     Frozen(Id, bool, Result<(), AgentError>, Reply<()>),
     Deleted(ProcessId, Result<(), AgentError>, Reply<()>),
     Oom(Id, Result<u64, AgentError>),
@@ -91,6 +92,14 @@ pub(super) struct Owner {
     shares: Shares,
     calls: JoinSet<Done>,
     waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
+    /// Of containers that have not ended.
+    uppers: HashMap<Id, Arc<HostUpper>>,
+    /// Ends that are told when what was written is on the host.
+    ends: HashMap<ProcessId, Exit>,
+    ending: watch::Sender<Vec<Id>>,
+    /// Containers that write to disks of the host, until these have it all; whether some are other disks than their roots'.
+    kept: HashMap<Id, bool>,
+    keeps: watch::Sender<bool>,
     queue: mpsc::Receiver<Input>,
     events: mpsc::UnboundedSender<Event>,
     end: watch::Sender<Option<Arc<Death>>>,
@@ -114,10 +123,25 @@ impl Owner {
             shares: booted.shares,
             calls: JoinSet::new(),
             waiters: HashMap::new(),
+            uppers: HashMap::new(),
+            ends: HashMap::new(),
+            ending: watch::Sender::default(),
+            kept: HashMap::new(),
+            keeps: watch::Sender::new(false),
             queue,
             events,
             end,
         }
+    }
+
+    /// Whether something is kept.
+    pub fn keeps(&self) -> watch::Receiver<bool> {
+        self.keeps.subscribe()
+    }
+
+    /// The containers that have ended and write out what they have written.
+    pub fn ending(&self) -> watch::Receiver<Vec<Id>> {
+        self.ending.subscribe()
     }
 
     /// Serves until the last handle is gone: after the VM's death too, so that ends can be asked for.
@@ -175,7 +199,8 @@ impl Owner {
                 self.created(process, result, streams, reply);
             }
             Done::Started(process, result, reply) => self.started(process, result, reply),
-            Done::Exited(process, result) => self.exited(&process, result),
+            Done::Exited(process, result) => self.exited(process, result),
+            Done::WrittenOut(process, is_all) => self.written_out(&process, is_all),
             Done::Frozen(container, on, result, reply) => {
                 if result.is_ok() {
                     let event =
@@ -223,6 +248,13 @@ impl Owner {
             Err(error) => return answer(reply, Err(error)),
         };
         self.shares.belong(&config.id, &shares);
+        if config.rootfs.is_kept() {
+            self.kept.insert(config.id.clone(), config.rootfs.has_kept_devices());
+            self.keeps.send_replace(true);
+        }
+        if let Some(upper) = config.upper.take() {
+            self.uppers.insert(config.id.clone(), upper.into());
+        }
         let request = CreateContainerRequest {
             container_id: process.container.to_string(),
             spec,
@@ -407,13 +439,58 @@ impl Owner {
         });
     }
 
-    fn exited(&mut self, process: &ProcessId, result: Result<WaitResponse, AgentError>) {
+    fn exited(&mut self, process: ProcessId, result: Result<WaitResponse, AgentError>) {
         let exit = match result {
             Ok(end) => exit_of(&end),
             Err(AgentError::Refused { .. }) => exit(UNKNOWN),
             // The VM is dying, or will be made to: its death ends this process.
             Err(error) => return self.agent_lost(&error),
         };
+        let upper = match process.exec {
+            None => self.uppers.remove(&process.container),
+            Some(_) => None,
+        };
+        let Some(upper) = upper else { return self.ended(&process, exit) };
+        self.ends.insert(process.clone(), exit);
+        self.tell_ending();
+        let written = self.write_out(process.container.clone(), upper, true);
+        self.calls.spawn(async move { Done::WrittenOut(process, written.await) });
+    }
+
+    /// Has what a container has written brought to the host.
+    fn write_out(
+        &mut self,
+        container: Id,
+        upper: Arc<HostUpper>,
+        has_ended: bool,
+    ) -> impl Future<Output = bool> + use<> {
+        let share = upper.share().map_err(SharesError::Open);
+        let share = share.and_then(|share| self.shares.number(vec![share]));
+        let agent = self.agent.clone();
+        async move { upper.write_out(&container, &agent, share, has_ended).await }
+    }
+
+    fn written_out(&mut self, process: &ProcessId, is_all: bool) {
+        if is_all && self.kept.get(&process.container) == Some(&false) {
+            self.no_longer_kept(&process.container);
+        }
+        if let Some(exit) = self.ends.remove(process) {
+            self.ended(process, exit);
+        }
+        self.tell_ending();
+    }
+
+    fn tell_ending(&self) {
+        let ids = self.ends.keys().map(|process| process.container.clone());
+        self.ending.send_replace(ids.collect());
+    }
+
+    fn no_longer_kept(&mut self, container: &Id) {
+        self.kept.remove(container);
+        self.keeps.send_replace(!self.kept.is_empty());
+    }
+
+    fn ended(&mut self, process: &ProcessId, exit: Exit) {
         let events = self.table.exited(process, exit);
         self.publish(events);
         if process.exec.is_none() && self.table.is_held(&process.container) {
@@ -444,15 +521,17 @@ impl Owner {
             return answer(reply, Err(error));
         }
         let agent = self.agent.clone();
+        // Engines look at the files of what they have paused.
+        let upper = self.uppers.get(&container).filter(|_| on).cloned();
+        let write_out = upper.map(|upper| self.write_out(container.clone(), upper, false));
         self.calls.spawn(async move {
-            let call = async {
-                if on {
-                    agent.pause(container.as_str()).await
-                } else {
-                    agent.resume(container.as_str()).await
-                }
+            let result = match on {
+                true => agent.pause(container.as_str()).await,
+                false => agent.resume(container.as_str()).await,
             };
-            let result = call.await;
+            if let (Ok(()), Some(write_out)) = (&result, write_out) {
+                write_out.await;
+            }
             Done::Frozen(container, on, result, reply)
         });
     }
@@ -486,10 +565,12 @@ impl Owner {
         }
     }
 
-    /// A container's shares go with it.
+    /// A container's shares go with it; what it has written is where it belongs.
     fn gone_with(&mut self, process: &ProcessId) {
         if process.exec.is_none() {
             self.shares.forget(&process.container);
+            self.uppers.remove(&process.container);
+            self.no_longer_kept(&process.container);
         }
     }
 
@@ -542,6 +623,9 @@ impl Owner {
         self.disks.forget();
         self.network.end();
         self.shares.end();
+        for (process, exit) in mem::take(&mut self.ends) {
+            self.ended(&process, exit);
+        }
         let events = self.table.ended(&death, SystemTime::now());
         self.publish(events);
         self.publish(vec![Event::Stopped { death: death.clone() }]);

@@ -52,6 +52,8 @@ const SOCKET_BUFFER: usize = 320 << 10;
 pub enum SharesError {
     #[error("this sandbox was made without shares")]
     None,
+    #[error("copy a descriptor")]
+    Open(#[source] std::io::Error),
     #[error("the sandbox's file server has ended; it takes another sandbox")]
     Ended,
     #[error("{}", path.display())]
@@ -189,6 +191,30 @@ impl Batch {
     /// The numbers, by the mounts they are for.
     pub fn by_mount(&self) -> HashMap<usize, u32> {
         self.shares.iter().map(|(number, share)| (share.mount, *number)).collect()
+    }
+
+    /// The number of the first.
+    pub fn first(&self) -> Option<u32> {
+        self.shares.first().map(|(number, _)| *number)
+    }
+
+    /// The server has them for as long as something takes.
+    pub async fn lend<T>(
+        self,
+        agent: &Agent,
+        work: impl Future<Output = T>,
+    ) -> Result<T, SharesError> {
+        let numbers: Vec<_> = self.shares.iter().map(|(number, _)| *number).collect();
+        let server = self.server.clone();
+        self.add(agent).await?;
+        let done = work.await;
+        let remove = move || match &*lock(&server) {
+            Server::Serving(fsd) => numbers.iter().try_for_each(|number| fsd.remove(*number)),
+            _ => Ok(()),
+        };
+        let removed = tokio::task::spawn_blocking(remove).await;
+        removed.map_err(|_| SharesError::Ended)??;
+        Ok(done)
     }
 
     /// Returns when the server has them all. What the guest is to be told of them is told to the agent.

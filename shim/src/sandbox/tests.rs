@@ -5,7 +5,8 @@ use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, sync::Mutex};
 use ampoule_agent_api::{
     agent::{
         ContainerRequest, CreateContainerRequest, CreateExecRequest, CreateResponse, Empty,
-        SignalRequest, StartResponse, WaitResponse, start_response::Failure,
+        SignalRequest, StartResponse, WaitResponse, WriteOutRequest, WriteOutResponse,
+        start_response::Failure,
     },
     agent_ttrpc,
 };
@@ -78,6 +79,17 @@ impl agent_ttrpc::Agent for FakeAgent {
         Ok(WaitResponse { status, ..Default::default() })
     }
 
+    /// Some write nothing, others would take a share.
+    async fn write_out(
+        &self,
+        _: &TtrpcContext,
+        request: WriteOutRequest,
+    ) -> ttrpc::Result<WriteOutResponse> {
+        assert!(request.has_start && request.share.is_none());
+        let files = if request.container_id == "idle" { 0 } else { 1 };
+        Ok(WriteOutResponse { files, ..Default::default() })
+    }
+
     async fn pids(&self, _: &TtrpcContext, _: ContainerRequest) -> ttrpc::Result<PidsResponse> {
         Ok(PidsResponse::new())
     }
@@ -142,6 +154,7 @@ pub fn container(id: &str) -> ContainerConfig {
             devices: Vec::new(),
             owners: None,
         },
+        upper: None,
         stdio: Stdio { stdin: false, stdout: true, stderr: true },
         files: Vec::new(),
         binds: Vec::new(),
@@ -185,6 +198,28 @@ async fn a_container_lives_and_ends() {
     assert!(matches!(bed.events.recv().await, Some(Event::Started { .. })));
     assert!(matches!(bed.events.recv().await, Some(Event::Exited { .. })));
     assert!(matches!(bed.events.recv().await, Some(Event::Deleted { .. })));
+}
+
+#[tokio::test]
+async fn an_end_is_told_when_what_was_written_is_on_the_host_or_stays_on_its_disk() {
+    let bed = bed(FOREVER).await;
+    let folder = tempfile::tempdir().unwrap();
+    for id in ["idle", "busy"] {
+        let disk = folder.path().join(id);
+        fs::write(&disk, "").unwrap();
+        let upper = HostUpper::open(folder.path(), true, disk.clone()).unwrap();
+        let mut config = ContainerConfig { upper: Some(upper), ..container(id) };
+        config.rootfs.upper = Upper::Kept(2);
+        bed.sandbox.create_container(config).await.unwrap();
+        bed.sandbox.start(&init(id)).await.unwrap();
+        assert!(bed.sandbox.keeps());
+        bed.sandbox.signal(&init(id), 9, false).await.unwrap();
+        assert_eq!(bed.sandbox.wait(&init(id)).await.unwrap().status, 137);
+        let is_left = id == "busy";
+        assert_eq!((disk.exists(), bed.sandbox.keeps()), (is_left, is_left), "{id}");
+    }
+    bed.sandbox.delete(&init("busy")).await.unwrap();
+    assert!(!bed.sandbox.keeps(), "the agent has unmounted it");
 }
 
 #[tokio::test]

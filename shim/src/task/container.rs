@@ -86,11 +86,6 @@ impl Container {
         }
     }
 
-    /// What it writes is on a disk of the host when the agent has deleted it, or its VM has been switched off, and not before.
-    pub fn is_kept(&self) -> bool {
-        self.place.get().is_some_and(|place| place.rootfs.is_kept())
-    }
-
     /// Its init for an empty exec id.
     pub fn process(&self, exec: &str) -> Result<Arc<Process>, TaskError> {
         if exec.is_empty() {

@@ -28,7 +28,7 @@ use crate::{
     pace::Pace,
     paths::Paths,
     rootfs::{self, Mount, Prepared, RootFsError},
-    sandbox::{ContainerConfig, FIRST_DISK, Fixed, ProcessId, SandboxError},
+    sandbox::{ContainerConfig, FIRST_DISK, Fixed, HostUpper, ProcessId, SandboxError},
     spec::{Terms, has_own_users},
 };
 
@@ -98,7 +98,7 @@ impl Tasks {
         let parts =
             parts.map_err(|e| TaskError::Host("prepare the root file system", e.into()))??;
         container.log_ignored(&parts.ignored);
-        let (spec, binds, joins) = self.place(container, parts).await?;
+        let (spec, binds, upper, joins) = self.place(container, parts).await?;
         let place = container.place.get().ok_or_else(|| container.init.refuse("created"))?;
         if let Some(hooks) = container.hooks.get().filter(|_| place.attached) {
             hooks.create(container.pid()).await?;
@@ -110,6 +110,7 @@ impl Tasks {
                 id: container.id.clone(),
                 spec,
                 rootfs: place.rootfs.clone(),
+                upper,
                 stdio: opened.streams(),
                 files: Vec::new(),
                 binds: binds.own,
@@ -132,8 +133,9 @@ impl Tasks {
         self: &Arc<Self>,
         container: &Arc<Container>,
         parts: Parts,
-    ) -> Result<(oci_spec::runtime::Spec, Binds, Option<Id>)> {
-        let Parts { mut bundle, config, prepared, binds, hooks, .. } = parts;
+    ) -> Result<(oci_spec::runtime::Spec, Binds, Option<HostUpper>, Option<Id>)> {
+        let Parts { mut bundle, config, mut prepared, binds, hooks, .. } = parts;
+        let upper = prepared.upper.take();
         let strict = config.strict;
         let hooks = container.hooks.get_or_init(|| hooks);
         let mut slot = self.pod.lock().await;
@@ -147,7 +149,7 @@ impl Tasks {
             None => {
                 self.sandbox.leaves_the_vm_to_containers()?;
                 let (disks, rootfs) = prepared.from_slot(FIRST_DISK);
-                let shares = !binds.shares.is_empty();
+                let shares = !binds.shares.is_empty() || upper.is_some();
                 let network = bundle.network();
                 bundle.forget_paths();
                 let plan = plan(&container.id, &bundle, network, config.sandbox, shares);
@@ -159,7 +161,7 @@ impl Tasks {
         let attached = joins.is_some();
         // Nobody else places this container.
         let _ = container.place.set(Place { pod, rootfs, attached, strict });
-        Ok((bundle.spec, binds, joins))
+        Ok((bundle.spec, binds, upper, joins))
     }
 
     /// Undoes a creation, however far it came.

@@ -111,7 +111,7 @@ async fn drain(container: &Container, process: &Process) {
 async fn end_vm(container: &Container) {
     if let Ok(pod) = container.pod() {
         let limit = container.pace().limit(SWITCHED_OFF);
-        let _ = tokio::time::timeout(limit, pod.sandbox.end(container.is_kept())).await;
+        let _ = tokio::time::timeout(limit, pod.sandbox.end()).await;
     }
 }
 

@@ -30,7 +30,7 @@ pub struct PodPlan {
     pub settings: SandboxSettings,
     /// Containers may come later, with disks and shares of their own.
     pub grows: bool,
-    /// The first container has shares.
+    /// The first container has shares, or leaves what it writes on the host.
     pub shares: bool,
     pub oom_score_adj: i32,
     /// The first container has a user namespace of its own.

@@ -272,9 +272,7 @@ impl Tasks {
         };
         self.sandbox.change(|state| !std::mem::replace(&mut state.stopping, true));
         // What is kept is on the host's disks when the guest says so.
-        if self.table.all().iter().any(|container| container.is_kept())
-            && timeout(limit, pod.sandbox.power_off()).await.is_err()
-        {
+        if pod.sandbox.keeps() && timeout(limit, pod.sandbox.power_off()).await.is_err() {
             tracing::warn!("the guest has not written its disks in time");
         }
         let ended = async {

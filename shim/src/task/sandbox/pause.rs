@@ -68,6 +68,7 @@ fn container(plan: &Plan) -> std::result::Result<ContainerConfig, RunSpecError> 
             devices: Vec::new(),
             owners: None,
         },
+        upper: None,
         stdio: Stdio::default(),
         files: Vec::new(),
         binds: Vec::new(),
