@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read,
+    os::fd::OwnedFd,
     path::Path,
     time::Duration,
 };
@@ -10,7 +11,7 @@ use std::{
 use oci_spec::runtime::Spec;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Host, OciError, Result,
@@ -28,6 +29,7 @@ use crate::{
     sandbox::SandboxError,
     spec::{Terms, decide_resources},
     text::print,
+    vm::watch,
 };
 
 /// How long a keeper may take to be gone once it has no choice.
@@ -80,18 +82,20 @@ pub fn start(id: &str, host: &Host) -> Result<u8> {
         match status(&found).await? {
             Status::Created => {
                 let hooks = create::hooks(&found)?;
-                let started = ask(&found, &Request::Start).await;
-                if started.is_err() {
-                    // It ends with that. Docker looks at once, and deletes only what has ended.
-                    free(&found, GONE).await;
+                let keeper = keeper(&found);
+                let mut ran = ask(&found, &Request::Start).await;
+                if ran.is_ok() {
+                    ran = hooks.started(found.record.pid).await.map_err(OciError::from);
+                    if ran.is_err() {
+                        // As with runc, the container does not outlive a failure.
+                        end(&found).await;
+                    }
                 }
-                started?;
-                let ran = hooks.started(found.record.pid).await;
                 if ran.is_err() {
-                    // As with runc, the container does not outlive a failure.
-                    end(&found).await;
+                    // It ends with that. Docker looks at once, and deletes only what its shim knows to have ended.
+                    ended(keeper).await;
                 }
-                Ok(ran?)
+                ran
             }
             other => Err(OciError::State { id: id.into(), verb: "start", status: other.name() }),
         }
@@ -198,12 +202,23 @@ async fn free(found: &Found, limit: Duration) -> bool {
 }
 
 fn kill_keeper(found: &Found) {
-    let pid = i32::try_from(found.record.pid).ok().and_then(Pid::from_raw);
-    let Some(Ok(keeper)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return };
-    // Only now is it sure whose process that is: while the lock is held, it is the one in the record.
-    if found.is_kept() {
+    if let Some(keeper) = keeper(found) {
         let _ = pidfd_send_signal(&keeper, Signal::KILL);
     }
+}
+
+/// The process that stands for it, while there is one.
+fn keeper(found: &Found) -> Option<OwnedFd> {
+    let pid = i32::try_from(found.record.pid).ok().and_then(Pid::from_raw)?;
+    let keeper = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    // Only now is it sure whose process that is: while the lock is held, it is the one in the record.
+    found.is_kept().then_some(keeper)
+}
+
+/// Waits until a keeper's parent is told of its end, which is later than its lock is free.
+async fn ended(keeper: Option<OwnedFd>) {
+    let Some(Ok(keeper)) = keeper.map(watch) else { return };
+    let _ = timeout(GONE, keeper.readable()).await;
 }
 
 pub fn ps(args: &PsArgs, host: &Host) -> Result<u8> {
