@@ -8,24 +8,23 @@
 //!
 //! Everything is a name in an open directory, and no link is followed. The container does not run meanwhile.
 
+mod files;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    ffi::{CStr, OsStr, OsString},
+    ffi::{OsStr, OsString},
     fs::File,
     io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStringExt, fs::FileExt},
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
+use files::*;
 use rustix::{
     fs::{
-        AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Stat, Timespec,
-        Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr,
-        fremovexattr, fsetxattr, fstat, ftruncate, futimens, linkat, mkdirat, mknodat, openat,
-        openat2, readlinkat, seek, statat, symlinkat, unlinkat, utimensat,
+        AtFlags, FileType, Mode, OFlags, Stat, Timespec, XattrFlags, chmodat, chownat, fgetxattr,
+        fremovexattr, fsetxattr, fstat, futimens, linkat, mkdirat, mknodat, openat, readlinkat,
+        symlinkat, utimensat,
     },
     io::Errno,
     time::{ClockId, clock_gettime},
@@ -34,8 +33,6 @@ use rustix::{
 /// How deep directories may lie in each other: each level is one of the stack's.
 const DEPTH: usize = 400;
 const CHUNK: usize = 1 << 20;
-/// XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux.
-const ATTRIBUTE: usize = 64 << 10;
 /// The kernel's clock of changes is coarser than the one that is read.
 const COARSE: i64 = 1;
 /// What `trusted.overlay.*` says of a file is the overlay's own business, but for what a container has written by a name
@@ -44,7 +41,6 @@ const OVERLAYS: &[u8] = b"trusted.overlay.";
 const ESCAPED: &[u8] = b"trusted.overlay.overlay.";
 /// The marks of an overlay without privileges, as the host's may be.
 const FORGED: &[u8] = b"user.overlay.";
-const OPAQUE: &CStr = c"trusted.overlay.opaque";
 
 /// A failure, and where.
 #[derive(Debug, thiserror::Error)]
@@ -451,125 +447,6 @@ fn is_containers(name: &[u8]) -> bool {
         || name == b"security.capability"
 }
 
-fn attribute_names(
-    file: BorrowedFd<'_>,
-) -> std::result::Result<BTreeSet<std::ffi::CString>, Errno> {
-    let mut list = vec![0_u8; ATTRIBUTE];
-    let length = match flistxattr(file, &mut list) {
-        Err(Errno::OPNOTSUPP) => 0,
-        length => length?,
-    };
-    let names = list[..length].split_inclusive(|byte| *byte == 0);
-    Ok(names.filter_map(|name| CStr::from_bytes_with_nul(name).ok().map(CStr::to_owned)).collect())
-}
-
-/// Whether it shows nothing of the lower ones.
-fn is_opaque(directory: &OwnedFd) -> std::result::Result<bool, Errno> {
-    let mut value = [0_u8; 1];
-    match fgetxattr(directory, OPAQUE, &mut value) {
-        Ok(length) => Ok(value[..length] == *b"y"),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-/// What is data; the rest stays a hole.
-fn copy_data(from: &File, to: &File, size: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let (mut at, mut written) = (0, 0);
-    while at < size {
-        let data = match seek(from, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => break,
-            data => data?,
-        };
-        at = data;
-        let end = seek(from, SeekFrom::Hole(data))?.min(size);
-        while at < end {
-            let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
-            let read = from.read_at(&mut buffer[..most], at)?;
-            if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            to.write_all_at(&buffer[..read], at)?;
-            at += read as u64;
-            written = at;
-        }
-    }
-    if written < size { Ok(ftruncate(to, size)?) } else { Ok(()) }
-}
-
-fn set_owner_and_mode(file: BorrowedFd<'_>, stat: &Stat) -> std::result::Result<(), Errno> {
-    let now = fstat(file)?;
-    let is_owned = (now.st_uid, now.st_gid) == (stat.st_uid, stat.st_gid);
-    if !is_owned {
-        let (user, group) = owner(stat);
-        fchown(file, user, group)?;
-    }
-    // chown(2) takes set-id bits away.
-    if !is_owned || mode(&now) != mode(stat) { fchmod(file, mode(stat)) } else { Ok(()) }
-}
-
-fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
-}
-
-fn mode(stat: &Stat) -> Mode {
-    Mode::from_raw_mode(stat.st_mode & 0o7777)
-}
-
-fn times(stat: &Stat) -> Timestamps {
-    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    Timestamps {
-        last_access: time(stat.st_atime, stat.st_atime_nsec as i64),
-        last_modification: time(stat.st_mtime, stat.st_mtime_nsec as i64),
-    }
-}
-
-fn kind(stat: &Stat) -> FileType {
-    FileType::from_raw_mode(stat.st_mode)
-}
-
-fn is_directory(stat: &Stat) -> bool {
-    kind(stat) == FileType::Directory
-}
-
-fn is_whiteout(stat: &Stat) -> bool {
-    kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0
-}
-
-fn identity(stat: &Stat) -> (u64, u64) {
-    (stat.st_dev, stat.st_ino)
-}
-
-fn look(directory: BorrowedFd<'_>, name: &OsStr) -> std::result::Result<Stat, Errno> {
-    statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
-}
-
-fn directory(at: BorrowedFd<'_>, name: &OsStr) -> std::result::Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(at, name, flags, Mode::empty())
-}
-
-/// A directory of several names, none of them a link.
-fn beneath(root: BorrowedFd<'_>, path: &Path) -> std::result::Result<OwnedFd, Errno> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
-}
-
-fn names(directory: BorrowedFd<'_>) -> std::result::Result<BTreeSet<OsString>, Errno> {
-    let mut names = BTreeSet::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        match entry.file_name().to_bytes() {
-            b"." | b".." => {}
-            name => {
-                names.insert(OsString::from_vec(name.to_vec()));
-            }
-        }
-    }
-    Ok(names)
-}
-
 /// Makes room for something else.
 fn clear(
     at: BorrowedFd<'_>,
@@ -578,27 +455,6 @@ fn clear(
     depth: usize,
 ) -> std::result::Result<(), Errno> {
     there.map_or(Ok(()), |_| remove(at, name, depth))
-}
-
-/// Removes what has a name, if anything has, with all that is in it.
-fn remove(at: BorrowedFd<'_>, name: &OsStr, depth: usize) -> std::result::Result<(), Errno> {
-    if depth > DEPTH {
-        return Err(Errno::NAMETOOLONG);
-    }
-    match unlinkat(at, name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(Errno::NOENT) => return Ok(()),
-        removed => return removed,
-    }
-    let below = directory(at, name)?;
-    for name in names(below.as_fd())? {
-        remove(below.as_fd(), &name, depth + 1)?;
-    }
-    unlinkat(at, name, AtFlags::REMOVEDIR)
-}
-
-fn make_whiteout(at: BorrowedFd<'_>, name: &OsStr) -> std::result::Result<(), Errno> {
-    mknodat(at, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
 fn check(depth: usize, path: &Path) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
     process::Command,
     thread,
     time::Duration,
