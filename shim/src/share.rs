@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ampoule_fsd_api::Access;
 use ampoule_vmm_api::Owners;
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, open, stat};
@@ -46,7 +47,7 @@ pub struct Share {
     pub source: PathBuf,
     /// With `O_PATH`.
     pub root: OwnedFd,
-    pub read_only: bool,
+    pub access: Access,
     /// If its files are to have other owners in the container than on the host.
     pub owners: Option<Owners>,
     /// Which mount of the spec it is for.
@@ -106,7 +107,8 @@ impl Share {
             return Err(ShareError::Refused { path: source, what, instead });
         }
         let owners = owners(spec, wanted, &source)?;
-        Ok(Self { root, read_only: is_read_only(wanted), owners, mount, source })
+        let access = if is_read_only(wanted) { Access::Read } else { Access::Write };
+        Ok(Self { root, access, owners, mount, source })
     }
 
     /// All bind mounts of a spec.
@@ -222,14 +224,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "").unwrap();
         std::os::unix::fs::symlink("file", folder.path().join("link")).unwrap();
-        for (name, options, read_only) in [
-            ("", &["rbind"][..], false),
-            ("file", &["bind", "ro"], true),
-            ("link", &["rbind", "rprivate", "rro"], true),
-            ("", &["ro", "rw"], false),
+        for (name, options, access) in [
+            ("", &["rbind"][..], Access::Write),
+            ("file", &["bind", "ro"], Access::Read),
+            ("link", &["rbind", "rprivate", "rro"], Access::Read),
+            ("", &["ro", "rw"], Access::Write),
         ] {
             let share = shared(&folder.path().join(name), options).unwrap();
-            assert_eq!((share.read_only, share.mount), (read_only, 3), "{name} {options:?}");
+            assert_eq!((share.access, share.mount), (access, 3), "{name} {options:?}");
         }
     }
 

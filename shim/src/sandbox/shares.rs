@@ -301,7 +301,7 @@ fn watch(fsd: &Fsd) -> Result<Channel, FsdError> {
 fn add_all(fsd: &Fsd, shares: &[(u32, Share)]) -> Result<(), SharesError> {
     for (n, (number, share)) in shares.iter().enumerate() {
         let owners = share.owners.as_ref();
-        if let Err(source) = fsd.add(*number, share.root.as_fd(), share.read_only, owners) {
+        if let Err(source) = fsd.add(*number, share.root.as_fd(), share.access, owners) {
             shares[..n].iter().for_each(|(number, _)| drop(fsd.remove(*number)));
             return Err(SharesError::Add { path: share.source.clone(), source });
         }
@@ -348,6 +348,7 @@ fn lock(server: &Mutex<Server>) -> MutexGuard<'_, Server> {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
+    use ampoule_fsd_api::Access;
     use rustix::fs::{Mode, OFlags, open};
 
     use super::*;
@@ -359,7 +360,7 @@ mod tests {
 
     fn share() -> Share {
         let root = open("/tmp", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        Share { source: "/tmp".into(), root, read_only: false, owners: None, mount: 2 }
+        Share { source: "/tmp".into(), root, access: Access::Write, owners: None, mount: 2 }
     }
 
     /// The error of a container with a share, where the server's program is this.

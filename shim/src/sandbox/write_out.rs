@@ -13,6 +13,7 @@ use std::{
 };
 
 use ampoule_agent_api::agent::{WriteOutRequest, WriteOutResponse};
+use ampoule_fsd_api::Access;
 use rustix::{
     fs::{Mode, OFlags, open},
     io,
@@ -70,7 +71,7 @@ impl HostUpper {
 
     pub(super) fn share(&self) -> std::io::Result<Share> {
         let (source, root) = (self.path.clone(), self.root.try_clone()?);
-        Ok(Share { source, root, read_only: false, owners: None, mount: 0 })
+        Ok(Share { source, root, access: Access::WriteUpper, owners: None, mount: 0 })
     }
 
     /// Says whether the host has all that the container has written.

@@ -37,6 +37,7 @@ pub fn binds(spec: &Spec) -> Result<Binds, TaskError> {
 mod tests {
     use std::fs;
 
+    use ampoule_fsd_api::Access;
     use serde_json::json;
 
     use super::*;
@@ -65,9 +66,9 @@ mod tests {
         let binds = binds(&serde_json::from_value(spec).unwrap()).unwrap();
         assert_eq!(binds.own, [(path("shm"), "/dev/shm".to_string())]);
         let shared = binds.shares.iter();
-        let shared: Vec<_> = shared.map(|s| (&*s.source, s.mount, s.read_only)).collect();
+        let shared: Vec<_> = shared.map(|s| (&*s.source, s.mount, s.access)).collect();
         let [hosts, shm] = [path("hosts"), path("shm")];
-        assert_eq!(shared, [(hosts.as_ref(), 1, false), (shm.as_ref(), 3, true)]);
+        assert_eq!(shared, [(hosts.as_ref(), 1, Access::Write), (shm.as_ref(), 3, Access::Read)]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ampoule_fsd_api::{
-    message::{Kind, Reply, Request},
+    message::{Access, Kind, Reply, Request},
     mount,
 };
 use ampoule_vmm_api::{
@@ -107,7 +107,7 @@ struct Fsd {
 impl Fsd {
     fn perform(&mut self, request: Request, fd: Option<OwnedFd>) -> Reply {
         match request {
-            Request::Add { number, read_only, kind } => self.add(number, read_only, kind, fd),
+            Request::Add { number, access, kind } => self.add(number, access, kind, fd),
             Request::Remove { number } => self
                 .server
                 .remove_share(number)
@@ -117,7 +117,7 @@ impl Fsd {
         }
     }
 
-    fn add(&self, number: u32, read_only: bool, kind: Kind, fd: Option<OwnedFd>) -> Reply {
+    fn add(&self, number: u32, access: Access, kind: Kind, fd: Option<OwnedFd>) -> Reply {
         let failed = |e: std::io::Error| format!("adding share {number}: {e}");
         let root =
             fd.ok_or_else(|| format!("adding share {number}: no descriptor came with it"))?;
@@ -126,9 +126,10 @@ impl Fsd {
             Kind::Path if self.apart.is_none() => {
                 return Err(format!("adding share {number}: no mounts can be made any more"));
             }
-            Kind::Path => detach(&root, read_only).map_err(failed)?,
+            Kind::Path => detach(&root, access == Access::Read).map_err(failed)?,
         };
-        self.server.add_share(number, root).map_err(|e| failed(e.into()))
+        let whiteouts = access == Access::WriteUpper;
+        self.server.add_share(number, root, whiteouts).map_err(|e| failed(e.into()))
     }
 
     fn watch(&self, hints: Option<OwnedFd>) -> std::io::Result<()> {

@@ -31,7 +31,7 @@ use crate::{
 /// What the threads of a file server have in common.
 #[derive(Debug)]
 pub struct Server {
-    pub(crate) shares: RwLock<BTreeMap<u32, OwnedFd>>,
+    pub(crate) shares: RwLock<BTreeMap<u32, Share>>,
     /// What is served instead of a list of shares.
     root: Option<Arc<Node>>,
     pub(crate) nodes: Nodes,
@@ -44,6 +44,14 @@ pub struct Server {
     pub(crate) watch: OnceLock<Watch>,
     /// Whether the guest wants to know where a mount of the host begins.
     pub(crate) submounts: AtomicBool,
+}
+
+/// What is served under a number.
+#[derive(Debug)]
+pub(crate) struct Share {
+    root: OwnedFd,
+    /// Whether an overlay's may be made.
+    whiteouts: bool,
 }
 
 /// The result of an operation, whose reply is written as it goes.
@@ -65,7 +73,7 @@ impl Server {
     ) -> Result<Self, Errno> {
         let mut server = Self::numbered(privileges, most_nodes, most_handles, first);
         let (node, _) = Node::new(0, fcntl_dupfd_cloexec(&root, 0)?)?;
-        server.add_share(0, root)?;
+        server.add_share(0, root, false)?;
         server.root = Some(Arc::new(node));
         Ok(server)
     }
@@ -89,13 +97,13 @@ impl Server {
         }
     }
 
-    /// `root` is the root of a detached mount.
-    pub fn add_share(&self, number: u32, root: OwnedFd) -> Result<(), Errno> {
+    /// `root` is the root of a detached mount; the guest may make `whiteouts` in it, or no devices at all.
+    pub fn add_share(&self, number: u32, root: OwnedFd, whiteouts: bool) -> Result<(), Errno> {
         let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
         if shares.contains_key(&number) {
             return Err(Errno::EXIST);
         }
-        shares.insert(number, root);
+        shares.insert(number, Share { root, whiteouts });
         Ok(())
     }
 
@@ -280,6 +288,11 @@ impl Server {
         self.shares.read().unwrap_or_else(PoisonError::into_inner).contains_key(&number)
     }
 
+    pub(crate) fn may_have_whiteouts(&self, number: u32) -> bool {
+        let shares = self.shares.read().unwrap_or_else(PoisonError::into_inner);
+        shares.get(&number).is_some_and(|share| share.whiteouts)
+    }
+
     pub(crate) fn forget_node(&self, id: u64, count: u64) {
         let forgotten = self.nodes.forget(id, count);
         if let (Some(watch), Some(node)) = (self.watch.get(), forgotten) {
@@ -291,7 +304,7 @@ impl Server {
     pub(crate) fn enter_share(&self, number: u32) -> Result<(u64, Statx, u32), Errno> {
         let root = {
             let shares = self.shares.read().unwrap_or_else(PoisonError::into_inner);
-            fcntl_dupfd_cloexec(shares.get(&number).ok_or(Errno::NOENT)?, 0)?
+            fcntl_dupfd_cloexec(&shares.get(&number).ok_or(Errno::NOENT)?.root, 0)?
         };
         let (node, stat) = Node::new(number, root)?;
         let flags = if node.is_dir() { self.submount() } else { 0 };

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use ampoule_fsd_api::Fsd;
+use ampoule_fsd_api::{Access, Fsd};
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair},
@@ -33,7 +33,7 @@ impl Guest {
     fn new(exe: &Path, share: &Path) -> Self {
         let fsd = Fsd::spawn(exe, "test", Duration::from_secs(10)).unwrap();
         let path = openat(CWD, share, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        fsd.add(0, path.as_fd(), false, None).unwrap();
+        fsd.add(0, path.as_fd(), Access::Write, None).unwrap();
         let (requests, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();

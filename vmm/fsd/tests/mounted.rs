@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ampoule_fsd_api::message::{Change, Hint, Moved};
+use ampoule_fsd_api::message::{Access, Change, Hint, Moved};
 use ampoule_vmm_api::{Channel, guest::replay};
 use relay::{Mounted, impossible};
 use rustix::{
@@ -136,9 +136,9 @@ fn shares_come_and_go_and_a_killed_server_is_an_error_at_once() {
     fs::write(host.path().join("a"), "a").unwrap();
     let mut mounted = Mounted::new(&[(host.path(), false)]);
     let later = relay::path_of(host.path());
-    mounted.fsd.add(7, later.as_fd(), true, None).unwrap();
+    mounted.fsd.add(7, later.as_fd(), Access::Read, None).unwrap();
     assert_eq!(fs::read_to_string(mounted.share(7).join("a")).unwrap(), "a");
-    assert!(mounted.fsd.add(7, later.as_fd(), true, None).is_err());
+    assert!(mounted.fsd.add(7, later.as_fd(), Access::Read, None).is_err());
     let late = mounted.fsd.watch(Channel::pair().unwrap().0).unwrap_err();
     assert!(late.to_string().contains("served already"), "{late}");
     mounted.fsd.remove(7).unwrap();

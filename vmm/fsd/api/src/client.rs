@@ -15,7 +15,7 @@ use rustix::{
 };
 
 use crate::{
-    message::{Kind, Reply, Request},
+    message::{Access, Kind, Reply, Request},
     mount,
 };
 
@@ -72,11 +72,11 @@ impl Fsd {
         &self,
         number: u32,
         root: BorrowedFd<'_>,
-        read_only: bool,
+        access: Access,
         owners: Option<&Owners>,
     ) -> Result<(), FsdError> {
-        let add = |kind| Request::Add { number, read_only, kind };
-        match mount::detach(root, read_only, owners) {
+        let add = |kind| Request::Add { number, access, kind };
+        match mount::detach(root, access == Access::Read, owners) {
             Ok(mount) => self.ask(&add(Kind::Mount), Some(mount.as_fd())),
             Err(source) if owners.is_some() => Err(FsdError::Owners(source)),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {

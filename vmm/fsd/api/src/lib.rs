@@ -15,4 +15,4 @@ pub mod message;
 pub mod mount;
 
 pub use client::{Fsd, FsdError};
-pub use message::{Change, Hint, Kind, Moved, Place, Reply, Request};
+pub use message::{Access, Change, Hint, Kind, Moved, Place, Reply, Request};

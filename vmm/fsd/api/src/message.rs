@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// The descriptor becomes the entry `number` of the file system's root: a directory, or a single file.
-    Add { number: u32, read_only: bool, kind: Kind },
+    Add { number: u32, access: Access, kind: Kind },
     /// Takes a share away. What the guest still holds of it answers ESTALE.
     Remove { number: u32 },
     /// Once: the file server confines itself, then answers FUSE requests on the `SOCK_SEQPACKET` socket sent
@@ -16,6 +16,17 @@ pub enum Request {
     /// forget some, is told as [`Hint`]s on the `SOCK_SEQPACKET` socket sent along. If that is refused the host cannot tell of
     /// changes, and all else is told.
     Watch,
+}
+
+/// What a guest may do with a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    Read,
+    /// All but devices, as theirs would be the host's.
+    Write,
+    /// As [`Access::Write`], and an overlay's marks for what is not there, which are devices by name only: what a directory
+    /// takes that is an overlay's upper one.
+    WriteUpper,
 }
 
 /// What the descriptor of [`Request::Add`] is.

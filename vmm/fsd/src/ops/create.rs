@@ -44,7 +44,8 @@ impl Server {
         match kind {
             FileType::RegularFile | FileType::Fifo | FileType::Socket => {}
             // An overlay's mark for what is not there. No driver has this number, and Linux lets anybody make it.
-            FileType::CharacterDevice if device == 0 => {}
+            FileType::CharacterDevice if device == 0 && self.may_have_whiteouts(parent.share()) => {
+            }
             // Another device made by a guest would be one of the host's.
             _ => return Err(Errno::PERM),
         }

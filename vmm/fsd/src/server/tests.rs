@@ -47,7 +47,7 @@ impl Guest {
         symlink("../secret", share.join("l")).unwrap();
         symlink("..", share.join("up")).unwrap();
         let server = Server::new(Privileges::kept().unwrap(), nodes, handles);
-        server.add_share(3, path(&share)).unwrap();
+        server.add_share(3, path(&share), false).unwrap();
         let mut guest = Self { dir, server, reply: Reply::new() };
         guest.ask(opcode::INIT, 0, &init_body()).unwrap();
         guest
@@ -180,12 +180,29 @@ fn both_ends_of_a_rename_and_a_link_are_checked() {
     assert_eq!(guest.ask(opcode::RENAME2, root, &whiteout), Err(Errno::INVAL));
     let link = [longs(&[file]), b"../x\0".to_vec()].concat();
     assert_eq!(guest.ask(opcode::LINK, root, &link), Err(Errno::INVAL));
-    for body in [words(&[0o20666, 0x103, 0, 0]), words(&[0o60666, 0x800, 0, 0])] {
+    for body in
+        [words(&[0o20666, 0x103, 0, 0]), words(&[0o60666, 0x800, 0, 0]), words(&[0o20000, 0, 0, 0])]
+    {
         let device = [body, b"x\0".to_vec()].concat();
         assert_eq!(guest.ask(opcode::MKNOD, root, &device), Err(Errno::PERM));
     }
-    let whiteout = [words(&[0o20000, 0, 0, 0]), b"w\0".to_vec()].concat();
-    guest.ask(opcode::MKNOD, root, &whiteout).unwrap();
+    guest.assert_unharmed();
+}
+
+#[test]
+fn an_upper_directory_may_have_whiteouts_and_no_devices() {
+    let mut guest = Guest::new();
+    guest.server.remove_share(3).unwrap();
+    guest.server.add_share(3, path(&guest.share()), true).unwrap();
+    let root = guest.root();
+    let mut make = |mode: u32, device: u32| {
+        let node = [words(&[mode, device, 0, 0]), b"w\0".to_vec()].concat();
+        guest.ask(opcode::MKNOD, root, &node).map(|_| ())
+    };
+    for (mode, device) in [(0o20666, 0x103), (0o60000, 0), (0o60666, 0x800)] {
+        assert_eq!(make(mode, device), Err(Errno::PERM), "{mode:o} {device:x}");
+    }
+    make(0o20000, 0).unwrap();
     let made = fs::symlink_metadata(guest.share().join("w")).unwrap();
     assert_eq!((made.mode(), made.rdev()), (0o20000, 0));
     guest.assert_unharmed();

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use ampoule_fsd_api::Fsd;
+use ampoule_fsd_api::{Access, Fsd};
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     net::{
@@ -65,7 +65,8 @@ impl Mounted {
         )
         .unwrap();
         for (number, (path, read_only)) in (0..).zip(shares) {
-            fsd.add(number, path_of(path).as_fd(), *read_only, None).unwrap();
+            let access = if *read_only { Access::Read } else { Access::Write };
+            fsd.add(number, path_of(path).as_fd(), access, None).unwrap();
         }
         prepare(&fsd);
         let (ours, theirs) =
