@@ -430,7 +430,10 @@ fn write_out(
     let failed = |error: WriteOutError| at(STEP, error.path.display())(error.source);
     let most = Amount { files: request.most_files, bytes: request.most_bytes };
     let written = match request.share {
-        None => overlay.amount(&most).map(|amount| (amount, LeftOut::default())).map_err(failed),
+        None => overlay
+            .amount(&most, earlier)
+            .map(|amount| (amount, LeftOut::default()))
+            .map_err(failed),
         Some(number) => {
             let (_share, directory) = Shares::own(number)?;
             let left_out = overlay.write_out(directory, earlier).map_err(failed);

@@ -93,15 +93,22 @@ pub struct Earlier {
     created: BTreeMap<PathBuf, BTreeSet<OsString>>,
 }
 
+impl Earlier {
+    fn is_nothing(&self) -> bool {
+        self.before.is_none() && self.created.is_empty()
+    }
+}
+
 impl Overlay {
     /// How much there is; no more is counted than a little above `most`.
-    pub fn amount(&self, most: &Amount) -> Result<Amount> {
+    pub fn amount(&self, most: &Amount, earlier: &Earlier) -> Result<Amount> {
         let mut amount = Amount::default();
         self.count(self.upper.as_fd(), Path::new(""), &mut amount, most, 0)?;
         let looks = |directory: &OwnedFd| fstat(directory).map(|s| (s.st_mode, s.st_uid, s.st_gid));
         let top = self.start.iter().chain(&self.image).next().map(looks);
-        // Its owner and mode may be all that has changed.
-        if amount.files == 0 && top.is_some_and(|top| top != looks(&self.upper)) {
+        // Its owner and mode may be all that has changed; or that it has nothing any more of what the host has.
+        let has_changed = top.is_some_and(|top| top != looks(&self.upper));
+        if amount.files == 0 && (has_changed || !earlier.is_nothing()) {
             amount.files = 1;
         }
         Ok(amount)

@@ -229,13 +229,14 @@ fn all_that_a_container_does_is_seen_on_the_host() {
         drop(hole);
         let own = lsetxattr(at("etc/motd"), "user.x", b"y", XattrFlags::empty());
         let most = Amount { files: 1000, bytes: 1 << 20 };
-        let amount = guest.overlay().amount(&most).unwrap();
+        let amount = guest.overlay().amount(&most, &guest.earlier).unwrap();
         assert!((10..40).contains(&amount.files) && amount.bytes < 1 << 18, "{amount:?}");
         assert_eq!(guest.write_out(), LeftOut::default());
         assert!(bench.seen()[Path::new("etc/motd")].contains("121") == own.is_ok());
         assert!(fs::metadata(bench.path("host/hole")).unwrap().blocks() < 1000);
         let few = Amount { files: 3, ..most };
-        assert!(guest.overlay().amount(&few).unwrap().files < 8, "no more are counted");
+        let counted = guest.overlay().amount(&few, &guest.earlier).unwrap();
+        assert!(counted.files < 8, "no more are counted");
         guest.end();
     });
 }
@@ -276,6 +277,27 @@ fn what_has_not_changed_is_not_written_again_and_what_was_removed_goes() {
         let guest = bench.start_again();
         assert!(!guest.path("stays").exists() && !guest.path("folder/stays").exists());
         assert!(guest.path("given/by").exists());
+        guest.end();
+    });
+}
+
+#[test]
+fn what_was_written_out_and_is_undone_is_something_to_write_out() {
+    on_overlays(|bench| {
+        make_image(&bench);
+        let most = Amount { files: 1000, bytes: 1 << 20 };
+        let mut guest = bench.start();
+        let is_empty = |guest: &Guest| {
+            guest.overlay().amount(&most, &guest.earlier).unwrap() == Amount::default()
+        };
+        assert!(is_empty(&guest));
+        write(guest.path("goes"), "");
+        guest.write_out();
+        fs::remove_file(guest.path("goes")).unwrap();
+        assert_eq!(fs::read_dir(bench.path("upper")).unwrap().count(), 0);
+        assert!(!is_empty(&guest));
+        guest.write_out();
+        assert_eq!(bench.host(), Vec::<String>::new());
         guest.end();
     });
 }
