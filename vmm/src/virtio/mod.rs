@@ -14,8 +14,8 @@
 //! happens in [`worker::Worker`] on the thread of the event loop. Both lock the device, so that a reset
 //! returns when the work in flight is done. A network device's further pairs of queues have a lock and a thread each,
 //! whose event loop serves nothing else; a reset takes their locks one after the other, the event loop's thread none of
-//! them but after a fault. A kick that comes before activation, or after a fault, is drained and ignored, but for that of
-//! a control queue, which is answered.
+//! them but after a fault, and when the shim plugs or unplugs the device. A kick that comes before activation, or after a
+//! fault, is drained and ignored, but for that of a control queue, which is answered.
 //!
 //! # Wiring
 //! ```ignore

@@ -145,13 +145,7 @@ impl Tap {
     /// Whether the host says that it uses this queue.
     #[cfg(test)]
     pub fn real_queue(&self) -> bool {
-        // SAFETY: an ifreq is plain data.
-        let mut request: ifreq = unsafe { std::mem::zeroed() };
-        // SAFETY: fills the request, which outlives the call.
-        unsafe { ioctl(self.fd.as_raw_fd(), TUNGETIFF, &raw mut request) };
-        // SAFETY: TUNGETIFF fills this member of the union.
-        let flags = unsafe { request.ifr_ifru.ifru_flags };
-        flags != 0 && flags & IFF_DETACH_QUEUE as c_short == 0
+        flags(&self.fd).is_ok_and(|flags| flags & IFF_DETACH_QUEUE == 0)
     }
 
     /// Has the host use this queue, or not any more: what it had is dropped there.
@@ -308,14 +302,17 @@ fn offloads(features: u64) -> c_uint {
 }
 
 fn check_flags(fd: &OwnedFd) -> Result<(), NetError> {
+    let flags = flags(fd).map_err(NetError::NotTap)?;
+    if flags & FLAGS == FLAGS { Ok(()) } else { Err(NetError::Flags(flags & 0xffff)) }
+}
+
+fn flags(fd: &OwnedFd) -> io::Result<c_int> {
     // SAFETY: an ifreq is plain data.
     let mut request: ifreq = unsafe { std::mem::zeroed() };
     // SAFETY: fills the request, which outlives the call.
-    check(unsafe { ioctl(fd.as_raw_fd(), TUNGETIFF, &raw mut request) })
-        .map_err(NetError::NotTap)?;
+    check(unsafe { ioctl(fd.as_raw_fd(), TUNGETIFF, &raw mut request) })?;
     // SAFETY: TUNGETIFF fills this member of the union.
-    let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
-    if flags & FLAGS == FLAGS { Ok(()) } else { Err(NetError::Flags(flags & 0xffff)) }
+    Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
 }
 
 fn set_offloads(fd: &OwnedFd, offloads: c_uint) -> io::Result<()> {
