@@ -31,9 +31,6 @@ use crate::{
     worker,
 };
 
-/// Bytes of a thread's stack.
-const STACK: usize = 256 << 10;
-
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
@@ -185,7 +182,7 @@ fn start(
         started.wait();
         work();
     };
-    let thread = thread::Builder::new().name(name).stack_size(STACK);
+    let thread = thread::Builder::new().name(name).stack_size(worker::STACK);
     thread.spawn(run).map(drop).map_err(ServeError::Thread)
 }
 

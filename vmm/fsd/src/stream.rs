@@ -24,7 +24,6 @@ use crate::{
 
 /// Threads, so that one file that lets us wait is not all.
 const COUNT: usize = 4;
-const STACK: usize = 128 << 10;
 /// Files that the other end may know, and have open.
 const MAX_NODES: usize = 100_000;
 const MAX_HANDLES: usize = 4096;
@@ -73,7 +72,7 @@ impl Service {
                 let _ = service.answer_all();
                 let _ = ended.send(());
             };
-            thread::Builder::new().stack_size(STACK).spawn(answer)?;
+            thread::Builder::new().stack_size(worker::STACK).spawn(answer)?;
         }
         let _ = end.recv();
         Ok(())

@@ -14,6 +14,8 @@ use crate::{abi::MAX_MESSAGE, reply::Reply, server::Server};
 
 /// How many. They wait for disks, not for processors.
 pub const COUNT: usize = 8;
+/// Bytes of a thread's stack.
+pub const STACK: usize = 256 << 10;
 
 /// Makes the calling thread one that may answer: with a umask and a working directory of its own, the latter
 /// `links`, a mount of `/proc/self/fd`.
