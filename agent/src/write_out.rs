@@ -123,7 +123,10 @@ impl Overlay {
         depth: usize,
     ) -> Result<()> {
         check(depth, path)?;
-        for name in names(directory).at(path)? {
+        // No more names are held, of all directories together, than are counted.
+        let mut directories = Vec::new();
+        for name in entries(directory).at(path)? {
+            let name = name.at(path)?;
             let path = path.join(&name);
             let stat = look(directory, &name).at(&path)?;
             amount.files += 1;
@@ -133,8 +136,15 @@ impl Overlay {
                 return Ok(());
             }
             if is_directory(&stat) {
-                let below = self::directory(directory, &name).at(&path)?;
-                self.count(below.as_fd(), &path, amount, most, depth + 1)?;
+                directories.push(name);
+            }
+        }
+        for name in directories {
+            let path = path.join(&name);
+            let below = self::directory(directory, &name).at(&path)?;
+            self.count(below.as_fd(), &path, amount, most, depth + 1)?;
+            if amount.exceeds(most) {
+                return Ok(());
             }
         }
         Ok(())

@@ -133,17 +133,18 @@ pub fn beneath(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
 }
 
 pub fn names(directory: BorrowedFd<'_>) -> Result<BTreeSet<OsString>> {
-    let mut names = BTreeSet::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        match entry.file_name().to_bytes() {
-            b"." | b".." => {}
-            name => {
-                names.insert(OsString::from_vec(name.to_vec()));
-            }
-        }
-    }
-    Ok(names)
+    entries(directory)?.collect()
+}
+
+/// The same, as they are read.
+pub fn entries(directory: BorrowedFd<'_>) -> Result<impl Iterator<Item = Result<OsString>>> {
+    let entries = Dir::read_from(directory)?.map(|entry| {
+        entry.map(|entry| match entry.file_name().to_bytes() {
+            b"." | b".." => None,
+            name => Some(OsString::from_vec(name.to_vec())),
+        })
+    });
+    Ok(entries.filter_map(Result::transpose))
 }
 
 /// Removes what has a name, if anything has, with all that is in it.
