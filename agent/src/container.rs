@@ -434,17 +434,15 @@ fn write_out(
             .amount(&most, earlier)
             .map(|amount| (amount, LeftOut::default()))
             .map_err(failed),
-        Some(number) => {
-            let (_share, directory) = Shares::own(number)?;
+        Some(number) => Shares::own(number).and_then(|(_share, directory)| {
             let left_out = overlay.write_out(directory, earlier).map_err(failed);
             left_out.map(|left_out| (Amount::default(), left_out))
-        }
+        }),
     };
     let is_all = written.as_ref().is_ok_and(|(amount, _)| !amount.exceeds(&most));
-    if has_ended && !is_all {
-        overlay.hide(earlier).map_err(failed)?;
-    }
+    let hidden = if has_ended && !is_all { overlay.hide(earlier) } else { Ok(()) };
     let (amount, left_out) = written?;
+    hidden.map_err(failed)?;
     Ok(WriteOutResponse {
         files: amount.files,
         bytes: amount.bytes,
