@@ -183,6 +183,9 @@ impl Overlay {
         for (path, created) in &earlier.created {
             // Without the directory nothing is in it.
             let Ok(directory) = beneath(self.upper.as_fd(), path) else { continue };
+            if self.is_cut_off(path).at(path)? {
+                continue;
+            }
             let stat = fstat(&directory).at(path)?;
             for name in created {
                 if look(directory.as_fd(), name).is_err_and(|e| e == Errno::NOENT) {
@@ -192,6 +195,16 @@ impl Overlay {
             futimens(&directory, &times(&stat)).at(path)?;
         }
         Ok(())
+    }
+
+    /// Whether nothing shows through in the upper directory's one of this path: whiteouts would be listed there.
+    fn is_cut_off(&self, path: &Path) -> std::result::Result<bool, Errno> {
+        for path in path.ancestors() {
+            if is_opaque(&beneath(self.upper.as_fd(), path)?)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -305,6 +305,26 @@ fn what_was_written_out_and_is_undone_is_something_to_write_out() {
 }
 
 #[test]
+fn a_directory_that_took_the_place_of_another_has_no_whiteouts_for_what_was_written_out() {
+    on_overlays(|bench| {
+        make_image(&bench);
+        let mut guest = bench.start();
+        for name in ["opt/new", "opt/folder/new"] {
+            write(guest.path(name), "");
+        }
+        guest.write_out();
+        fs::remove_dir_all(guest.path("opt")).unwrap();
+        fs::create_dir_all(guest.path("opt/folder")).unwrap();
+        guest.overlay().hide(&guest.earlier).unwrap();
+        guest.end();
+        let guest = bench.start_again();
+        let listed = |name: &str| fs::read_dir(guest.path(name)).unwrap().count();
+        assert_eq!((listed("opt"), listed("opt/folder")), (1, 0));
+        guest.end();
+    });
+}
+
+#[test]
 fn what_the_host_cannot_have_is_left_out_and_hides_what_it_hid() {
     on_overlays(|bench| {
         make_image(&bench);
