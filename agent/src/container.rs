@@ -10,7 +10,7 @@ use std::{
     fs,
     os::{fd::AsFd, unix::ffi::OsStringExt},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use ampoule_agent_api::agent::{
@@ -44,6 +44,8 @@ use crate::{
 const FREEZE: Duration = Duration::from_secs(10);
 /// How long a killed container's cgroup usually may take to become empty and removable.
 const EMPTY: Duration = Duration::from_secs(10);
+/// Who asked for it has given it up then.
+const WRITE_OUT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -320,9 +322,9 @@ impl Container {
         Ok(self.cgroup.freeze(false, pace::limit(FREEZE)).await.map_err(at("resume", &self.id))?)
     }
 
-    /// Writes out what it has written, or says how much that is. It does not run meanwhile.
+    /// Writes out what it has written, or says how much that is.
     pub async fn write_out(&self, request: WriteOutRequest) -> Result<WriteOutResponse, Error> {
-        self.expect(&[State::Paused, State::Stopped])?;
+        self.expect(&[State::Running, State::Paused, State::Stopped])?;
         let has_ended = self.state() == State::Stopped;
         if has_ended {
             // Who shares its namespace of processes with others may leave some.
@@ -331,7 +333,7 @@ impl Container {
             empty.map_err(at("wait for the end of", &self.id))?;
         }
         let overlay = match &*self.lock_rootfs() {
-            Some(rootfs) => rootfs.overlay(request.has_start)?,
+            Some(rootfs) => rootfs.overlay(request.has_start, !has_ended)?,
             None => return Err(Error::Ended),
         };
         let earlier = self.written_out.clone();
@@ -435,7 +437,8 @@ fn write_out(
             .map(|amount| (amount, LeftOut::default()))
             .map_err(failed),
         Some(number) => Shares::own(number).and_then(|(_share, directory)| {
-            let left_out = overlay.write_out(directory, earlier).map_err(failed);
+            let end = Instant::now() + pace::limit(WRITE_OUT);
+            let left_out = overlay.write_out(directory, earlier, most, end).map_err(failed);
             left_out.map(|left_out| (Amount::default(), left_out))
         }),
     };

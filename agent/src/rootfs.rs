@@ -94,7 +94,7 @@ impl Rootfs {
     }
 
     /// What its overlay is made of, whose first lower layer may be what its upper one began with.
-    pub fn overlay(&self, has_start: bool) -> Result<Overlay, StepError> {
+    pub fn overlay(&self, has_start: bool, is_live: bool) -> Result<Overlay, StepError> {
         let open = |path: PathBuf| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             open(&path, flags, Mode::empty()).map_err(at(STEP, path.display()))
@@ -103,7 +103,8 @@ impl Rootfs {
         let count = (0..).take_while(|&n| self.mounts.contains(&lower(n))).count();
         let mut lowers = (0..count).map(|n| open(lower(n))).collect::<Result<Vec<_>, _>>()?;
         let start = (has_start && count > 0).then(|| lowers.remove(0));
-        Ok(Overlay { upper: open(self.scratch().join("upper"))?, start, image: lowers })
+        let upper = open(self.scratch().join("upper"))?;
+        Ok(Overlay { upper, start, image: lowers, is_live })
     }
 
     /// Puts the numbers of disks in the place of their slots. They, too, must be free again in the end.

@@ -6,7 +6,8 @@
 //! it hides by whiteouts, name by name: marks of whole directories (`trusted.overlay.opaque`) take a privilege on the host.
 //! There is no whiteout where there is nothing to hide: in a directory of which the image has nothing, it would be listed.
 //!
-//! Everything is a name in an open directory, and no link is followed. The container does not run meanwhile.
+//! Everything is a name in an open directory, and no link is followed. A container that runs meanwhile may change what is
+//! being written out: what it has changed is left for the next time.
 
 mod files;
 
@@ -17,6 +18,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use files::*;
@@ -60,9 +62,11 @@ pub struct Overlay {
     pub start: Option<OwnedFd>,
     /// The image's, top first.
     pub image: Vec<OwnedFd>,
+    /// The container may run.
+    pub is_live: bool,
 }
 
-/// How much there is to write.
+/// How much there is to write, or may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
     pub files: u64,
@@ -70,6 +74,12 @@ pub struct Amount {
 }
 
 impl Amount {
+    fn add(&mut self, stat: &Stat) {
+        self.files += 1;
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        self.bytes += (blocks << 9) / stat.st_nlink.max(1);
+    }
+
     pub fn exceeds(&self, most: &Self) -> bool {
         self.files > most.files || self.bytes > most.bytes
     }
@@ -128,10 +138,11 @@ impl Overlay {
         for name in entries(directory).at(path)? {
             let name = name.at(path)?;
             let path = path.join(&name);
-            let stat = look(directory, &name).at(&path)?;
-            amount.files += 1;
-            let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
-            amount.bytes += (blocks << 9) / stat.st_nlink.max(1);
+            let stat = match look(directory, &name) {
+                Err(Errno::NOENT) if self.is_live => continue,
+                stat => stat.at(&path)?,
+            };
+            amount.add(&stat);
             if amount.exceeds(most) {
                 return Ok(());
             }
@@ -141,7 +152,10 @@ impl Overlay {
         }
         for name in directories {
             let path = path.join(&name);
-            let below = self::directory(directory, &name).at(&path)?;
+            let below = match self::directory(directory, &name) {
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if self.is_live => continue,
+                below => below.at(&path)?,
+            };
             self.count(below.as_fd(), &path, amount, most, depth + 1)?;
             if amount.exceeds(most) {
                 return Ok(());
@@ -151,7 +165,16 @@ impl Overlay {
     }
 
     /// Applies the upper directory to another one, over what has been written out to it earlier.
-    pub fn write_out(&self, to: OwnedFd, earlier: &mut Earlier) -> Result<LeftOut> {
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`, too, when that is not done at `end`, or if it is more than `most`: a container that runs can make it so.
+    pub fn write_out(
+        &self,
+        to: OwnedFd,
+        earlier: &mut Earlier,
+        most: Amount,
+        end: Instant,
+    ) -> Result<LeftOut> {
         let mut before = clock_gettime(ClockId::Realtime);
         before.tv_sec -= COARSE;
         let from = directory(self.upper.as_fd(), OsStr::new(".")).at("")?;
@@ -160,6 +183,10 @@ impl Overlay {
         let root = Place { from, to, start, image: image.at("")?, hides: false, new: false };
         let mut writer = Writer {
             earlier,
+            is_live: self.is_live,
+            most,
+            end,
+            amount: Amount::default(),
             created: BTreeMap::new(),
             left_out: LeftOut::default(),
             links: HashMap::new(),
@@ -272,6 +299,10 @@ impl Place {
 
 struct Writer<'a> {
     earlier: &'a Earlier,
+    is_live: bool,
+    most: Amount,
+    end: Instant,
+    amount: Amount,
     /// For the next time.
     created: BTreeMap<PathBuf, BTreeSet<OsString>>,
     left_out: LeftOut,
@@ -284,7 +315,7 @@ impl Writer<'_> {
     fn directory(&mut self, place: &Place, path: &Path, depth: usize) -> Result<()> {
         check(depth, path)?;
         let (from, to) = (place.from.as_fd(), place.to.as_fd());
-        let wanted = names(from).at(path)?;
+        let wanted = self.names(from).at(path)?;
         let mut gone = match (place.new, place.hides) {
             (true, _) => BTreeSet::new(),
             (_, true) => names(to).at(path)?,
@@ -297,7 +328,21 @@ impl Writer<'_> {
             place.take_away(name, depth).at(path.join(name))?;
         }
         for name in &wanted {
-            self.entry(place, name, &path.join(name), depth)?;
+            let at = path.join(name);
+            let stat = match look(from, name) {
+                Err(Errno::NOENT) if self.is_live => {
+                    self.remember_created(path, name);
+                    continue;
+                }
+                stat => stat.at(&at)?,
+            };
+            self.spend(&stat).at(&at)?;
+            match self.entry(place, name, &stat, &at, depth) {
+                Err(_) if self.is_live && !self.is_over() && has_changed(from, name, &stat) => {
+                    self.remember_created(path, name);
+                }
+                written => written?,
+            }
         }
         self.attributes(from, to, !place.new, path)?;
         let stat = fstat(from).at(path)?;
@@ -305,9 +350,47 @@ impl Writer<'_> {
         futimens(to, &times(&stat)).at(path)
     }
 
-    fn entry(&mut self, place: &Place, name: &OsStr, path: &Path, depth: usize) -> Result<()> {
+    /// What was created earlier under a name, and in it, and may be there still.
+    fn remember_created(&mut self, parent: &Path, name: &OsStr) {
+        let Earlier { created, .. } = self.earlier;
+        let itself = created.get(parent).and_then(|names| names.get(name));
+        let itself = itself.map(|name| (parent.to_owned(), name.clone()));
+        let path = parent.join(name);
+        let below = created.range(path.clone()..).take_while(|(at, _)| at.starts_with(&path));
+        let below =
+            below.flat_map(|(at, names)| names.iter().map(|name| (at.clone(), name.clone())));
+        for (at, name) in itself.into_iter().chain(below) {
+            self.created.entry(at).or_default().insert(name);
+        }
+    }
+
+    /// Those of the container, unless they are too many.
+    fn names(&self, directory: BorrowedFd<'_>) -> std::result::Result<BTreeSet<OsString>, Errno> {
+        let most = usize::try_from(self.most.files).unwrap_or(usize::MAX);
+        let names: BTreeSet<_> = entries(directory)?
+            .take(most.saturating_add(1))
+            .collect::<std::result::Result<_, _>>()?;
+        if names.len() > most { Err(Errno::TIMEDOUT) } else { Ok(names) }
+    }
+
+    fn spend(&mut self, stat: &Stat) -> std::result::Result<(), Errno> {
+        self.amount.add(stat);
+        if self.is_over() { Err(Errno::TIMEDOUT) } else { Ok(()) }
+    }
+
+    fn is_over(&self) -> bool {
+        self.amount.exceeds(&self.most) || Instant::now() > self.end
+    }
+
+    fn entry(
+        &mut self,
+        place: &Place,
+        name: &OsStr,
+        stat: &Stat,
+        path: &Path,
+        depth: usize,
+    ) -> Result<()> {
         let (from, to) = (place.from.as_fd(), place.to.as_fd());
-        let stat = look(from, name).at(path)?;
         let there = match place.new {
             // Each question is a message to the host.
             true => None,
@@ -321,7 +404,7 @@ impl Writer<'_> {
         if ours || there.as_ref().is_none_or(is_whiteout) {
             self.created.entry(parent.into()).or_default().insert(name.into());
         }
-        match kind(&stat) {
+        match kind(stat) {
             FileType::Directory => {
                 let from = directory(from, name).at(path)?;
                 let opaque = is_opaque(&from).at(path)?;
@@ -349,16 +432,16 @@ impl Writer<'_> {
                 self.leave_out(path);
                 place.take_away(name, depth).at(path)
             }
-            _ if there.is_some_and(|there| self.is_unchanged(&stat, &there)) => {
-                self.remember(to, name, &stat).at(path)
+            _ if there.is_some_and(|there| self.is_unchanged(stat, &there)) => {
+                self.remember(to, name, stat).at(path)
             }
             kind => {
                 clear(to, name, there.as_ref(), depth).at(path)?;
-                if let Some(first) = self.links.get(&identity(&stat)) {
+                if let Some(first) = self.links.get(&identity(stat)) {
                     return linkat(first, "", to, name, AtFlags::EMPTY_PATH).at(path);
                 }
-                self.copy(from, to, name, kind, &stat, path)?;
-                self.remember(to, name, &stat).at(path)
+                self.copy(from, to, name, kind, stat, path)?;
+                self.remember(to, name, stat).at(path)
             }
         }
     }
@@ -400,13 +483,14 @@ impl Writer<'_> {
         match kind {
             FileType::RegularFile => {
                 let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let source = openat(from, name, OFlags::RDONLY | flags, Mode::empty()).at(path)?;
+                let source = open_regular(from, name).at(path)?;
                 let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | flags;
                 let copy = File::from(
                     openat(to, name, new, mode(stat) & Mode::from_raw_mode(0o777)).at(path)?,
                 );
                 let source = File::from(source);
-                copy_data(&source, &copy, stat.st_size as u64, &mut self.buffer).at(path)?;
+                let (size, end) = (stat.st_size as u64, self.end);
+                copy_data(&source, &copy, size, &mut self.buffer, end).at(path)?;
                 // After chown(2) and write(2), which take some away.
                 set_owner_and_mode(copy.as_fd(), stat).at(path)?;
                 self.attributes(source.as_fd(), copy.as_fd(), false, path)?;

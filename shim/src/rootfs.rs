@@ -204,7 +204,11 @@ pub fn prepare(
         [] => mounted::plan(root)?,
         mounts => plan::plan(mounts)?,
     };
-    Stack::default().build(store, &plan, scratch)
+    let mut prepared = Stack::default().build(store, &plan, scratch)?;
+    if mounts.is_empty() {
+        prepared.upper = prepared.upper.map(|upper| upper.below(root));
+    }
+    Ok(prepared)
 }
 
 /// A root file system in the making.

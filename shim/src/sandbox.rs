@@ -19,6 +19,8 @@ mod config;
 mod disks;
 mod follow;
 mod follower;
+mod gate;
+mod kept;
 mod owner;
 mod shares;
 mod table;
@@ -257,12 +259,12 @@ impl Sandbox {
     /// Hands everything to an owner task.
     fn owned(booted: boot::Booted) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (agent, vmm) = (booted.agent.clone(), booted.vm.pid());
-        let file_server = booted.shares.pid();
+        let file_server = booted.shares.lender().pid();
         let (inputs, queue) = mpsc::channel(32);
         let (events, listener) = mpsc::unbounded_channel();
         let (died, end) = watch::channel(None);
         let owner = owner::Owner::new(booted, queue, events, died);
-        let (keeps, ending, cpus) = (owner.keeps(), owner.ending(), Arc::default());
+        let (keeps, ending, cpus) = (owner.kept().keeps(), owner.kept().ending(), Arc::default());
         tokio::spawn(owner.run());
         (Self { inputs, agent, end, vmm, file_server, keeps, ending, cpus }, listener)
     }

@@ -6,15 +6,16 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStringExt, fs::FileExt},
     },
     path::Path,
+    time::Instant,
 };
 
 use rustix::{
     fs::{
-        AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Stat, Timespec,
+        AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Stat, Timespec,
         Timestamps, Uid, fchmod, fchown, fgetxattr, flistxattr, fstat, ftruncate, mknodat, openat,
         openat2, seek, statat, unlinkat,
     },
@@ -49,21 +50,30 @@ pub fn is_opaque(directory: &OwnedFd) -> Result<bool> {
     }
 }
 
-/// What is data; the rest stays a hole.
-pub fn copy_data(from: &File, to: &File, size: u64, buffer: &mut [u8]) -> io::Result<()> {
+/// What is data; the rest stays a hole, as does what is there no more. Until `end`.
+pub fn copy_data(
+    from: &File,
+    to: &File,
+    size: u64,
+    buffer: &mut [u8],
+    end: Instant,
+) -> io::Result<()> {
     let (mut at, mut written) = (0, 0);
-    while at < size {
+    'file: while at < size {
         let data = match seek(from, SeekFrom::Data(at)) {
             Err(Errno::NXIO) => break,
             data => data?,
         };
         at = data;
-        let end = seek(from, SeekFrom::Hole(data))?.min(size);
-        while at < end {
-            let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+        let hole = seek(from, SeekFrom::Hole(data))?.min(size);
+        while at < hole {
+            if Instant::now() > end {
+                return Err(Errno::TIMEDOUT.into());
+            }
+            let most = usize::try_from(hole - at).unwrap_or(usize::MAX).min(buffer.len());
             let read = from.read_at(&mut buffer[..most], at)?;
             if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                break 'file;
             }
             to.write_all_at(&buffer[..read], at)?;
             at += read as u64;
@@ -123,6 +133,24 @@ pub fn look(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
 pub fn directory(at: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(at, name, flags, Mode::empty())
+}
+
+/// A regular file, for reading. Nothing else is opened, whatever the name has become meanwhile.
+pub fn open_regular(at: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat(at, name, flags, Mode::empty())?;
+    match kind(&fstat(&found)?) {
+        FileType::RegularFile => {}
+        _ => return Err(Errno::STALE),
+    }
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Whether a name means something else now, or what it means is not as it was.
+pub fn has_changed(at: BorrowedFd<'_>, name: &OsStr, then: &Stat) -> bool {
+    let change = |stat: &Stat| (identity(stat), stat.st_ctime, stat.st_ctime_nsec);
+    !look(at, name).is_ok_and(|now| change(&now) == change(then))
 }
 
 /// A directory of several names, none of them a link.

@@ -6,6 +6,10 @@ use std::{
     fs,
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -40,6 +44,12 @@ fn on_overlays(test: impl FnOnce(Bench) + Send + 'static) {
     // Debug builds take more of it than an agent's threads have, in directories that lie deep.
     let thread = thread::Builder::new().stack_size(8 << 20);
     thread.spawn(run).unwrap().join().unwrap();
+}
+
+const MOST: Amount = Amount { files: 1000, bytes: 1 << 30 };
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
 }
 
 struct Bench {
@@ -125,12 +135,13 @@ impl Guest<'_> {
 
     fn overlay(&self) -> Overlay {
         let open = |name: &str| directory(CWD, self.bench.path(name).as_os_str()).unwrap();
-        Overlay { upper: open("upper"), start: Some(open("start")), image: vec![open("image")] }
+        let (upper, start) = (open("upper"), Some(open("start")));
+        Overlay { upper, start, image: vec![open("image")], is_live: false }
     }
 
     fn write_out(&mut self) -> LeftOut {
         let to = directory(CWD, self.bench.path("host").as_os_str()).unwrap();
-        let left_out = self.overlay().write_out(to, &mut self.earlier).unwrap();
+        let left_out = self.overlay().write_out(to, &mut self.earlier, MOST, soon()).unwrap();
         let (guest, host) = (tree(&self.bench.path("merged")), self.bench.seen());
         same(&guest, &host);
         left_out
@@ -335,7 +346,7 @@ fn what_the_host_cannot_have_is_left_out_and_hides_what_it_hid() {
             mknodat(CWD, guest.path(name), FileType::CharacterDevice, Mode::RUSR, null).unwrap();
         }
         let to = directory(CWD, bench.path("host").as_os_str()).unwrap();
-        let left_out = guest.overlay().write_out(to, &mut guest.earlier).unwrap();
+        let left_out = guest.overlay().write_out(to, &mut guest.earlier, MOST, soon()).unwrap();
         assert_eq!(left_out, LeftOut { count: 2, path: "null".into() });
         let seen = bench.seen();
         assert!(!seen.contains_key(Path::new("opt/x")) && !seen.contains_key(Path::new("null")));
@@ -395,6 +406,53 @@ impl Dice {
             _ => fs::set_permissions(&a, PermissionsExt::from_mode(0o700 | self.below(64) as u32)),
         };
     }
+}
+
+#[test]
+fn what_changes_meanwhile_is_left_for_the_next_time() {
+    on_overlays(|bench| {
+        make_image(&bench);
+        let mut guest = bench.start();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let busy = |seed| {
+            let (root, is_over) = (bench.path("merged"), is_over.clone());
+            // In this mount namespace.
+            thread::spawn(move || {
+                let mut dice = Dice(seed);
+                while !is_over.load(Ordering::Relaxed) {
+                    dice.act(&root);
+                }
+            })
+        };
+        let threads = [busy(1), busy(2)];
+        for _ in 0..50 {
+            let to = directory(CWD, bench.path("host").as_os_str()).unwrap();
+            let overlay = Overlay { is_live: true, ..guest.overlay() };
+            overlay.amount(&MOST, &guest.earlier).unwrap();
+            overlay.write_out(to, &mut guest.earlier, MOST, soon()).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        guest.write_out();
+        guest.end();
+    });
+}
+
+#[test]
+fn what_is_too_much_or_takes_too_long_is_given_up() {
+    on_overlays(|bench| {
+        let mut guest = bench.start();
+        (0..5).for_each(|n| write(guest.path(&format!("folder/{n}")), ""));
+        for (files, end) in [(5, soon()), (6, Instant::now())] {
+            let to = directory(CWD, bench.path("host").as_os_str()).unwrap();
+            let overlay = Overlay { is_live: true, ..guest.overlay() };
+            let most = Amount { files, ..MOST };
+            let error = overlay.write_out(to, &mut guest.earlier, most, end).unwrap_err();
+            assert_eq!(error.source.raw_os_error(), Some(libc::ETIMEDOUT), "{files}");
+        }
+        guest.write_out();
+        guest.end();
+    });
 }
 
 #[test]

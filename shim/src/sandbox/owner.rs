@@ -24,14 +24,16 @@ use tokio::{
 };
 
 use super::{
-    BootRecord, ConsoleConfig, ContainerConfig, Created, Event, ExecConfig, Exit, HostUpper,
-    ProcessId, Refused, Reply, SandboxError, Stdio, Streams, answer,
+    BootRecord, ConsoleConfig, ContainerConfig, Created, Event, ExecConfig, Exit, ProcessId,
+    Refused, Reply, SandboxError, Stdio, Streams, answer,
     boot::Booted,
     disks::{Disks, Turn},
     follower::{Follower, Looked},
-    shares::{Batch, Shares, SharesError},
+    kept::Kept,
+    shares::{Batch, Shares},
     table::Table,
     wire::{UNKNOWN, exit, exit_of, failure, file, listen, realtime_ns, rootfs, streams},
+    write_out::When,
 };
 use crate::{
     agent::{Agent, AgentError, Code},
@@ -92,14 +94,7 @@ pub(super) struct Owner {
     shares: Shares,
     calls: JoinSet<Done>,
     waiters: HashMap<ProcessId, Vec<Reply<Exit>>>,
-    /// Of containers that have not ended.
-    uppers: HashMap<Id, Arc<HostUpper>>,
-    /// Ends that are told when what was written is on the host.
-    ends: HashMap<ProcessId, Exit>,
-    ending: watch::Sender<Vec<Id>>,
-    /// Containers that write to disks of the host, until these have it all; whether some are other disks than their roots'.
-    kept: HashMap<Id, bool>,
-    keeps: watch::Sender<bool>,
+    kept: Kept,
     queue: mpsc::Receiver<Input>,
     events: mpsc::UnboundedSender<Event>,
     end: watch::Sender<Option<Arc<Death>>>,
@@ -112,6 +107,7 @@ impl Owner {
         events: mpsc::UnboundedSender<Event>,
         end: watch::Sender<Option<Arc<Death>>>,
     ) -> Self {
+        let kept = Kept::new(booted.agent.clone(), booted.shares.lender().clone());
         Self {
             vm: Some(booted.vm),
             death: None,
@@ -123,25 +119,15 @@ impl Owner {
             shares: booted.shares,
             calls: JoinSet::new(),
             waiters: HashMap::new(),
-            uppers: HashMap::new(),
-            ends: HashMap::new(),
-            ending: watch::Sender::default(),
-            kept: HashMap::new(),
-            keeps: watch::Sender::new(false),
+            kept,
             queue,
             events,
             end,
         }
     }
 
-    /// Whether something is kept.
-    pub fn keeps(&self) -> watch::Receiver<bool> {
-        self.keeps.subscribe()
-    }
-
-    /// The containers that have ended and write out what they have written.
-    pub fn ending(&self) -> watch::Receiver<Vec<Id>> {
-        self.ending.subscribe()
+    pub fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// Serves until the last handle is gone: after the VM's death too, so that ends can be asked for.
@@ -233,7 +219,8 @@ impl Owner {
 
     fn create_container(&mut self, mut config: ContainerConfig, reply: Reply<Created>) {
         let process = ProcessId::init(config.id.clone());
-        let shares = self.shares.number(mem::take(&mut config.shares)).map_err(SandboxError::from);
+        let shares = self.shares.lender().number(mem::take(&mut config.shares));
+        let shares = shares.map_err(SandboxError::from);
         let prepared = shares.and_then(|shares| {
             let counterparts = self.counterparts(&config, &shares)?;
             let devices = left_out(&config.spec, &counterparts.disks)?;
@@ -248,13 +235,7 @@ impl Owner {
             Err(error) => return answer(reply, Err(error)),
         };
         self.shares.belong(&config.id, &shares);
-        if config.rootfs.is_kept() {
-            self.kept.insert(config.id.clone(), config.rootfs.has_kept_devices());
-            self.keeps.send_replace(true);
-        }
-        if let Some(upper) = config.upper.take() {
-            self.uppers.insert(config.id.clone(), upper.into());
-        }
+        self.kept.create(&mut config);
         let request = CreateContainerRequest {
             container_id: process.container.to_string(),
             spec,
@@ -414,6 +395,7 @@ impl Owner {
             Ok(None) => {
                 if process.exec.is_none() {
                     self.watch_memory(process.container.clone(), 0, Duration::ZERO);
+                    self.kept.started(&process.container);
                 }
                 (self.table.started(&process), Ok(()))
             }
@@ -446,48 +428,18 @@ impl Owner {
             // The VM is dying, or will be made to: its death ends this process.
             Err(error) => return self.agent_lost(&error),
         };
-        let upper = match process.exec {
-            None => self.uppers.remove(&process.container),
-            Some(_) => None,
-        };
-        let Some(upper) = upper else { return self.ended(&process, exit) };
-        self.ends.insert(process.clone(), exit);
-        self.tell_ending();
-        let written = self.write_out(process.container.clone(), upper, true);
-        self.calls.spawn(async move { Done::WrittenOut(process, written.await) });
-    }
-
-    /// Has what a container has written brought to the host.
-    fn write_out(
-        &mut self,
-        container: Id,
-        upper: Arc<HostUpper>,
-        has_ended: bool,
-    ) -> impl Future<Output = bool> + use<> {
-        let share = upper.share().map_err(SharesError::Open);
-        let share = share.and_then(|share| self.shares.number(vec![share]));
-        let agent = self.agent.clone();
-        async move { upper.write_out(&container, &agent, share, has_ended).await }
+        match self.kept.ended(&process, exit) {
+            Err(exit) => self.ended(&process, exit),
+            Ok(write_out) => {
+                self.calls.spawn(async move { Done::WrittenOut(process, write_out.run().await) });
+            }
+        }
     }
 
     fn written_out(&mut self, process: &ProcessId, is_all: bool) {
-        if is_all && self.kept.get(&process.container) == Some(&false) {
-            self.no_longer_kept(&process.container);
-        }
-        if let Some(exit) = self.ends.remove(process) {
+        if let Some(exit) = self.kept.written_out(process, is_all) {
             self.ended(process, exit);
         }
-        self.tell_ending();
-    }
-
-    fn tell_ending(&self) {
-        let ids = self.ends.keys().map(|process| process.container.clone());
-        self.ending.send_replace(ids.collect());
-    }
-
-    fn no_longer_kept(&mut self, container: &Id) {
-        self.kept.remove(container);
-        self.keeps.send_replace(!self.kept.is_empty());
     }
 
     fn ended(&mut self, process: &ProcessId, exit: Exit) {
@@ -522,15 +474,17 @@ impl Owner {
         }
         let agent = self.agent.clone();
         // Engines look at the files of what they have paused.
-        let upper = self.uppers.get(&container).filter(|_| on).cloned();
-        let write_out = upper.map(|upper| self.write_out(container.clone(), upper, false));
+        let write_out = match on {
+            true => self.kept.write_out(&container, When::Paused),
+            false => None,
+        };
         self.calls.spawn(async move {
             let result = match on {
                 true => agent.pause(container.as_str()).await,
                 false => agent.resume(container.as_str()).await,
             };
             if let (Ok(()), Some(write_out)) = (&result, write_out) {
-                write_out.await;
+                write_out.run().await;
             }
             Done::Frozen(container, on, result, reply)
         });
@@ -569,8 +523,7 @@ impl Owner {
     fn gone_with(&mut self, process: &ProcessId) {
         if process.exec.is_none() {
             self.shares.forget(&process.container);
-            self.uppers.remove(&process.container);
-            self.no_longer_kept(&process.container);
+            self.kept.forget(&process.container);
         }
     }
 
@@ -623,7 +576,7 @@ impl Owner {
         self.disks.forget();
         self.network.end();
         self.shares.end();
-        for (process, exit) in mem::take(&mut self.ends) {
+        for (process, exit) in self.kept.died() {
             self.ended(&process, exit);
         }
         let events = self.table.ended(&death, SystemTime::now());

@@ -14,7 +14,10 @@ use std::{
     mem,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -107,11 +110,17 @@ enum Server {
 /// See the top of this file.
 #[derive(Debug)]
 pub(super) struct Shares {
+    lender: Lender,
+    numbers: HashMap<Id, Vec<u32>>,
+}
+
+/// Gives shares to the server; clones give to the same.
+#[derive(Clone, Debug)]
+pub(super) struct Lender {
     server: Arc<Mutex<Server>>,
     has_device: bool,
     pid: Sender<Option<u32>>,
-    next: u32,
-    numbers: HashMap<Id, Vec<u32>>,
+    next: Arc<AtomicU32>,
 }
 
 /// A container's shares on their way to the server.
@@ -125,28 +134,17 @@ impl Shares {
     pub fn new(start: Option<Start>) -> Self {
         let has_device = start.is_some();
         let server = start.map_or(Server::Ended, Server::Waiting);
-        Self {
+        let lender = Lender {
             server: Arc::new(Mutex::new(server)),
             has_device,
             pid: Sender::new(None),
-            next: 0,
-            numbers: HashMap::new(),
-        }
+            next: Arc::default(),
+        };
+        Self { lender, numbers: HashMap::new() }
     }
 
-    /// The server's PID on this host, while it is there.
-    pub fn pid(&self) -> Receiver<Option<u32>> {
-        self.pid.subscribe()
-    }
-
-    /// Gives a container's shares their numbers, which nothing else has ever had.
-    pub fn number(&mut self, shares: Vec<Share>) -> Result<Batch, SharesError> {
-        if !self.has_device && !shares.is_empty() {
-            return Err(SharesError::None);
-        }
-        let shares: Vec<_> = (self.next..).zip(shares).collect();
-        self.next = self.next.saturating_add(u32::try_from(shares.len()).unwrap_or(u32::MAX));
-        Ok(Batch { shares, server: self.server.clone(), pid: self.pid.clone() })
+    pub fn lender(&self) -> &Lender {
+        &self.lender
     }
 
     /// They are this container's, until it is forgotten.
@@ -160,7 +158,7 @@ impl Shares {
     /// A container has gone, or was never made.
     pub fn forget(&mut self, container: &Id) {
         let Some(numbers) = self.numbers.remove(container) else { return };
-        let server = self.server.clone();
+        let server = self.lender.server.clone();
         tokio::task::spawn_blocking(move || {
             if let Server::Serving(fsd) = &*lock(&server) {
                 // It has ended, or never heard of it: there is nothing to take away.
@@ -171,10 +169,11 @@ impl Shares {
 
     /// The sandbox has ended: so does its server, if need be without being waited for.
     pub fn end(&self) {
-        match self.server.try_lock() {
-            Ok(mut server) => end(&mut server, &self.pid),
+        let Lender { server, pid, .. } = &self.lender;
+        match server.try_lock() {
+            Ok(mut server) => end(&mut server, pid),
             Err(_) => {
-                let (server, pid) = (self.server.clone(), self.pid.clone());
+                let (server, pid) = (server.clone(), pid.clone());
                 thread::spawn(move || end(&mut lock(&server), &pid));
             }
         }
@@ -184,6 +183,23 @@ impl Shares {
 impl Drop for Shares {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+impl Lender {
+    /// The server's PID on this host, while it is there.
+    pub fn pid(&self) -> Receiver<Option<u32>> {
+        self.pid.subscribe()
+    }
+
+    /// Gives shares their numbers, which nothing else has ever had.
+    pub fn number(&self, shares: Vec<Share>) -> Result<Batch, SharesError> {
+        if !self.has_device && !shares.is_empty() {
+            return Err(SharesError::None);
+        }
+        let number = |share| (self.next.fetch_add(1, Ordering::Relaxed), share);
+        let shares = shares.into_iter().map(number).collect();
+        Ok(Batch { shares, server: self.server.clone(), pid: self.pid.clone() })
     }
 }
 
@@ -367,7 +383,7 @@ mod tests {
     async fn refused(exe: PathBuf) -> (Shares, String) {
         let (start, _vms_end) = Start::new(exe, "test".into(), 0, Pace::default()).unwrap();
         let mut shares = Shares::new(Some(start));
-        let batch = shares.number(vec![share()]).unwrap();
+        let batch = shares.lender().number(vec![share()]).unwrap();
         assert_eq!(batch.by_mount(), [(2, 0)].into());
         shares.belong(&"c".parse().unwrap(), &batch);
         let error = batch.add(&agent()).await.unwrap_err();
@@ -377,10 +393,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_cannot_be_started_is_named_and_may_be_tried_again() {
-        let (mut shares, error) = refused("/nonexistent/ampoule-fsd".into()).await;
+        let (shares, error) = refused("/nonexistent/ampoule-fsd".into()).await;
         assert!(error.contains("/nonexistent/ampoule-fsd"), "{error}");
-        assert_eq!(*shares.pid().borrow(), None);
-        let again = shares.number(vec![share()]).unwrap();
+        assert_eq!(*shares.lender().pid().borrow(), None);
+        let again = shares.lender().number(vec![share()]).unwrap();
         assert_eq!(again.by_mount(), [(2, 1)].into(), "a number has been nothing else before");
         assert!(matches!(again.add(&agent()).await, Err(SharesError::Fsd(_))));
     }
@@ -397,8 +413,8 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_device_there_are_no_shares() {
-        let mut shares = Shares::new(None);
-        assert!(matches!(shares.number(vec![share()]), Err(SharesError::None)));
-        shares.number(Vec::new()).unwrap().add(&agent()).await.unwrap();
+        let shares = Shares::new(None);
+        assert!(matches!(shares.lender().number(vec![share()]), Err(SharesError::None)));
+        shares.lender().number(Vec::new()).unwrap().add(&agent()).await.unwrap();
     }
 }
