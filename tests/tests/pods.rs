@@ -13,6 +13,7 @@ use ampoule_tests::{
     cri::{ContainerConfig, Device, NamespaceOption, Pod, Streams, UserNamespace},
     host, program, scaled,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 host!(runc_1_6 = Runc V1_6: a_pod a_pod_that_shares_processes streams containerd_killed);
 host!(runc_1_7 = Runc V1_7: a_pod a_pod_that_shares_processes streams containerd_killed);
@@ -255,6 +256,9 @@ fn a_member_comes_again(pod: &Pod<'_>, stays: &str) {
 
 /// Waits for none before it makes the next one.
 fn probe(pod: &Pod<'_>, id: &str) {
+    // Each has some descriptors, and on a slow machine hundreds may be under way.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     thread::scope(|scope| {
         for number in 0..scaled(20, 300) {
             scope.spawn(move || {
