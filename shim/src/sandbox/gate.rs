@@ -98,7 +98,13 @@ impl Gate {
                 }
                 _ = &mut closed, if !is_closed => is_closed = true,
                 openings = self.openings() => {
-                    let Ok(openings) = openings else { return };
+                    let openings = match openings {
+                        Ok(openings) => openings,
+                        Err(error) => {
+                            tracing::warn!(%error, "who looks at a container that runs is not seen any more");
+                            return;
+                        }
+                    };
                     let own = [Some(std::process::id()), *server.borrow()];
                     next.extend(openings.into_iter().filter(|o| !own.contains(&Some(o.by))));
                     if !is_updating && Instant::now() < fresh {
