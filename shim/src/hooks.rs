@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::{process::Command, sync::OnceCell, time::timeout};
 
 use crate::{
+    descriptors,
     id::Id,
     spec::{HOST_HOOKS, SpecError},
 };
@@ -149,6 +150,8 @@ impl Hooks {
         if let Some((arg0, others)) = hook.args().as_deref().and_then(<[String]>::split_first) {
             command.arg0(arg0).args(others);
         }
+        // SAFETY: between fork and exec it makes one system call.
+        unsafe { command.pre_exec(descriptors::give_back) };
         let mut child = command.spawn().map_err(failed)?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         match timeout(limit, child.wait()).await {

@@ -21,7 +21,8 @@
 //! - [`oci`]: the command line of an OCI runtime, as runc's
 //! - [`publisher`]: events, to containerd
 //! - [`timings`], [`clock`]: the spans of a run
-//! - [`host_cost`], [`oom`]: what a VM costs this host, and who goes first when that has no memory left
+//! - [`host_cost`], [`oom`], `descriptors`: what a VM costs this host, who goes first when that has no memory left, and how many
+//!   descriptors a sandbox's process asks for
 //! - [`check`]: whether this host can run sandboxes
 //! - [`config`]: the file `config.toml`
 //! - [`paths`], [`name`], [`id`], [`signal_name`], [`timestamp`]: where things are, and what they are called
@@ -39,6 +40,7 @@ pub mod config;
 pub mod control;
 mod cpus;
 pub mod daemon;
+mod descriptors;
 pub mod device;
 pub mod error;
 pub mod event_loop;

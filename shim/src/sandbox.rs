@@ -51,6 +51,7 @@ use tokio::{
 use crate::{
     agent::{Agent, AgentError},
     cpus::{self, Cpus, CpusError},
+    descriptors,
     id::Id,
     network::NetworkError,
     pace::Pace,
@@ -253,6 +254,7 @@ impl Sandbox {
     /// # Errors
     /// `Boot` for what the host lacks, `Died` with the guest's console for everything later.
     pub async fn create(config: SandboxConfig) -> Result<(Self, mpsc::UnboundedReceiver<Event>)> {
+        descriptors::raise();
         Ok(Self::owned(boot::boot(config).await?))
     }
 

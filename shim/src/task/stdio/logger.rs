@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{Owner, StdioError, uri};
-use crate::pace::Pace;
+use crate::{descriptors, pace::Pace};
 
 /// How long a logger usually may take to be ready.
 const READY: Duration = Duration::from_secs(10);
@@ -89,9 +89,9 @@ fn spawn(command: &uri::Command, owner: Owner<'_>) -> io::Result<(Child, [OwnedF
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(())
+        descriptors::give_back()
     };
-    // SAFETY: between fork and exec the closure makes dup2 calls and nothing else.
+    // SAFETY: between fork and exec the closure makes system calls and nothing else.
     unsafe { program.pre_exec(rearrange) };
     Ok((program.spawn()?, [stdout, stderr], ready))
 }
