@@ -76,8 +76,8 @@ impl Gate {
         }
     }
 
-    /// Has `update` called when somebody opens the directory, who waits for it; but the file server, which it takes. Until
-    /// `closed`, or until an update says that there is no use in others.
+    /// Calls `update` when somebody opens the directory, and lets them go on when that is done; the file server, which it
+    /// takes, at once. Until `closed`, or until an update says that there is no use in others.
     pub async fn keep<F: Future<Output = bool>>(
         self,
         server: watch::Receiver<Option<u32>>,
