@@ -76,8 +76,7 @@ pub struct Amount {
 impl Amount {
     fn add(&mut self, stat: &Stat) {
         self.files += 1;
-        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
-        self.bytes += (blocks << 9) / stat.st_nlink.max(1);
+        self.bytes += bytes(stat);
     }
 
     pub fn exceeds(&self, most: &Self) -> bool {
@@ -167,7 +166,7 @@ impl Overlay {
     /// Applies the upper directory to another one, over what has been written out to it earlier.
     ///
     /// # Errors
-    /// `ETIMEDOUT`, too, when that is not done at `end`, or if it is more than `most`: a container that runs can make it so.
+    /// Also when that is not done at `end`, or if it is more than `most`: a container that runs can make it so.
     pub fn write_out(
         &self,
         to: OwnedFd,
@@ -336,12 +335,14 @@ impl Writer<'_> {
                 }
                 stat => stat.at(&at)?,
             };
-            self.spend(&stat).at(&at)?;
-            match self.entry(place, name, &stat, &at, depth) {
-                Err(_) if self.is_live && !self.is_over() && has_changed(from, name, &stat) => {
-                    self.remember_created(path, name);
-                }
-                written => written?,
+            self.amount.bytes += bytes(&stat);
+            self.may_go_on().at(&at)?;
+            let written = self.entry(place, name, &stat, &at, depth);
+            if written.is_err() && self.is_live && has_changed(from, name, &stat) {
+                self.may_go_on().at(&at)?;
+                self.remember_created(path, name);
+            } else {
+                written?;
             }
         }
         self.attributes(from, to, !place.new, path)?;
@@ -364,22 +365,21 @@ impl Writer<'_> {
         }
     }
 
-    /// Those of the container, unless they are too many.
-    fn names(&self, directory: BorrowedFd<'_>) -> std::result::Result<BTreeSet<OsString>, Errno> {
-        let most = usize::try_from(self.most.files).unwrap_or(usize::MAX);
-        let names: BTreeSet<_> = entries(directory)?
-            .take(most.saturating_add(1))
-            .collect::<std::result::Result<_, _>>()?;
-        if names.len() > most { Err(Errno::TIMEDOUT) } else { Ok(names) }
+    /// The container's. Of all directories together no more are held than may be.
+    fn names(&mut self, directory: BorrowedFd<'_>) -> io::Result<BTreeSet<OsString>> {
+        let left = self.most.files.saturating_sub(self.amount.files);
+        let left = usize::try_from(left).unwrap_or(usize::MAX).saturating_add(1);
+        let names =
+            entries(directory)?.take(left).collect::<std::result::Result<BTreeSet<_>, _>>()?;
+        self.amount.files += names.len() as u64;
+        self.may_go_on().map(|()| names)
     }
 
-    fn spend(&mut self, stat: &Stat) -> std::result::Result<(), Errno> {
-        self.amount.add(stat);
-        if self.is_over() { Err(Errno::TIMEDOUT) } else { Ok(()) }
-    }
-
-    fn is_over(&self) -> bool {
-        self.amount.exceeds(&self.most) || Instant::now() > self.end
+    fn may_go_on(&self) -> io::Result<()> {
+        if self.amount.exceeds(&self.most) {
+            return Err(io::Error::other("it has become more than is written out"));
+        }
+        in_time(self.end)
     }
 
     fn entry(

@@ -67,9 +67,7 @@ pub fn copy_data(
         at = data;
         let hole = seek(from, SeekFrom::Hole(data))?.min(size);
         while at < hole {
-            if Instant::now() > end {
-                return Err(Errno::TIMEDOUT.into());
-            }
+            in_time(end)?;
             let most = usize::try_from(hole - at).unwrap_or(usize::MAX).min(buffer.len());
             let read = from.read_at(&mut buffer[..most], at)?;
             if read == 0 {
@@ -81,6 +79,10 @@ pub fn copy_data(
         }
     }
     if written < size { Ok(ftruncate(to, size)?) } else { Ok(()) }
+}
+
+pub fn in_time(end: Instant) -> io::Result<()> {
+    if Instant::now() > end { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
 }
 
 pub fn set_owner_and_mode(file: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
@@ -120,6 +122,12 @@ pub fn is_directory(stat: &Stat) -> bool {
 
 pub fn is_whiteout(stat: &Stat) -> bool {
     kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// That its file system has for it, shared by its names.
+pub fn bytes(stat: &Stat) -> u64 {
+    let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+    (blocks << 9) / stat.st_nlink.max(1)
 }
 
 pub fn identity(stat: &Stat) -> (u64, u64) {

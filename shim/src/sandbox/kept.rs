@@ -69,16 +69,12 @@ impl Kept {
 
     /// From now on its directory is brought up to date when somebody looks.
     pub fn started(&mut self, container: &Id) {
-        let Some(gate) = self.uppers.get(container).and_then(|looked| gate(&looked.upper)) else {
-            return;
-        };
+        let Some(write_out) = self.write_out(container, When::Running) else { return };
+        let Some(gate) = gate(&write_out.upper) else { return };
         let (close, closed) = oneshot::channel();
-        let write_out = self.write_out(container, When::Running);
+        self.uppers.entry(container.clone()).and_modify(|looked| looked.gate = Some(close));
         let server = self.lender.pid();
-        if let (Some(looked), Some(write_out)) = (self.uppers.get_mut(container), write_out) {
-            looked.gate = Some(close);
-            tokio::spawn(async move { gate.keep(server, closed, || write_out.run()).await });
-        }
+        tokio::spawn(async move { gate.keep(server, closed, || write_out.run()).await });
     }
 
     /// How to bring what a container has written to the host, if that is done.

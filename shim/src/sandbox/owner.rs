@@ -228,11 +228,11 @@ impl Owner {
         result: Result<StartResponse, AgentError>,
         reply: Reply<()>,
     ) {
+        let init = process.exec.is_none().then(|| process.container.clone());
         let (events, result) = match result.map(|response| failure(&response)) {
             Ok(None) => {
-                if process.exec.is_none() {
-                    self.watch_memory(process.container.clone(), 0, Duration::ZERO);
-                    self.kept.started(&process.container);
+                if let Some(container) = &init {
+                    self.watch_memory(container.clone(), 0, Duration::ZERO);
                 }
                 (self.table.started(&process), Ok(()))
             }
@@ -245,7 +245,12 @@ impl Owner {
             }
         };
         self.publish(events);
+        let started = init.filter(|_| result.is_ok());
         self.pass_on(reply, result);
+        // Nobody waits for this.
+        if let Some(container) = started {
+            self.kept.started(&container);
+        }
     }
 
     /// Hears of it when the kernel kills for lack of a container's memory, more often than it did.
